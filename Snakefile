@@ -1,0 +1,113 @@
+# The graph of notebooks. `rnnbench run` calls it with the report's folder as the working
+# directory, where it has written the validated protocol.yaml and variants/.
+from rnnbench_nb.config import PROJECT, load_protocol
+
+protocol = load_protocol("protocol.yaml")
+variants = list(protocol.parameterisations())
+runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
+report = Path.cwd().relative_to(PROJECT) if Path.cwd().is_relative_to(PROJECT) else Path.cwd()
+
+# A notebook that fails leaves its partly executed copy and a marker; the report goes on and
+# says so. `papermill` is called as one would call it by hand.
+execute = (
+    "rm -f {output:q}.failed; papermill {input.notebook:q} {output:q} %s "
+    "-r output_dir {params.report:q} --no-progress-bar > {log:q} 2>&1 "
+    "|| touch {output:q} {output:q}.failed"
+)
+
+
+wildcard_constraints:
+    variant="|".join(re.escape(variant) for variant in variants),
+    seed="|".join(str(seed) for seed in protocol.seeds),
+
+
+localrules:
+    all,
+    collect,
+    render,
+
+
+rule all:
+    input:
+        "index.html",
+
+
+rule explore_data:
+    input:
+        notebook=PROJECT / "notebooks/01_data.ipynb",
+        parameters="protocol.yaml",
+    output:
+        "notebooks/01_data.ipynb",
+    log:
+        "logs/01_data.txt",
+    params:
+        report=report,
+    threads: 1
+    shell:
+        execute % "-f {input.parameters:q}"
+
+
+rule train:
+    input:
+        notebook=PROJECT / "notebooks/02_train.ipynb",
+        parameters="variants/{variant}.yaml",
+    output:
+        "runs/{variant}-seed{seed}/02_train.ipynb",
+    log:
+        "logs/{variant}-seed{seed}.txt",
+    params:
+        report=report,
+    threads: 1
+    shell:
+        execute % "-f {input.parameters:q} -p seed {wildcards.seed}"
+
+
+rule collect:
+    input:
+        expand("{run}/02_train.ipynb", run=runs),
+        "protocol.yaml",
+    output:
+        "results.csv",
+        "history.csv",
+        "results_summary.md",
+        expand(
+            "figures/{figure}.{format}",
+            figure=["training_curves", "accuracy_curves", "test_comparison"],
+            format=["png", "svg"],
+        ),
+    log:
+        "logs/collect.txt",
+    shell:
+        "rnnbench collect . > {log:q} 2>&1"
+
+
+rule analyse:
+    input:
+        "results.csv",
+        notebook=PROJECT / "notebooks/{notebook}.ipynb",
+    output:
+        "notebooks/{notebook}.ipynb",
+    log:
+        "logs/{notebook}.txt",
+    params:
+        report=report,
+    wildcard_constraints:
+        notebook="03_compare|04_eigenvalues",
+    threads: 1
+    shell:
+        execute % ""
+
+
+rule render:
+    input:
+        expand(
+            "notebooks/{name}.ipynb", name=["01_data", "03_compare", "04_eigenvalues"]
+        ),
+        expand("{run}/02_train.ipynb", run=runs),
+    output:
+        "index.html",
+        directory("pages"),
+    log:
+        "logs/render.txt",
+    shell:
+        "rnnbench render . > {log:q} 2>&1"

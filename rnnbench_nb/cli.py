@@ -1,0 +1,281 @@
+"""The command line: thin; it validates, calls Snakemake, and says how it ended."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import psutil
+from filelock import FileLock, Timeout
+
+from rnnbench_nb.config import PROJECT, Protocol, load_protocol, parse_yaml, to_yaml
+from rnnbench_nb.errors import UserError, lookup
+from rnnbench_nb.files import write_file
+
+MARK = "RNNBENCH_OUTPUT"  # in the environment of everything that works on an output folder
+
+
+class _OneSentence(click.Group):
+    """Prints a `UserError` as the one sentence it is, and exits with 1."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"rnnbench: {error}", err=True)
+            context.exit(1)
+
+
+@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """LSTM, GRU and A-GRU on Sequential MNIST: runs, reports and published results."""
+
+
+@main.command()
+@click.argument("params", default=str(PROJECT / "params/quick.yaml"))
+@click.option("--seed", type=int, multiple=True, help="First seed.")
+@click.option("--runs", type=int, help="Number of seeds: S, S+1, ...")
+@click.option("--quick", is_flag=True, help="The protocol's five-epoch form.")
+@click.option("--models", help="Which models take part, such as lstm,agru.")
+@click.option("--output-dir", help="Where the report goes [reports/<name of PARAMS>].")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any parameter.")
+@click.option("--jobs", type=click.IntRange(1), help="Trainings side by side [all cores].")
+@click.option("--profile", default="local", help="Where jobs run: a folder of profiles/.")
+@click.option("--dry-run", is_flag=True, help="Only say what would run.")
+def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, dry_run):
+    """Run the notebooks of PARAMS and make the HTML report."""
+    overrides = _overrides(seed, runs, models, settings)
+    protocol = load_protocol(params, overrides)
+    if quick:
+        protocol = protocol.model_copy(update={"epochs": min(protocol.epochs, 5)})
+    name = Path(params).stem + ("-quick" if quick else "")
+    out = Path(output_dir).absolute() if output_dir else PROJECT / "reports" / name
+    profile_folder = next((p for p in (PROJECT / "profiles" / profile, Path(profile))
+                           if p.is_dir()), None)  # fmt: skip
+    if profile_folder is None:
+        raise UserError(f"--profile: {profile!r} is no folder of profiles/ and no folder itself.")
+    protocol = _check(protocol)
+    lock = _claim(out)
+    with lock:
+        _write_parameters(out, protocol)
+        for marker in out.glob("**/*.failed"):  # what failed is tried again
+            marker.with_suffix("").unlink(missing_ok=True)
+            marker.unlink()
+        index = out / "index.html"
+        before = index.stat().st_mtime_ns if index.exists() else None
+        code = _snakemake(out, profile_folder, jobs, dry_run)
+        if dry_run:
+            sys.exit(code)
+        problems = _problems(out, protocol)
+        for problem in problems:
+            click.echo(f"rnnbench: {problem}", err=True)
+        if code or not index.exists():
+            logs = out / "logs"
+            raise UserError(f"{out}: the workflow stopped early; the reasons are in {logs}.")
+        if index.stat().st_mtime_ns == before:
+            click.echo("Nothing to do: every notebook and page is up to date.")
+    click.echo(str(index))
+    sys.exit(1 if problems else 0)
+
+
+@main.command()
+@click.argument("params")
+def check(params):
+    """Print the validated parameters of PARAMS."""
+    protocol = load_protocol(params)
+    _check_names(protocol)
+    click.echo(to_yaml(protocol), nl=False)
+
+
+@main.command()
+@click.argument("params")
+def data(params):
+    """Fetch and verify the data set of PARAMS."""
+    from rnnbench_nb.data import data_folder, fetch
+
+    protocol = load_protocol(params)
+    fetch(protocol.dataset)
+    click.echo(f"{protocol.dataset} is complete and verified in {data_folder()}.")
+
+
+@main.command()
+@click.argument("report", type=click.Path(path_type=Path))
+def collect(report):
+    """Write the tables and figures of REPORT from the runs that are there."""
+    from rnnbench_nb import figures, results
+
+    protocol = load_protocol(report / "protocol.yaml")
+    table, history, lost = results.collect(results.run_folders(report, protocol))
+    results.write_csv(report / "results.csv", table)
+    results.write_csv(report / "history.csv", history)
+    results.write_summary(report / "results_summary.md", table, lost)
+    figures.save(figures.training_curves(history), report / "figures/training_curves")
+    figures.save(figures.accuracy_curves(history), report / "figures/accuracy_curves")
+    figures.save(figures.test_comparison(table), report / "figures/test_comparison")
+
+
+@main.command()
+@click.argument("report", type=click.Path(path_type=Path))
+def render(report):
+    """Render the executed notebooks of REPORT and its index page to HTML."""
+    from rnnbench_nb import site
+
+    click.echo(str(site.build(report)))
+
+
+@main.command()
+@click.argument("report", type=click.Path(path_type=Path))
+def publish(report):
+    """Copy the light part of a finished REPORT to reports/published/<its name>.
+
+    Pages (one training a variant), figures, tables, records and predicted labels; no weights.
+    """
+    from rnnbench_nb import results, site
+
+    protocol = load_protocol(report / "protocol.yaml")
+    folders = results.run_folders(report, protocol)
+    _, _, lost = results.collect(folders)
+    if lost or not (report / "index.html").exists():
+        raise UserError(f"{report}: the report is not finished; run it again before publishing.")
+    shown = [path for path in folders if path.name.endswith(f"-seed{protocol.seed}")]
+    light = ["protocol.yaml", "*.csv", "*.md", "figures/*.png", "figures/*.svg"]
+    light += [f"runs/{path.name}/{name}" for path in folders
+              for name in ("run.json", "predicted.safetensors")]  # fmt: skip
+    notebooks = ["notebooks/*.ipynb", *(f"runs/{path.name}/*.ipynb" for path in shown)]
+    published = PROJECT / "reports/published" / report.resolve().name
+    for pattern in light + notebooks:
+        for path in report.glob(pattern):
+            write_file(published / path.relative_to(report), path.read_bytes())
+    index = site.build(published)
+    for path in published.glob("**/*.ipynb"):  # their pages say the same
+        path.unlink()
+    click.echo(str(index))
+
+
+def _overrides(seed, runs, models, settings) -> dict:
+    """The values that the options lay over the parameter file; each key at most once."""
+    pairs = [("seed", value) for value in seed]
+    pairs += [("runs", runs)] if runs is not None else []
+    pairs += [("models", models.split(","))] if models is not None else []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write KEY=VALUE, such as --set epochs=5.")
+        pairs.append((key.strip(), parse_yaml(value, f"--set {setting}")))
+    overrides = dict(pairs)
+    for key in overrides:
+        if sum(other == key for other, _ in pairs) > 1:
+            raise UserError(f"{key!r} is given twice among the options; give it once.")
+    return overrides
+
+
+def _check(protocol: Protocol) -> Protocol:
+    """The protocol with the data set that is there, every name in it known."""
+    from rnnbench_nb.data import resolve
+
+    _check_names(protocol)
+    dataset = resolve(protocol.dataset, protocol.offline_fallback)
+    if dataset != protocol.dataset:
+        click.echo(
+            f"NOTE: {protocol.dataset} is not there and could not be fetched: this report is "
+            f"made on {dataset} (scikit-learn's 8 x 8 digits) instead.",
+            err=True,
+        )
+    return protocol.model_copy(update={"dataset": dataset})
+
+
+def _check_names(protocol: Protocol) -> None:
+    """Refuse a model, data set or reading that is in no table."""
+    from rnnbench_nb.data import DATASETS, READINGS  # imports torch: slow, so not at the top
+    from rnnbench_nb.models import MODELS
+
+    for model in protocol.models:
+        lookup(MODELS, "models", model)
+    for variant in protocol.parameterisations().values():
+        lookup(MODELS, "model", variant.model)
+        lookup(DATASETS, "dataset", variant.dataset)
+        lookup(READINGS, "reading", variant.reading)
+
+
+def _claim(out: Path) -> FileLock:
+    """Take the output folder for this command alone, and end what a killed one left running."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{out}: another rnnbench is at work there; wait for it or name another --output-dir."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{out}: the output folder cannot be written ({error.strerror}); name another with "
+            "--output-dir."
+        ) from error
+    orphans = [p for p in psutil.process_iter() if _environment(p).get(MARK) == str(out)]
+    for orphan in orphans:
+        orphan.kill()
+    psutil.wait_procs(orphans, timeout=10)
+    return lock
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+def _write_parameters(out: Path, protocol: Protocol) -> None:
+    """Write protocol.yaml and variants/, unless finished runs there had other parameters."""
+    for name, parameters in protocol.parameterisations().items():
+        path = out / "variants" / f"{name}.yaml"
+        text = to_yaml(parameters)
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            there = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            here = parameters.model_dump()
+            changed = [key for key in here if key != "seed" and there.get(key) != here[key]]
+            if changed and any(out.glob(f"runs/{name}-seed*")):
+                key = changed[0]
+                raise UserError(
+                    f"{out}: it holds runs of {name} with other parameters ({key}: "
+                    f"{there.get(key)!r} there, {here[key]!r} asked for); name another "
+                    "--output-dir, or delete that folder."
+                )
+        _write_if_changed(path, text)
+    _write_if_changed(out / "protocol.yaml", to_yaml(protocol))
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_file(path, text)
+
+
+def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool) -> int:
+    """Run the workflow in `out`; its exit code."""
+    from rnnbench_nb.data import data_folder
+
+    environment = {**os.environ, MARK: str(out), "PYTHONUNBUFFERED": "1"}
+    environment["RNNBENCH_DATA"] = str(data_folder().absolute())  # jobs work in another folder
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
+    command += ["--directory", str(out), "--profile", str(profile)]
+    subprocess.run([*command, "--unlock"], env=environment, capture_output=True, check=False)
+    command += ["--cores", str(jobs)] if jobs else []
+    command += ["--dry-run"] if dry_run else []
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _problems(out: Path, protocol: Protocol) -> list[str]:
+    """One sentence for each notebook that failed and each run that did not complete."""
+    from rnnbench_nb.results import collect, run_folders
+
+    _, _, lost = collect(run_folders(out, protocol))
+    problems = [f"{run['variant']}-seed{run['seed']} {run['status']}: {run['reason']}"
+                for run in lost]  # fmt: skip
+    for marker in sorted(out.glob("notebooks/*.failed")):
+        notebook = marker.with_suffix("")
+        log = out / "logs" / f"{notebook.stem}.txt"
+        problems.append(f"{notebook} stopped with an error, which its page and {log} show.")
+    return problems

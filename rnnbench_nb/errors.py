@@ -1,0 +1,15 @@
+"""The one error that is meant for the user, and the most common way to raise it."""
+
+
+class UserError(Exception):
+    """One clear sentence: the file, the key or the run; what is wrong; what would be right.
+
+    The command line prints the sentence without a traceback and exits with a code that is not 0.
+    """
+
+
+def lookup(table: dict, key: str, name: str):
+    """Return `table[name]`; an unknown name is a UserError that names the key and the choices."""
+    if name not in table:
+        raise UserError(f"{key}: {name!r} is unknown; it must be one of {', '.join(table)}.")
+    return table[name]

@@ -1,0 +1,41 @@
+"""The one writer of files: whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from rnnbench_nb.errors import UserError
+
+
+def write_file(path: Path | str, data: bytes | str) -> None:
+    """Write `data` to `path` atomically, making parent folders as needed.
+
+    The data go to a temporary file in the same folder, which then takes the name `path`, so a
+    reader (or a run that resumes after a kill) sees the old file or the new one, never a part.
+
+    Args:
+        path: The file to write.
+        data: Its content; text is written as UTF-8.
+
+    Raises:
+        UserError: The folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a published report
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free some space there or "
+            "choose another folder."
+        ) from error

@@ -1,0 +1,344 @@
+"""Intervals, tests and verdicts: hand-computed answers, the libraries' own, simulated studies."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from scipy import stats as scipy_stats
+from scipy.special import expit
+from sklearn.calibration import calibration_curve
+from statsmodels.formula.api import ols
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
+
+from rnnbench_nb import stats
+from rnnbench_nb.errors import UserError
+
+NAMES = ["lstm", "gru", "agru"]
+
+
+def tidy(scores):
+    """Results frame from {variant: one score a seed}."""
+    return pd.DataFrame(
+        [(name, seed, x) for name, xs in scores.items() for seed, x in enumerate(xs)],
+        columns=["variant", "seed", "accuracy"],
+    )
+
+
+def made_example(seed, n=10):
+    generator = np.random.default_rng(seed)
+    pool = generator.normal(0, 5e-4, n)  # what a seed's split does to all models alike
+    means = generator.normal(0.988, 5e-4, 3)
+    return {k: m + pool + generator.normal(0, 1e-3, n) for k, m in zip(NAMES, means, strict=True)}
+
+
+# Three made examples against scipy's and statsmodels' own functions
+
+
+@pytest.mark.parametrize("example", [0, 1, 2])
+def test_summary_agrees_with_scipy(example):
+    scores = made_example(example)
+    table = stats.summary(tidy(scores)).set_index("variant")
+    assert list(table.index) == NAMES
+    for name, x in scores.items():
+        interval = scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
+        row = table.loc[name]
+        expected = [10, x.mean(), x.std(ddof=1), *interval, x.min(), x.max()]
+        np.testing.assert_allclose(row[:7].astype(float), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("example", [0, 1, 2])
+def test_compare_agrees_with_scipy_and_statsmodels(example):
+    scores = made_example(example)
+    table = stats.compare(tidy(scores), margin=0.001)
+    pairs = [("lstm", "gru"), ("lstm", "agru"), ("gru", "agru")]
+    assert list(zip(table["a"], table["b"], strict=True)) == pairs
+    assert list(table.columns) == stats.COMPARISON_COLUMNS
+    p, tost = [], []
+    for (a, b), row in zip(pairs, table.to_dict("records"), strict=True):
+        paired = scipy_stats.ttest_rel(scores[a], scores[b])
+        for ends, level in ((["low", "high"], 0.95), (["family_low", "family_high"], 1 - 0.05 / 3)):
+            expected = paired.confidence_interval(level)
+            np.testing.assert_allclose([row[x] for x in ends], expected, rtol=1e-9)
+        signs = np.array(np.meshgrid(*[[-1, 1]] * 10)).reshape(10, -1)
+        d = scores[a] - scores[b]
+        p.append(np.mean(np.abs(d @ signs) >= abs(d.sum()) * (1 - 1e-9)))
+        tost.append(ttost_paired(scores[a], scores[b], -0.001, 0.001)[0])
+        np.testing.assert_allclose(
+            row["correlation"], scipy_stats.pearsonr(scores[a], scores[b])[0]
+        )
+    np.testing.assert_allclose(table["p"], p)
+    np.testing.assert_allclose(table["p_holm"], multipletests(p, method="holm")[1])
+    np.testing.assert_allclose(table["p_equivalence"], tost)
+    np.testing.assert_allclose(table["p_equivalence_holm"], multipletests(tost, method="holm")[1])
+
+
+def test_two_way_interval_has_the_mean_squares_of_statsmodels():
+    generator = np.random.default_rng(3)
+    a, b = generator.random((4, 8)) < 0.9, generator.random((4, 8)) < np.linspace(0.2, 1, 8)
+    d = a.astype(float) - b
+    seed, image = np.indices(d.shape)
+    frame = pd.DataFrame({"d": d.ravel(), "seed": seed.ravel(), "image": image.ravel()})
+    table = sm.stats.anova_lm(ols("d ~ C(seed) + C(image)", frame).fit())
+    squares, df = (table["sum_sq"] / table["df"]).to_numpy(), table["df"].to_numpy()
+    assert squares[1] > squares[2]  # else the example would not reach the formula
+    total = squares[0] + squares[1] - squares[2]
+    freedom = total**2 / (squares**2 / df).sum()
+    half = scipy_stats.t.ppf(0.975, freedom) * np.sqrt(total / d.size)
+    interval = stats.two_way_interval(a, b)
+    np.testing.assert_allclose(interval, [d.mean() - half, d.mean() + half])
+
+
+# Simulated studies: ten seeds, three models, spread 0.1 points, margin 0.2 points
+
+STUDIES = 200
+MARGIN = 0.002
+
+
+def rates(study, **compared):
+    """Shares of studies: any verdict "better", gru found better than lstm, any equivalence."""
+    generator = np.random.default_rng(2024)
+    counts = np.zeros(3)
+    for _ in range(STUDIES):
+        results, correct = study(generator)
+        verdicts = stats.compare(results, MARGIN, correct=correct)["verdict"]
+        counts += [
+            verdicts.str.endswith("better").any(),
+            verdicts[0] == "gru is better",
+            verdicts[0].startswith("equivalent"),
+        ]
+    return counts / STUDIES
+
+
+def by_accuracy(gap):
+    """Accuracies that share the test set's sampling noise and, in part, the seed's split."""
+
+    def study(generator):
+        common = 0.988 + generator.normal(0, 0.0011) + generator.normal(0, 5e-4, 10)
+        scores = {name: common + generator.normal(0, 8.7e-4, 10) for name in NAMES}
+        scores["gru"] += gap
+        return tidy(scores), None
+
+    return study
+
+
+def by_image(gap, told=True):
+    """Answers to 10,000 images, 400 of them hard; each model has images of its own it finds hard.
+
+    Accuracies 98.8% (gru: + gap), sd over seeds about 0.1 points.
+    """
+
+    def study(generator):
+        common = generator.normal(-1, 1.5, 400)
+        profiles = {name: expit(common + generator.normal(0, 1, 400)) for name in NAMES}
+        wrong = {name: 0.30 * p / 0.317 for name, p in profiles.items()}  # E[p] = 0.317: 1.2%
+        wrong["gru"] = wrong["gru"] * (1 - gap / 0.012)
+        correct = {}
+        for name, p in wrong.items():
+            chance = p * generator.normal(1, 0.05, (10, 1))
+            answers = np.ones((10, 10_000), bool)
+            answers[:, :400] = generator.random((10, 400)) >= chance
+            correct |= {(name, seed): row for seed, row in enumerate(answers)}
+        rows = [(name, seed, row.mean()) for (name, seed), row in correct.items()]
+        results = pd.DataFrame(rows, columns=["variant", "seed", "accuracy"])
+        return results, correct if told else None
+
+    return study
+
+
+@pytest.mark.parametrize("study", [by_accuracy, by_image])
+def test_simulated_studies_keep_their_promises(study):
+    called_different, _, _ = rates(study(0.0))
+    _, found, _ = rates(study(0.003))
+    _, _, equivalent = rates(study(2 * MARGIN))
+    print(study.__name__, called_different, found, equivalent)
+    assert called_different <= 0.08
+    assert found >= 0.95
+    assert equivalent <= 0.08
+
+
+# Verdicts
+
+
+def test_each_verdict_is_reached_and_said():
+    wave = 1e-3 * np.array([1, -1, 2, -2, 1, -1, 2, -2, 0, 0])
+    scores = {"lstm": 0.985 + wave, "gru": 0.985 + wave[::-1] * 0.5, "agru": 0.975 - wave}
+    table = stats.compare(tidy(scores), margin=0.005)
+    better = "gru is better"
+    assert list(table["verdict"]) == ["equivalent within 0.5 points", "lstm is better", better]
+    assert list(stats.compare(tidy(scores), 5e-4)["verdict"])[0] == "not distinguishable"
+    said = [stats.sentence(row) for row in table.to_dict("records")]
+    assert said[2].startswith("gru minus agru: +1.00 points on average over 10 common seeds (95% ")
+    assert "p = 0.002; p = 0.0059 after Holm over 3 comparisons" in said[2].replace("exact ", "")
+    assert said[2].endswith("gru is better, for new seeds on these test images.")
+    small = stats.compare(tidy(scores), margin=0.02).to_dict("records")[2]
+    assert "gru is better, but by less than the margin of 2 points" in stats.sentence(small)
+
+
+def test_new_images_can_take_a_verdict_away():
+    # b misses 12 images with every seed and a misses none: certain here, open on other images
+    a, b = np.ones((10, 1000), bool), np.ones((10, 1000), bool)
+    b[:, :4] = False
+    b[np.arange(10), 4 + np.arange(10) % 2] = False
+    b[0, 6] = False
+    correct = {("a", s): a[s] for s in range(10)} | {("b", s): b[s] for s in range(10)}
+    results = tidy({"a": a.mean(1), "b": b.mean(1)})
+    assert stats.compare(results, 0.001)["verdict"][0] == "a is better"
+    row = stats.compare(results, 0.001, correct=correct).iloc[0]
+    assert row["low"] > 0 and row["two_way_low"] <= row["low"]
+    low, high = stats.two_way_interval(a, b)
+    assert (row["two_way_low"], row["two_way_high"]) == (low, high)
+    few = {key: value[:6] for key, value in correct.items()}
+    results = tidy({name: [few[name, s].mean() for s in range(10)] for name in "ab"})
+    row = stats.compare(results, 0.001, correct=few).iloc[0]
+    assert row["p_holm"] < 0.05 and (row["two_way_low"] > 0) == (row["verdict"] == "a is better")
+
+
+@pytest.mark.parametrize(
+    "seeds, variants, needed, floor",
+    [(5, 3, 7, "0.0625"), (6, 3, 7, "0.03125"), (3, 2, 6, "0.25"), (7, 3, None, None)],
+)
+def test_too_few_seeds_are_told(seeds, variants, needed, floor):
+    wave = np.arange(seeds) * 1e-4
+    scores = {name: 0.9 + i * 0.01 + i * wave for i, name in enumerate(NAMES[:variants])}
+    table = stats.compare(tidy(scores), margin=0.001)
+    assert np.allclose(table["p"], 2 / 2**seeds)  # every difference has one sign
+    if needed is None:
+        assert (table["limit"] == "").all() and table["verdict"].str.endswith("better").all()
+    else:
+        assert (table["verdict"] == "not distinguishable").all()
+        assert f"cannot go below {floor}," in table["limit"][0]
+        assert f"at least {needed} seeds" in stats.sentence(table.iloc[0])
+
+
+def test_ties_count_whatever_the_rounding_of_floats():
+    # differences 1, 1, 2 (of 10,000) and -2: |sum| >= 2 in 10 of 16 sign patterns
+    table = stats.compare(tidy({"a": [0.9881, 0.9871, 0.9902, 0.9858], "b": [0.988, 0.987, 0.99, 0.986]}), 1)  # fmt: skip # noqa: E501
+    assert table["p"][0] == 10 / 16
+
+
+def test_one_seed_no_spread_and_no_common_seed_are_no_crash_and_no_claim():
+    results = pd.DataFrame(
+        [("a", 1, 0.9), ("b", 1, 0.8), ("b", 2, 0.8), ("c", 2, 0.8), ("c", 3, np.nan)],
+        columns=["variant", "seed", "accuracy"],
+    )
+    table = stats.compare(results, 0.01)
+    assert list(table["n"]) == [1, 0, 1] and list(table["p"]) == [1, 1, 1]
+    assert (table["verdict"] == "not distinguishable").all()
+    assert "+10.00 points in the one common seed" in stats.sentence(table.iloc[0])
+    assert stats.sentence(table.iloc[1]).startswith("a and c have no seed in common")
+    same = stats.compare(tidy({"a": [0.3, 0.2, 0.4], "b": [0.2, 0.1, 0.3]}), 0.5).iloc[0]
+    assert np.isnan(same["low"]) and same["verdict"] == "not distinguishable"
+    assert stats.summary(results)["n"].tolist() == [1, 2, 1]
+    assert "one seed, which shows no spread" in stats.summary_sentence(
+        stats.summary(results).iloc[0]
+    )
+    assert stats.compare(results.query("variant == 'a'"), 0.01).empty
+
+
+def test_reference_halves_the_family_and_wrong_input_is_refused():
+    results = tidy(made_example(0))
+    table = stats.compare(results, 0.001, reference="gru")
+    assert table[["a", "b"]].values.tolist() == [["lstm", "gru"], ["agru", "gru"]]
+    assert (table["comparisons"] == 2).all()
+    with pytest.raises(UserError, match="'rnn' is none of the variants"):
+        stats.compare(results, 0.001, reference="rnn")
+    with pytest.raises(UserError, match="margin is 0"):
+        stats.compare(results, 0)
+    with pytest.raises(UserError, match="twice"):
+        stats.compare(pd.concat([results, results]), 0.001)
+
+
+def test_summary_sentence():
+    row = stats.summary(tidy({"gru": [0.98, 0.99, 1.0]})).iloc[0]
+    said = "gru: 99.00% on average over 3 seeds (sd 1.00, 95% interval 96.52 to 101.48, runs 98.00"
+    assert stats.summary_sentence(row) == f"{said} to 100.00)."
+
+
+# One test set
+
+
+def test_wilson_by_hand():
+    p, z, n = 0.988, scipy_stats.norm.ppf(0.975), 10_000
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)
+    expected = (np.array([-half, half]) + p + z**2 / 2 / n) / (1 + z**2 / n)
+    np.testing.assert_allclose(stats.wilson(9880, n), expected)
+
+
+def test_two_way_bootstrap_sees_seeds_and_images():
+    generator = np.random.default_rng(0)
+    n = 10_000
+    by_image = np.zeros((10, n), bool)
+    by_image[:, :100] = True  # b misses the same 100 images with every seed: sd sqrt(.01 * .99 / n)
+    nothing = np.zeros((10, n), bool)
+    low, high = stats.two_way_bootstrap(by_image, nothing, generator)
+    expected = 0.01 + np.array([-1.96, 1.96]) * np.sqrt(0.01 * 0.99 / n)
+    np.testing.assert_allclose([low, high], expected, atol=1.5e-4)
+    by_seed = np.zeros((10, n), bool)
+    by_seed[:5] = True  # b misses everything with half of the seeds: mean 1/2, sd sqrt(.25 / 10)
+    interval = stats.two_way_bootstrap(by_seed, nothing, generator)
+    np.testing.assert_allclose(interval, scipy_stats.binom.ppf([0.025, 0.975], 10, 0.5) / 10)
+    again = [stats.two_way_bootstrap(by_image, nothing, np.random.default_rng(1)) for _ in "12"]
+    assert again[0] == again[1]
+
+
+def test_mcnemar_per_seed():
+    label = np.zeros(12, int)
+    a, b = np.ones((2, 12), int), np.ones((2, 12), int)
+    a[0, :10], b[0, :3] = 0, 0  # both right 3, only a 7, neither 2
+    a[1, :4], b[1, :4] = 0, 0
+    table = stats.mcnemar_per_seed(a, b, label, seeds=[42, 43])
+    assert table.iloc[:, :5].values.tolist() == [[42, 3, 7, 0, 2], [43, 4, 0, 0, 8]]
+    np.testing.assert_allclose(table["p"], [2 / 2**7, 1.0])
+    np.testing.assert_allclose(table["p"][0], mcnemar([[3, 7], [0, 2]]).pvalue)
+    said = stats.mcnemar_sentence(table, "gru", "lstm")
+    assert "in 1 of 2 pairs" in said and "not the architectures" in said
+
+
+def test_calibration_by_hand_and_by_sklearn():
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.35, 0.65], [0.45, 0.55]])
+    label = np.array([0, 1, 1, 0])
+    table = stats.reliability_table(np.log(probability), label, bins=2)
+    assert table["count"].tolist() == [0, 4] and np.isnan(table["accuracy"][0])
+    # four bins: (0.55, 0.65) in the third, half right; (0.8, 0.9) in the fourth, half right
+    ece = stats.expected_calibration_error(np.log(probability), label, bins=4)
+    assert ece == pytest.approx(0.5 * abs(0.6 - 0.5) + 0.5 * abs(0.85 - 0.5))
+    generator = np.random.default_rng(5)
+    logits, label = generator.normal(0, 3, (500, 10)), generator.integers(0, 10, 500)
+    label[::2] = logits[::2].argmax(1)
+    table = stats.reliability_table(logits, label).query("count > 0")
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    confidence = (shifted / shifted.sum(1, keepdims=True)).max(1)
+    accuracy, mean = calibration_curve(logits.argmax(1) == label, confidence, n_bins=15)
+    np.testing.assert_allclose(table["accuracy"], accuracy)
+    np.testing.assert_allclose(table["confidence"], mean)
+    assert table["count"].sum() == 500
+
+
+def test_disagreements():
+    correct = {
+        "gru": np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool),
+        "lstm": np.array([[0, 0, 1, 1], [0, 1, 1, 1]], bool),
+        "agru": np.array([[0, 1, 1, 1], [0, 0, 1, 1]], bool),
+    }
+    table = stats.disagreements(correct)
+    assert table.values.tolist() == [["gru", 0, 1.0], ["gru", 1, 0.5]]
+    assert stats.disagreements(correct, missed=0.25)["variant"].tolist() == [
+        "gru", "gru", "lstm", "agru",
+    ]  # fmt: skip
+
+
+def test_time_to_accuracy():
+    rows = [
+        ("gru", 1, epoch, split, accuracy, seconds)
+        for epoch, accuracy in [(2, 0.7), (1, 0.5), (3, 0.6)]  # any order in the file
+        for split, seconds in [("train", 10.0 * epoch), ("validation", 1.0)]
+    ]
+    columns = ["variant", "seed", "epoch", "split", "accuracy", "seconds"]
+    history = pd.DataFrame(rows, columns=columns)
+    history.loc[history["split"] == "train", "accuracy"] = 1.0  # must not count
+    table = stats.time_to_accuracy(history, [0.5, 0.6, 0.9])
+    assert table["epoch"].tolist()[:2] == [1, 2] and table["seconds"].tolist()[:2] == [11, 32]
+    assert table.loc[2, ["epoch", "seconds"]].isna().all()
+    assert list(table.columns) == ["variant", "seed", "level", "epoch", "seconds"]
