@@ -5,13 +5,15 @@ from rnnbench_nb.config import PROJECT, load_protocol
 protocol = load_protocol("protocol.yaml")
 variants = list(protocol.parameterisations())
 runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
-report = Path.cwd().relative_to(PROJECT) if Path.cwd().is_relative_to(PROJECT) else Path.cwd()
+output_dir = Path.cwd()
+if output_dir.is_relative_to(PROJECT):
+    output_dir = output_dir.relative_to(PROJECT)
 
 # A notebook that fails leaves its partly executed copy and a marker; the report goes on and
 # says so. `papermill` is called as one would call it by hand.
 execute = (
     "rm -f {output:q}.failed; papermill {input.notebook:q} {output:q} %s "
-    "-r output_dir {params.report:q} --no-progress-bar > {log:q} 2>&1 "
+    "-r output_dir {params.output_dir:q} --no-progress-bar > {log:q} 2>&1 "
     "|| touch {output:q} {output:q}.failed"
 )
 
@@ -41,7 +43,7 @@ rule explore_data:
     log:
         "logs/01_data.txt",
     params:
-        report=report,
+        output_dir=output_dir,
     threads: 1
     shell:
         execute % "-f {input.parameters:q}"
@@ -56,7 +58,7 @@ rule train:
     log:
         "logs/{variant}-seed{seed}.txt",
     params:
-        report=report,
+        output_dir=output_dir,
     threads: 1
     shell:
         execute % "-f {input.parameters:q} -p seed {wildcards.seed}"
@@ -90,7 +92,7 @@ rule analyse:
     log:
         "logs/{notebook}.txt",
     params:
-        report=report,
+        output_dir=output_dir,
     wildcard_constraints:
         notebook="03_compare|04_eigenvalues",
     threads: 1

@@ -67,12 +67,14 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
         code = _snakemake(out, profile_folder, jobs, dry_run)
         if dry_run:
             sys.exit(code)
+        if code or not index.exists():
+            raise UserError(
+                f"{out}: the workflow stopped early; {out / 'logs'} says why, and the same command "
+                "goes on from what is finished."
+            )
         problems = _problems(out, protocol)
         for problem in problems:
             click.echo(f"rnnbench: {problem}", err=True)
-        if code or not index.exists():
-            logs = out / "logs"
-            raise UserError(f"{out}: the workflow stopped early; the reasons are in {logs}.")
         if index.stat().st_mtime_ns == before:
             click.echo("Nothing to do: every notebook and page is up to date.")
     click.echo(str(index))
@@ -109,7 +111,8 @@ def collect(report):
     table, history, lost = results.collect(results.run_folders(report, protocol))
     results.write_csv(report / "results.csv", table)
     results.write_csv(report / "history.csv", history)
-    results.write_summary(report / "results_summary.md", table, lost)
+    labelled = table.assign(variant=table["variant"].map(figures.label))
+    results.write_summary(report / "results_summary.md", labelled, lost)
     figures.save(figures.training_curves(history), report / "figures/training_curves")
     figures.save(figures.accuracy_curves(history), report / "figures/accuracy_curves")
     figures.save(figures.test_comparison(table), report / "figures/test_comparison")
@@ -182,7 +185,8 @@ def _check(protocol: Protocol) -> Protocol:
             f"made on {dataset} (scikit-learn's 8 x 8 digits) instead.",
             err=True,
         )
-    return protocol.model_copy(update={"dataset": dataset})
+    taken = dataset if dataset != protocol.dataset else None  # the report says so if it is set
+    return protocol.model_copy(update={"dataset": dataset, "offline_fallback": taken})
 
 
 def _check_names(protocol: Protocol) -> None:

@@ -158,12 +158,15 @@ def fetch(dataset: str, folder: Path | None = None, seconds: float = SECONDS) ->
     raw = (folder or data_folder()) / source.folder / "raw"
     if not _missing(source, raw):
         return
+    from torchvision import datasets  # slow to import: needed only here, and not on the clock
+
+    mirrors = getattr(datasets, source.folder).mirrors
     deadline = time.monotonic() + seconds
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with FileLock(raw / ".lock", timeout=seconds):
             for name, sha256 in _missing(source, raw).items():
-                write_file(raw / name, _download(source, name, sha256, deadline))
+                write_file(raw / name, _download(mirrors, name, sha256, deadline))
     except OSError as error:
         raise FetchError(
             f"{dataset} is not complete in {raw} and could not be fetched ({error}): connect to "
@@ -285,11 +288,11 @@ def _read_verified(path: Path, sha256: str) -> bytes:
     return content
 
 
-def _download(source: Source, name: str, sha256: str, deadline: float) -> bytes:
+def _download(mirrors: list[str], name: str, sha256: str, deadline: float) -> bytes:
     """Return the verified content of one raw file from the first mirror that gives it.
 
     Args:
-        source: The data set.
+        mirrors: Addresses that end in a slash, in the order in which they are asked.
         name: The uncompressed file.
         sha256: Of its content.
         deadline: On the clock of `time.monotonic`, in seconds.
@@ -297,10 +300,8 @@ def _download(source: Source, name: str, sha256: str, deadline: float) -> bytes:
     Raises:
         OSError: No mirror gave the file; the message says what each did.
     """
-    from torchvision import datasets  # slow to import, and needed only here
-
     failures = []
-    for mirror in getattr(datasets, source.folder).mirrors:
+    for mirror in mirrors:
         url = f"{mirror}{name}.gz"
         try:
             answer = subprocess.run(

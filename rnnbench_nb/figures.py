@@ -81,17 +81,19 @@ def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: b
         {"train": "Training (mean over the epoch)", "validation": "Validation"}.items(),
         strict=True,
     ):
-        part = frame[frame["split"] == split]
-        sns.lineplot(
-            part, x="epoch", y=value, hue="model", style="model", errorbar="sd", ax=ax,
-            palette=_look(history["variant"], COLOURS), dashes=_look(history["variant"], DASHES),
-            legend=ax is axes[0], err_kws={"alpha": 0.15, "linewidth": 0},
-        )  # fmt: skip
+        if not frame.empty:  # a report none of whose runs finished has empty axes
+            sns.lineplot(
+                frame[frame["split"] == split], x="epoch", y=value, hue="model", style="model",
+                errorbar="sd", err_kws={"alpha": 0.15, "linewidth": 0}, ax=ax,
+                palette=_look(history["variant"], COLOURS), legend=ax is axes[0],
+                dashes=_look(history["variant"], DASHES),
+            )  # fmt: skip
         ax.set(title=title, xlabel="Epoch", ylabel=ylabel)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if log:
             ax.set_yscale("log")
-    axes[0].legend(title=None)
+    if axes[0].get_legend():
+        axes[0].get_legend().set_title(None)
     return figure
 
 
@@ -126,9 +128,10 @@ def test_comparison(results: pd.DataFrame) -> Figure:
                 capsize=4, label="mean and 95% t interval" if row == 0 else None,
             )  # fmt: skip
     ax.set_yticks(range(len(order)), order)
-    ax.set(xlabel="Test error (%), lower is better", ylim=(len(order) - 0.5, -0.5))
+    ax.set(xlabel="Test error (%), lower is better", ylim=(max(len(order), 1) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    if order:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 

@@ -159,7 +159,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         UserError: The file is missing or damaged.
     """
     try:
-        return pd.read_csv(StringIO(path.read_text(encoding="utf-8")), float_precision="round_trip")
+        return pd.read_csv(StringIO(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; make the report again.") from error
 
@@ -197,10 +197,11 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict]]:
             if run.record["status"] == COMPLETED:
                 histories.append(run.history)
             records.append(run.record)
-        except (UserError, KeyError) as error:
+        except (UserError, KeyError):
             variant, _, seed = folder.name.rpartition("-seed")
+            reason = f"it did not finish; logs/{folder.name}.txt says how far it got"
             records.append(
-                {"variant": variant, "seed": int(seed), "status": MISSING, "reason": str(error)}
+                {"variant": variant, "seed": int(seed), "status": MISSING, "reason": reason}
             )
     results = pd.DataFrame([result_row(record) for record in records], columns=RESULT_COLUMNS)
     history = pd.concat(histories) if histories else pd.DataFrame(columns=HISTORY_COLUMNS)

@@ -14,22 +14,13 @@ import pandas as pd
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathBlockParser
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
+from rnnbench_nb import results
 from rnnbench_nb.config import Protocol, load_protocol
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
-from rnnbench_nb.results import (
-    COMPLETED,
-    MISSING,
-    RESULT_COLUMNS,
-    formatted,
-    load_run,
-    read_csv,
-    result_row,
-    summary,
-)
 
 TEMPLATES = Path(__file__).parent / "templates"
 FORMATS = [  # of an output, best first: no scripts and no widgets
@@ -57,7 +48,7 @@ class Page(NamedTuple):
     name: str
     title: str
     body: Markup
-    stopped: bool  # with an error, or before its last cell
+    stopped: bool  # with an error, or because its kernel died
 
     @property
     def run(self) -> str:
@@ -92,15 +83,6 @@ def mathml(latex: str, display: str = "inline") -> str:
     return markup
 
 
-class _MathBlocks(MathBlockParser):
-    """Display formulas begin a line, so that a code span such as `$$x$$` stays code."""
-
-    SPECIFICATION = {
-        **MathBlockParser.SPECIFICATION,
-        "multiline_math": rf"^ {{0,3}}(?:{MathBlockParser.MULTILINE_MATH})",
-    }
-
-
 class _Renderer(IPythonRenderer):
     """Markdown to HTML, formulas to MathML."""
 
@@ -121,24 +103,24 @@ class _Exporter(HTMLExporter):
     def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
         attachments = context.get("cell", {}).get("attachments", {})
         renderer = _Renderer(escape=False, attachments=attachments)
-        return MarkdownWithMath(renderer, block=_MathBlocks()).render(source)
+        return MarkdownWithMath(renderer).render(source)
 
 
 def build(report: Path | str) -> Path:
     """Write `pages/*.html` and `index.html` of a report folder; remove pages of no notebook.
 
-    A notebook is taken from `notebooks/` or `runs/<run>/02_train.ipynb`; where it did not finish,
-    its partly executed copy is taken from `logs/<page name>.ipynb`.
+    The notebooks are those of `notebooks/` and `runs/<run>/02_train.ipynb`. One that failed lies
+    there too, as far as it got, with an empty file of its name and `.failed` beside it.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        UserError: A file cannot be read, a formula cannot be rendered, or a page is too big.
+        UserError: The protocol is wrong, a formula cannot be rendered, or a page is too big.
     """
     report = Path(report)
     protocol = load_protocol(report / "protocol.yaml")
-    runs = [f"{name}-seed{seed}" for name in protocol.parameterisations() for seed in protocol.seeds]
+    runs = results.run_folders(report, protocol)
     pages = [render(name, path) for name, path in find_notebooks(report, runs).items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -167,43 +149,31 @@ def build(report: Path | str) -> Path:
     return report / "index.html"
 
 
-def find_notebooks(report: Path, runs: list[str]) -> dict[str, Path]:
-    """The notebooks to show, by page name, in reading order; finished ones before copies."""
-    found = {
-        path.stem: path
-        for folder in ("logs", "notebooks")
-        for path in (report / folder).glob("*.ipynb")
-    }
-    trained = {}
-    for run in runs:
-        path = report / "runs" / run / "02_train.ipynb"
-        path = path if path.is_file() else found.get(f"02_train-{run}")
-        if path:
-            trained[f"02_train-{run}"] = path
-    others = {name: found[name] for name in sorted(found) if not name.startswith("02_train")}
-    return {**others, **trained}
+def find_notebooks(report: Path, runs: list[Path]) -> dict[str, Path]:
+    """The notebooks to show, by page name, in reading order, the training runs last."""
+    found = {path.stem: path for path in sorted((report / "notebooks").glob("*.ipynb"))}
+    found |= {f"02_train-{run.name}": run / "02_train.ipynb" for run in runs}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def render(name: str, path: Path) -> Page:
-    """The page of an executed notebook.
+    """The page of an executed notebook; one that left nothing readable has an empty page.
 
     Raises:
-        UserError: It is no notebook, or one of its formulas cannot be rendered.
+        UserError: One of its formulas cannot be rendered.
     """
+    failed = path.with_name(f"{path.name}.failed").is_file()
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, AttributeError) as error:  # nbformat's own derive from these
-        raise UserError(f"{path}: not a readable notebook; delete it and run again.") from error
+    except (OSError, ValueError, AttributeError):  # nbformat's own derive from these
+        notebook, failed = nbformat.v4.new_notebook(), True
     notebook.cells = [  # papermill's own notices: the page says it in its own way
         cell
         for cell in notebook.cells
         if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
     ]
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    stopped = any(
-        cell.execution_count is None or any(out.output_type == "error" for out in cell.outputs)
-        for cell in code
-    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    stopped = failed or any(output.output_type == "error" for output in outputs)
     exporter = _Exporter(
         template_name="basic",
         template_file=str(TEMPLATES / "notebook.html.j2"),
@@ -226,31 +196,22 @@ def _link_pages(body: str, names: set[str]) -> str:
     return re.sub(r'href="(?:\./)?([\w.-]+)\.ipynb', page_of, body)
 
 
-def summarise(report: Path, protocol: Protocol, runs: list[str]) -> dict[str, Any]:
+def summarise(report: Path, protocol: Protocol, runs: list[Path]) -> dict[str, Any]:
     """What the index tells: the runs one by one, the results by variant, data and machines."""
-    table = report / "results.csv"
-    table = read_csv(table) if table.is_file() else pd.DataFrame(columns=RESULT_COLUMNS)
-    rows = {f"{row['variant']}-seed{row['seed']}": row for row in table.to_dict("records")}
-    found = [_record(report / "runs" / run, rows.get(run, {})) for run in runs]
-    done = [run for run in found if run["status"] == COMPLETED]
-    if table.empty:  # the comparison did not get to write it
-        table = pd.DataFrame([result_row(run) for run in found])
+    found = [_record(run) for run in runs]
+    done = [run for run in found if run["status"] == results.COMPLETED]
+    table = pd.DataFrame([results.result_row(run) for run in done])
     times = [run[key] for run in done for key in ("started", "finished") if key in run]
     whens = sorted(datetime.fromisoformat(time).astimezone(UTC) for time in times)
     data = next((run["data"] for run in done if "data" in run), {})
-    dataset = data.get("dataset", protocol.dataset)
-    images = {
-        name: f"{name}.{kind}"
-        for kind in ("png", "svg")  # SVG where there is one
-        for name in FIGURES
-        if (report / "figures" / f"{name}.{kind}").is_file()
-    }
+    fallback = protocol.offline_fallback in (protocol.dataset, data.get("dataset", ""))
+    dataset = protocol.offline_fallback if fallback else protocol.dataset
     return {
         "protocol": protocol,
         "parameters": {key: _plain(value) for key, value in protocol.model_dump().items()},
         "models": _listed([MODEL_NAMES.get(model, model) for model in protocol.models]),
         "dataset": DATASET_NAMES.get(dataset, dataset),
-        "fallback": dataset == protocol.offline_fallback,
+        "fallback": fallback,
         "data": data,
         "runs": found,
         "done": done,
@@ -259,19 +220,23 @@ def summarise(report: Path, protocol: Protocol, runs: list[str]) -> dict[str, An
             key: " / ".join(sorted({_plain(run[key]) for run in done if key in run}))
             for key in ("device", "machine", "commit", "versions")
         },
-        "results": formatted(summary(table)) if COMPLETED in set(table["status"]) else None,
-        "figures": [(images[name], caption) for name, caption in FIGURES.items() if name in images],
+        "results": results.formatted(results.summary(table)) if done else None,
+        "figures": {
+            name: caption
+            for name, caption in FIGURES.items()
+            if (report / "figures" / f"{name}.svg").is_file()
+        },
         "files": [name for name in FILES if (report / name).is_file()],
     }
 
 
-def _record(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """A run's record with its results; without one, its row of results.csv, if it has one."""
+def _record(folder: Path) -> dict[str, Any]:
+    """A run's record, under the name of its folder; without one, that it is missing."""
     try:
-        record = load_run(folder).record
+        record = results.load_run(folder).record
     except UserError:
-        record = {"status": MISSING, "reason": "its run.json is missing or damaged", **row}
-    return {"reason": "no reason was recorded", **record, **result_row(record), "run": folder.name}
+        record = {"status": results.MISSING, "reason": "it left no readable run.json"}
+    return {"reason": "no reason was recorded", **record, "run": folder.name}
 
 
 def _plain(value: Any) -> str:

@@ -183,21 +183,21 @@ def two_way_interval(
     Returns:
         The ends, as fractions; NaN where nothing varies over the seeds or S < 2.
     """
-    d = np.asarray(correct_a, float) - np.asarray(correct_b, float)  # (S, N)
+    d = np.asarray(correct_a, np.int8) - np.asarray(correct_b, np.int8)  # (S, N), -1, 0 or 1
     s, n = d.shape
-    by_seed, by_image = d.mean(1), d.mean(0)
+    mean, by_seed, by_image = d.mean(), d.mean(1), d.mean(0)
     if np.isnan(t_interval(by_seed)[0]):
         return UNKNOWN
-    rest = d - by_seed[:, None] - by_image + d.mean()
-    squares = np.array([n * by_seed.var(ddof=1), s * by_image.var(ddof=1)])
-    squares = np.append(squares, (rest**2).sum() / ((s - 1) * (n - 1)))
+    sums = np.array([n * ((by_seed - mean) ** 2).sum(), s * ((by_image - mean) ** 2).sum()])
+    sums = np.append(sums, np.count_nonzero(d) - s * n * mean**2 - sums.sum())
     freedom = np.array([s - 1, n - 1, (s - 1) * (n - 1)])
+    squares = sums / freedom
     if squares[1] < squares[2]:  # no sign of images that favour one model
         total, df = squares[0], s - 1
     else:
         total = squares @ [1, 1, -1]
         df = total**2 / (squares**2 / freedom).sum()
-    return stats.t.interval(level, df, d.mean(), np.sqrt(total / (s * n)))
+    return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
 
 
 def two_way_bootstrap(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnbench_nb import results
-from rnnbench_nb.config import RunParameters, to_yaml
+from rnnbench_nb.config import PROJECT, RunParameters, load_protocol, project_path, to_yaml
 from rnnbench_nb.data import Part, Split, as_sequence, load, resolve, split
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
@@ -360,3 +361,30 @@ def train_run(
     }
     results.write_record(folder, record)
     return results.load_run(folder)
+
+
+def open_report(output_dir: str) -> list[Path]:
+    """The run folders of a report, for the notebooks that read runs.
+
+    A folder that holds no report yet gets a demonstration in its place (a temporary folder):
+    three models, two seeds and five epochs on digits, some seconds, so that the notebooks can be
+    explored from a fresh clone.
+
+    Args:
+        output_dir: The report's folder, absolute or from the project's folder.
+
+    Returns:
+        The folder of each run that the report's protocol asks for.
+    """
+    report = project_path(output_dir)
+    if (report / "protocol.yaml").exists():
+        return results.run_folders(report, load_protocol(report / "protocol.yaml"))
+    print(f"{report} holds no report yet (make report): a demonstration on digits stands in.")
+    settings = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "runs": 2}
+    protocol = load_protocol(PROJECT / "params/quick.yaml", settings)
+    folders = results.run_folders(Path(mkdtemp()), protocol)
+    variants = protocol.parameterisations().values()
+    each = [v.model_copy(update={"seed": seed}) for v in variants for seed in protocol.seeds]
+    for parameters, folder in zip(each, folders, strict=True):
+        train_run(parameters, folder, report=lambda line: None)
+    return folders

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnnbench_nb.models import kernel
+
 
 def agru_loop(
     x: Tensor,
@@ -49,6 +51,56 @@ def agru_loop(
         h = h + epsilon * (z * c)
         states.append(h)
     return torch.stack(states)
+
+
+class _KernelLayer(torch.autograd.Function):
+    """`agru_loop` by the kernel: returns the states (T, B, H) and the last of them (B, H).
+
+    The last state is returned by itself so that a loss on it alone needs no gradient of the
+    size of all states.
+    """
+
+    @staticmethod
+    def forward(ctx, *layer: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        output, gates = kernel.forward(*layer, keep=True)
+        ctx.save_for_backward(*layer, output, gates)
+        return output, output[-1].clone()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *layer, output, gates = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
+            return _loop_gradients(layer, ctx.needs_input_grad, grads)
+        if grads == (None, None):
+            return (None,) * len(layer)
+        return kernel.backward(*layer, output, gates, *grads, need_x=ctx.needs_input_grad[0])
+
+
+def _loop_gradients(
+    layer: list[Tensor | None], needed: tuple[bool, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `_KernelLayer` by the loop, which can be differentiated again."""
+    # Aliases, so that an argument computed from another one does not pass its gradient on here.
+    layer = [None if tensor is None else tensor.view_as(tensor) for tensor in layer]
+    states = agru_loop(*layer)
+    pairs = [(s, g) for s, g in zip((states, states[-1]), grads, strict=True) if g is not None]
+    outputs, outer = zip(*pairs, strict=True)
+    wanted = [tensor for tensor, need in zip(layer, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
+def agru_layer(*layer: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run `agru_loop` by the fastest path for its arguments: all states, and the last one."""
+    tensors = [tensor for tensor in layer if tensor is not None]
+    if not kernel.serves(tensors):
+        states = agru_loop(*layer)
+        return states, states[-1]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return _KernelLayer.apply(*layer)
+    states, _ = kernel.forward(*layer, keep=False)
+    return states, states[-1]
 
 
 class AGRU(nn.Module):
@@ -198,7 +250,7 @@ class AGRU(nn.Module):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
             gate_weight, w = self._split_hidden_weight(layer)
-            x = agru_loop(
+            x, last = agru_layer(
                 x,
                 states[layer],
                 getattr(self, f"weight_ih_l{layer}"),
@@ -207,7 +259,7 @@ class AGRU(nn.Module):
                 getattr(self, f"bias_l{layer}"),
                 self.epsilon(layer),
             )
-            last_states.append(x[-1])
+            last_states.append(last)
         h_n = torch.stack(last_states)  # (num_layers, B, H)
         if not batched:
             return x.squeeze(1), h_n.squeeze(1)

@@ -1,0 +1,421 @@
+"""What a recurrence does to its state: spectra, step Jacobians, exponents, gradient flow.
+
+The three cells are treated alike. The state s has n numbers: n = 2H for torch.nn.LSTM, whose
+state is (h, c), and n = H for torch.nn.GRU and the A-GRU, whose state is h. All is float64,
+batched over images and streamed over steps, so memory does not grow with T Jacobians. For many
+images, cut the batch: the peak is about ten arrays of (B, n, n).
+
+Each operator has its own line between growth and decay:
+
+- A = W - W^T - gamma I acts in continuous time: growth is a real part above 0.
+- I + epsilon A is one forward Euler step of it: growth is a modulus above 1.
+- J = ds'/ds is one step of the whole cell, gates included: growth of the state over many steps
+  is an exponent above 0, which the eigenvalues of the single J do not settle.
+
+Torch's batched LU (`solve`, `det`, `slogdet`, `inv`) has no place here: on several threads it
+returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815).
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from functools import singledispatch
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.models import AGRU, SequenceClassifier
+
+INITIAL_EDGE = 2 * math.sqrt(2 / 3)  # of the spectrum of S, for W uniform on +-1/sqrt(H)
+
+
+# Spectra: the recurrent matrix on its own, without gates or input.
+
+
+def frequencies(weight: Tensor) -> Tensor:
+    """The lambda of the eigenvalues +-i lambda of S = W - W^T.
+
+    They are the real eigenvalues of the Hermitian matrix iS, which would come out real even if
+    S were not antisymmetric: fast to draw, useless as a check.
+
+    Args:
+        weight: W, (..., H, H).
+
+    Returns:
+        Ascending frequencies (..., H), in pairs +-lambda (and one 0 if H is odd).
+    """
+    weight = weight.double()
+    return torch.linalg.eigvalsh(1j * (weight - weight.mT))
+
+
+def semicircle(frequency: Tensor, edge: float = INITIAL_EDGE) -> Tensor:
+    """Wigner's density of the frequencies of S for a large random W: 0 beyond +-`edge`."""
+    return 2 / (math.pi * edge**2) * (edge**2 - frequency**2).clamp(min=0).sqrt()
+
+
+def largest_stable_step(frequency: Tensor, gamma: float) -> Tensor:
+    """The largest epsilon for which the Euler step does not amplify the mode -gamma +- i lambda.
+
+    epsilon_max = 2 gamma / (gamma^2 + lambda^2), from |1 + epsilon (-gamma +- i lambda)| <= 1;
+    0 where gamma is 0 or negative.
+    """
+    step = 2 * max(gamma, 0.0) / (gamma**2 + frequency**2)
+    return step.nan_to_num(nan=math.inf)  # 0/0: the zero mode of S alone, neutral at any step
+
+
+def euler_modulus(frequency: Tensor, gamma: float, epsilon: float | Tensor) -> Tensor:
+    """|1 + epsilon (-gamma +- i lambda)|: what an Euler step multiplies a mode of A by."""
+    return torch.hypot(1 - epsilon * gamma * torch.ones_like(frequency), epsilon * frequency)
+
+
+def stability(weight: Tensor, gamma: float, epsilon: float | Tensor) -> dict[str, Tensor]:
+    """The place of I + epsilon A in the stability region of the forward Euler step.
+
+    Args:
+        weight: W, (..., H, H): one matrix, or one an epoch.
+        gamma: Damping.
+        epsilon: Step size, (...).
+
+    Returns:
+        Columns (...): `lambda_max`; `epsilon_lambda_max`, which must be at most 1 for any gamma
+        to stabilise the step (gamma = 1/epsilon does it best); `epsilon_max` of the spectrum;
+        `modulus_max`; `share_outside`, the fraction of modes with a modulus above 1.
+    """
+    epsilon = torch.as_tensor(epsilon, dtype=torch.float64)
+    modes = frequencies(weight)  # (..., H)
+    moduli = euler_modulus(modes, gamma, epsilon[..., None])  # (..., H)
+    lambda_max = modes[..., -1]
+    return {
+        "lambda_max": lambda_max,
+        "epsilon_lambda_max": epsilon * lambda_max,
+        "epsilon_max": largest_stable_step(lambda_max, gamma),
+        "modulus_max": moduli.amax(-1),
+        "share_outside": (moduli > 1).double().mean(-1),
+    }
+
+
+# One operator M, three ways to step along ds/dt = M s for unit time (scale M by epsilon first).
+
+
+def euler_step(operator: Tensor) -> Tensor:
+    """I + M (..., n, n): the forward Euler step, which the A-GRU takes."""
+    return torch.eye(operator.shape[-1], dtype=operator.dtype) + operator
+
+
+def midpoint_step(operator: Tensor) -> Tensor:
+    """(I - M/2)^-1 (I + M/2) (..., n, n): the implicit midpoint step, orthogonal if M^T = -M."""
+    left, right = euler_step(-operator / 2), euler_step(operator / 2)
+    return torch.from_numpy(np.linalg.solve(left.numpy(), right.numpy()))
+
+
+def exact_step(operator: Tensor) -> Tensor:
+    """exp(M) (..., n, n): the flow itself."""
+    return torch.linalg.matrix_exp(operator)
+
+
+def growth(operator: Tensor) -> dict[str, Tensor]:
+    """What makes M (..., n, n) grow: its spectrum, its non-normality, or the Euler step.
+
+    Returns:
+        Columns (...): `abscissa`, the largest real part of an eigenvalue of M (above 0: grows in
+        the long run); `numerical_abscissa`, the largest eigenvalue of (M + M^T)/2 (above 0: grows
+        at once; equal to the former if M is normal); `euler_radius` and `euler_norm`, the largest
+        modulus of an eigenvalue and the largest singular value of I + M (the same two, against 1).
+    """
+    eigenvalues = torch.linalg.eigvals(operator)
+    return {
+        "abscissa": eigenvalues.real.amax(-1),
+        "numerical_abscissa": torch.linalg.eigvalsh((operator + operator.mT) / 2)[..., -1],
+        "euler_radius": (1 + eigenvalues).abs().amax(-1),
+        "euler_norm": torch.linalg.svdvals(euler_step(operator))[..., 0],
+    }
+
+
+# The cells, step by step.
+
+
+class Step(NamedTuple):
+    """One step of a cell.
+
+    Attributes:
+        cell: The cell in float64.
+        before: State before the step (B, n); for the LSTM [h | c].
+        after: State after it (B, n).
+        gates: What the cell computed on the way, each (B, H): i, f, g, o (LSTM); r, z, n and
+            q = U_n h + b_n, which r multiplies (GRU); z, r, c (A-GRU).
+    """
+
+    cell: nn.Module
+    before: Tensor
+    after: Tensor
+    gates: dict[str, Tensor]
+
+
+def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
+    """Run a cell in float64 and yield its steps one by one.
+
+    Args:
+        cell: A torch.nn.LSTM, torch.nn.GRU or AGRU of one layer, left as it is.
+        inputs: Sequences (B, T, D), whatever the cell's `batch_first`.
+        start: First state (B, n); zeros if None.
+
+    Raises:
+        UserError: The cell has more than one layer.
+    """
+    if cell.num_layers != 1:
+        raise UserError(f"num_layers: {cell.num_layers}: the dynamics are those of one layer.")
+    cell = copy.deepcopy(cell).double().requires_grad_(False)
+    size = cell.hidden_size * (2 if isinstance(cell, nn.LSTM) else 1)
+    inputs = inputs.double()
+    state = inputs.new_zeros(len(inputs), size) if start is None else start.double()
+    for x in inputs.unbind(1):
+        after, gates = _advance(cell, x, state)
+        yield Step(cell, state, after, gates)
+        state = after
+
+
+@singledispatch
+def _advance(cell, x: Tensor, state: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of a cell from `state` (B, n) under the input x (B, D): new state and gates."""
+    raise TypeError(f"expected LSTM, GRU or AGRU, got {type(cell).__name__}")
+
+
+@_advance.register
+def _(cell: nn.LSTM, x, state):
+    h, c = state.chunk(2, -1)
+    from_input = F.linear(x, cell.weight_ih_l0, cell.bias_ih_l0)
+    total = from_input + F.linear(h, cell.weight_hh_l0, cell.bias_hh_l0)
+    i, f, g, o = total.chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    return torch.cat([o * c.tanh(), c], -1), {"i": i, "f": f, "g": g, "o": o}
+
+
+@_advance.register
+def _(cell: nn.GRU, x, h):
+    x_r, x_z, x_n = F.linear(x, cell.weight_ih_l0, cell.bias_ih_l0).chunk(3, -1)
+    h_r, h_z, q = F.linear(h, cell.weight_hh_l0, cell.bias_hh_l0).chunk(3, -1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + r * q).tanh()
+    return (1 - z) * n + z * h, {"r": r, "z": z, "n": n, "q": q}
+
+
+@_advance.register
+def _(cell: AGRU, x, h):
+    x_z, x_r, x_c = F.linear(x, cell.weight_ih_l0, cell.bias_l0).chunk(3, -1)
+    u_z, u_r, _ = cell.weight_hh_l0.chunk(3)
+    z, r = (x_z + h @ u_z.T).sigmoid(), (x_r + h @ u_r.T).sigmoid()
+    c = (x_c + (r * h) @ cell.recurrent_matrix().T).tanh()
+    return h + cell.epsilon() * z * c, {"z": z, "r": r, "c": c}
+
+
+def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:
+    """All states (B, T + 1, n) of a cell that reads `inputs` (B, T, D), the zero start first."""
+    steps = list(walk(cell, inputs))
+    return torch.stack([steps[0].before, *(step.after for step in steps)], dim=1)
+
+
+def principal_components(states: Tensor, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Trajectories (B, T + 1, n) along their `count` main directions: PCA of all states together.
+
+    Returns:
+        Coordinates (B, T + 1, count), and the fraction of the variance along each (count,).
+    """
+    pca = PCA(count, svd_solver="full")
+    coordinates = pca.fit_transform(states.flatten(0, 1).numpy())
+    return coordinates.reshape(*states.shape[:2], count), pca.explained_variance_ratio_
+
+
+# Step Jacobians J = ds'/ds.
+
+
+def jacobian(step: Step) -> Tensor:
+    """The exact step Jacobian (B, n, n); entry [b, i, j] is d after_i / d before_j."""
+    return _jacobian(step.cell, step)
+
+
+def _diag(scale: Tensor, matrix: Tensor) -> Tensor:
+    """diag(scale) M (B, n, n), for scale (B, n) and M (n, n) or (B, n, n)."""
+    return scale[..., None] * matrix
+
+
+@singledispatch
+def _jacobian(cell, step: Step) -> Tensor:
+    raise TypeError(f"expected LSTM, GRU or AGRU, got {type(cell).__name__}")
+
+
+@_jacobian.register
+def _(cell: nn.LSTM, step):
+    i, f, g, o = step.gates.values()
+    u_i, u_f, u_g, u_o = cell.weight_hh_l0.chunk(4)
+    c, new_c = step.before.chunk(2, -1)[1], step.after.chunk(2, -1)[1]
+    c_by_h = _diag(g * i * (1 - i), u_i) + _diag(c * f * (1 - f), u_f) + _diag(i * (1 - g**2), u_g)
+    h_by_new_c = o * (1 - new_c.tanh() ** 2)
+    h_by_h = _diag(h_by_new_c, c_by_h) + _diag(new_c.tanh() * o * (1 - o), u_o)
+    h_rows = torch.cat([h_by_h, torch.diag_embed(h_by_new_c * f)], -1)  # (B, H, 2H)
+    c_rows = torch.cat([c_by_h, torch.diag_embed(f)], -1)  # (B, H, 2H)
+    return torch.cat([h_rows, c_rows], -2)
+
+
+@_jacobian.register
+def _(cell: nn.GRU, step):
+    r, z, n, q = step.gates.values()
+    u_r, u_z, u_n = cell.weight_hh_l0.chunk(3)
+    by_candidate = _diag((1 - z) * (1 - n**2), _diag(r, u_n) + _diag(q * r * (1 - r), u_r))
+    return torch.diag_embed(z) + _diag((step.before - n) * z * (1 - z), u_z) + by_candidate
+
+
+@_jacobian.register
+def _(cell: AGRU, step):
+    return sum(agru_terms(step).values())
+
+
+def agru_terms(step: Step) -> dict[str, Tensor]:
+    """The A-GRU's step Jacobian in three terms, J = I + epsilon K + epsilon G.
+
+    With D = diag(z (1 - c^2)): K = D A diag(r) is the recurrent matrix between frozen gates. It
+    is not antisymmetric, but at gamma = 0 similar to an antisymmetric matrix, so its spectrum is
+    imaginary. G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r is what the gates add because
+    they depend on h.
+
+    Returns:
+        `identity` (H, H), `antisymmetric` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
+    """
+    z, r, c = step.gates.values()
+    h, epsilon = step.before, step.cell.epsilon()
+    u_z, u_r, _ = step.cell.weight_hh_l0.chunk(3)
+    d_a = _diag(z * (1 - c**2), step.cell.recurrent_matrix())  # (B, H, H)
+    by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
+    return {
+        "identity": torch.eye(h.shape[-1], dtype=h.dtype),
+        "antisymmetric": epsilon * d_a * r[:, None, :],
+        "gates": epsilon * (_diag(c * z * (1 - z), u_z) + by_reset),
+    }
+
+
+# Products of Jacobians over time, J_T ... J_1.
+
+
+def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
+    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: the product is Q_T R_T ... R_1."""
+    q = None
+    for j in jacobians:
+        q, r = torch.linalg.qr(j if q is None else j @ q)
+        yield r
+
+
+def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
+    """Lyapunov exponents by QR: lambda_i = mean over t of log |R_t,ii|, for long sequences.
+
+    Benettin et al. 1980; Dieci and Van Vleck 2002; for recurrent networks Vogt et al. 2022
+    (Front. Appl. Math. Stat. 8:818799). Their sum is the mean of log |det J_t| at any T; each by
+    itself has an error of order 1/T.
+
+    Args:
+        jacobians: The J_t (B, n, n) in the order of time, t = 1 ... T, such as
+            `map(jacobian, walk(cell, inputs))`.
+
+    Returns:
+        Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
+        erases to working precision.
+    """
+    total, steps = 0.0, 0
+    for r in _triangular_factors(jacobians):
+        diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
+        noise = _rounding(r)
+        total = total + torch.where(diagonal > noise, diagonal, 0).log()
+        steps += 1
+    return total / steps
+
+
+def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
+    """Finite-time exponents log(sigma_i) / T of the product J_T ... J_1, for short sequences.
+
+    The sigma_i are its singular values: the exact growth over these T steps. They come from the
+    triangular factors, since the plain product loses all below 1e-16 of the largest (half of a
+    trained LSTM's at T = 28).
+
+    Args:
+        jacobians: The J_t (B, n, n) in the order of time, t = 1 ... T.
+
+    Returns:
+        Exponents (B, n) in nats a step, descending; -inf for a direction that a step erases to
+        working precision, or that falls below 1e-308 over the sequence.
+    """
+    product, steps = None, 0
+    for r in _triangular_factors(jacobians):
+        r = torch.where(r.abs().amax(-1, keepdim=True) > _rounding(r)[..., None], r, 0)
+        product = r if product is None else r @ product
+        steps += 1
+    return torch.linalg.svdvals(product).log() / steps
+
+
+def _rounding(r: Tensor) -> Tensor:
+    """The size (B, 1) below which entries of a triangular factor are rounding, not data."""
+    return r.shape[-1] * torch.finfo(r.dtype).eps * r.abs().amax((-2, -1))[:, None]
+
+
+def gradient_norms(classifier: SequenceClassifier, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Norms of the loss's gradient with respect to each state, by g_{t-1} = J_t^T g_t.
+
+    The loss is one image's cross-entropy, without the mean over a batch and without dropout.
+
+    Args:
+        classifier: The cell, of one layer, and its head.
+        inputs: Sequences (B, T, D).
+        labels: Classes (B,).
+
+    Returns:
+        ||dL/ds_t|| for t = 0 ... T (B, T + 1), s_0 being the state before the first step.
+    """
+    steps = list(walk(classifier.cell, inputs))
+    state = steps[-1].after
+    weight, bias = classifier.head.weight.detach().double(), classifier.head.bias.detach().double()
+    scores = F.linear(state[:, : weight.shape[1]], weight, bias)  # (B, K)
+    g = (scores.softmax(-1) - F.one_hot(labels, len(weight))) @ weight  # (B, H)
+    g = F.pad(g, (0, state.shape[1] - g.shape[1]))  # the head does not see the LSTM's c
+    norms = [g.norm(dim=-1)]
+    for step in reversed(steps):
+        g = torch.einsum("bij,bi->bj", jacobian(step), g)
+        norms.append(g.norm(dim=-1))
+    return torch.stack(norms[::-1], dim=1)
+
+
+# The A-GRU left alone.
+
+
+def growth_map(
+    cell: AGRU, gammas: Iterable[float], epsilons: Iterable[float], start: Tensor, steps: int
+) -> Tensor:
+    """Measured growth of an A-GRU's state without input or biases, over gamma and epsilon.
+
+    Both gates rest at 1/2, so a small state meets the Euler step of size epsilon/4: the theory's
+    boundary is epsilon = 4 `largest_stable_step`. A large state saturates tanh and then grows by
+    at most epsilon a step, so start small.
+
+    Args:
+        cell: The cell whose weights are used; its own gamma, epsilon and biases are not.
+        gammas: Dampings, G of them.
+        epsilons: Step sizes, positive, E of them.
+        start: First states (B, H), not zero.
+        steps: Steps to take, T.
+
+    Returns:
+        Mean over the batch of log(|h_T| / |h_0|) / T, in nats a step (G, E).
+    """
+    cell = copy.deepcopy(cell).double().requires_grad_(False)
+    cell.bias_l0.zero_()
+    silence = start.new_zeros(len(start), steps, cell.input_size)
+    rates = []
+    for gamma in gammas:
+        cell.gamma = float(gamma)
+        for epsilon in epsilons:
+            cell.log_epsilon_l0.fill_(math.log(epsilon))
+            *_, last = walk(cell, silence, start)
+            rates.append((last.after.norm(dim=-1) / start.norm(dim=-1)).log().mean() / steps)
+    return torch.stack(rates).reshape(len(gammas), len(epsilons))

@@ -1,0 +1,53 @@
+"""What several test files share: tiny protocols on digits, and one finished tiny report."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnnbench_nb.config import PROJECT, RunParameters
+
+RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
+TINY = {"dataset": "digits", "hidden_size": 8, "epochs": 2, "learning_rate": 0.01}
+
+
+def rnnbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The command line in a process of its own, as a user calls it."""
+    return subprocess.run(
+        [RNNBENCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=PROJECT,
+    )
+
+
+def write_tiny(path: Path, **values) -> Path:
+    """A small parameter file."""
+    settings = {**TINY, "models": ["lstm", "agru"], "runs": 1, **values}
+    path.write_text("\n".join(f"{key}: {value}" for key, value in settings.items()))
+    return path
+
+
+@pytest.fixture
+def tiny() -> RunParameters:
+    return RunParameters(**TINY)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory) -> Path:
+    """A finished report, in a folder whose name has a space and a quote."""
+    folder = tmp_path_factory.mktemp("a report's home")
+    out = folder / "tiny"
+    finished = rnnbench("run", write_tiny(folder / "tiny.yaml"), "--output-dir", out)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip().endswith(str(out / "index.html"))
+    return out

@@ -1,0 +1,233 @@
+"""The front door and the workflow behind it, in processes of their own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+from conftest import RNNBENCH, rnnbench, write_tiny
+
+from rnnbench_nb.config import PROJECT
+from rnnbench_nb.results import load_run, read_csv
+
+TIMES = ["seconds"]
+
+
+def one_sentence(result):
+    """The error of a command that failed: one line, no traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr + result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("rnnbench: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_a_report_has_all_that_was_promised(report):
+    wanted = ["index.html", "results.csv", "history.csv", "results_summary.md", "protocol.yaml"]
+    wanted += [f"figures/{name}.{kind}" for kind in ("png", "svg")
+               for name in ("training_curves", "accuracy_curves", "test_comparison")]  # fmt: skip
+    pages = ["01_data", "03_compare", "04_eigenvalues"]
+    wanted += [f"pages/{page}.html" for page in pages]
+    for run in ("lstm-seed42", "agru-seed42"):
+        wanted.append(f"pages/02_train-{run}.html")
+        files = ["02_train.ipynb", "run.json", "history.csv", "best.safetensors"]
+        files += ["initial.safetensors", "predicted.safetensors", "logits.safetensors"]
+        wanted += [f"runs/{run}/{file}" for file in files]
+    wanted.append("runs/agru-seed42/recurrent.safetensors")
+    assert [file for file in wanted if not (report / file).exists()] == []
+    assert not list(report.glob("**/*.failed"))
+    assert max(page.stat().st_size for page in report.glob("**/*.html")) < 3e6
+
+
+def test_a_second_command_does_nothing_and_says_so(report):
+    parameters = report.parent / "tiny.yaml"
+    before = {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
+    again = rnnbench("run", parameters, "--output-dir", report)
+    assert again.returncode == 0
+    assert "Nothing to do" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
+
+
+def test_more_seeds_rerun_nothing_and_other_parameters_are_refused(report, tmp_path):
+    out = tmp_path / "report"
+    shutil.copytree(report, out)
+    parameters = report.parent / "tiny.yaml"
+    refused = rnnbench("run", parameters, "--output-dir", out, "--set", "gamma=0.5")
+    assert "it holds runs of lstm with other parameters (gamma: 0.01 there" in one_sentence(refused)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
+    more = rnnbench("run", parameters, "--output-dir", out, "--runs", "2", "--models", "agru")
+    assert more.returncode == 0, more.stderr
+    results = read_csv(out / "results.csv")
+    assert results[["variant", "seed"]].values.tolist() == [["agru", 42], ["agru", 43]]
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert not (out / "pages/02_train-lstm-seed42.html").exists()  # no stale page
+
+
+def test_leaving_a_model_out_changes_nothing_for_the_others(report, tmp_path):
+    alone = rnnbench("run", report.parent / "tiny.yaml", "--output-dir", tmp_path, "--models=agru")
+    assert alone.returncode == 0, alone.stderr
+    weights = "runs/agru-seed42/best.safetensors"
+    assert (tmp_path / weights).read_bytes() == (report / weights).read_bytes()
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
+    variants = "{good: {model: gru}, bad: {model: gru, learning_rate: 1.0e+30, optimiser: sgd, " \
+               "clip_norm: null}}"  # fmt: skip
+    parameters = write_tiny(tmp_path / "p.yaml", variants=variants, models="[gru]")
+    out = tmp_path / "out"
+    result = rnnbench("run", parameters, "--output-dir", out)
+    message = one_sentence(result)
+    assert "bad-seed42 failed: bad-seed42: the loss is" in message
+    assert "in epoch 1 at step 2 (the last finite loss was" in message
+    assert load_run(out / "runs/good-seed42").record["status"] == "completed"
+    assert read_csv(out / "results.csv")["status"].tolist() == ["completed", "failed"]
+    assert "bad, seed 42, is failed" in (out / "results_summary.md").read_text()
+    assert "the loss is" in (out / "index.html").read_text()
+    assert (out / "pages/02_train-bad-seed42.html").exists()
+
+
+def kill_everything(command: subprocess.Popen) -> None:
+    family = psutil.Process(command.pid).children(recursive=True)
+    command.kill()
+    command.wait()
+    for process in family:
+        if process.is_running():
+            process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("all_of_it", [True, False], ids=["everything", "only the command"])
+def test_killed_in_training_then_the_same_command_gives_the_same_results(tmp_path, all_of_it):
+    parameters = write_tiny(tmp_path / "p.yaml", models="[agru]", epochs=40, patience=40)
+    whole = rnnbench("run", parameters, "--output-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "broken"
+    arguments = ["run", str(parameters), "--output-dir", str(out)]
+    command = subprocess.Popen(
+        [RNNBENCH, *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    checkpoint = out / "runs/agru-seed42/checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if all_of_it:
+        kill_everything(command)
+    else:
+        command.kill()
+        command.wait()
+    assert not (out / "runs/agru-seed42/run.json").exists()
+    again = rnnbench(*arguments)
+    assert again.returncode == 0, again.stderr
+    for table in ("results.csv", "history.csv"):
+        frames = [read_csv(folder / table).drop(columns=TIMES) for folder in (tmp_path / "whole", out)]
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert not [p for p in psutil.process_iter() if _mark(p) == str(out)]
+
+
+def _mark(process):
+    try:
+        return process.environ().get("RNNBENCH_OUTPUT")
+    except psutil.Error:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "epoch=3"], "the options: unknown key 'epoch'; the nearest known key is 'epochs'"),
+        (["--set", "learning_rate=1e-3"], "learning_rate: '1e-3' is text to YAML"),
+        (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
+        (["--seed", "1", "--seed", "2"], "'seed' is given twice among the options"),
+        (["--seed", "1", "--set", "seed=2"], "'seed' is given twice among the options"),
+        (["--runs", "0"], "the options: runs: input should be greater than or equal to 1"),
+        (["--models", "lstm,gur"], "models: 'gur' is unknown; it must be one of lstm, gru, agru"),
+        (["--set", "dataset=minst"], "dataset: 'minst' is unknown; it must be one of mnist"),
+        (["--set", "reading=column"], "reading: 'column' is unknown"),
+        (["--profile", "nowhere"], "--profile: 'nowhere' is no folder of profiles/"),
+        (["--output-dir", "/proc/nowhere"], "/proc/nowhere: the output folder cannot be written"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_options_get_one_sentence(tmp_path, arguments, sentence):
+    parameters = write_tiny(tmp_path / "p.yaml")
+    place = [] if "--output-dir" in arguments else ["--output-dir", tmp_path / "out"]
+    assert sentence in one_sentence(rnnbench("run", parameters, *place, *arguments))
+    assert not (tmp_path / "out/runs").exists()
+
+
+def test_bad_parameter_files_get_one_sentence_through_make(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        ["make", "-s", "report", f"PARAMS={tmp_path}/empty.yaml", "READY=", "BIN="
+         + os.path.dirname(sys.executable)],
+        capture_output=True, text=True, cwd=PROJECT, env=environment,
+    )  # fmt: skip
+    assert "the parameter file is empty" in one_sentence(result)
+
+
+def test_two_commands_on_one_folder_are_refused(tmp_path):
+    from filelock import FileLock
+
+    parameters = write_tiny(tmp_path / "p.yaml")
+    with FileLock(tmp_path / ".lock"):
+        result = rnnbench("run", parameters, "--output-dir", tmp_path)
+    assert "another rnnbench is at work there" in one_sentence(result)
+
+
+def test_a_dry_run_says_what_would_run(tmp_path):
+    parameters = write_tiny(tmp_path / "p.yaml", runs=3)
+    result = rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
+    assert result.returncode == 0
+    assert "train" in result.stdout + result.stderr
+    assert not (tmp_path / "out/runs").exists()
+
+
+def test_where_mnist_cannot_be_had_the_quick_report_says_so_and_row_mnist_stops(tmp_path):
+    (tmp_path / "file").write_text("")
+    nowhere = {"RNNBENCH_DATA": str(tmp_path / "file/data")}  # cannot even be made
+    stops = rnnbench("run", "params/row_mnist.yaml", "--output-dir", tmp_path / "row", **nowhere)
+    assert "mnist is not complete in" in one_sentence(stops)
+    parameters = write_tiny(tmp_path / "p.yaml", dataset="mnist", offline_fallback="digits")
+    result = rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run", **nowhere)
+    assert result.returncode == 0, result.stderr
+    assert "NOTE: mnist is not there and could not be fetched" in result.stderr
+
+
+def test_the_quick_form_has_five_epochs(tmp_path):
+    parameters = write_tiny(tmp_path / "p.yaml", epochs=50)
+    result = rnnbench("run", parameters, "--quick", "--output-dir", tmp_path / "out", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "epochs: 5\n" in (tmp_path / "out/protocol.yaml").read_text()
+
+
+def test_check_prints_what_it_read():
+    result = rnnbench("check", "params/row_mnist.yaml")
+    assert result.returncode == 0
+    assert "learning_rate: 0.001\n" in result.stdout
+    assert "'gamma' is unknown" not in result.stdout
+    assert "nowhere.yaml" in one_sentence(rnnbench("check", "nowhere.yaml"))
+
+
+def test_data_verifies_what_is_there(tmp_path):
+    result = rnnbench("data", write_tiny(tmp_path / "p.yaml"))
+    assert "digits is complete and verified" in result.stdout
+
+
+def test_publishing_copies_the_light_part(report):
+    published = PROJECT / "reports/published/tiny"
+    try:
+        result = rnnbench("publish", report)
+        assert result.returncode == 0, result.stderr
+        assert (published / "index.html").exists()
+        assert (published / "pages/02_train-agru-seed42.html").exists()
+        assert (published / "runs/agru-seed42/predicted.safetensors").exists()
+        endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
+        assert endings == {".html", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".safetensors"}
+        assert not list(published.glob("**/best.safetensors"))
+    finally:
+        shutil.rmtree(published, ignore_errors=True)
