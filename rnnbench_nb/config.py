@@ -161,7 +161,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}: this is not valid YAML{line}; write KEY: VALUE lines.") from error
+        raise UserError(
+            f"{where}: this is not valid YAML{line}; write KEY: VALUE lines."
+        ) from error
 
 
 def validate(kind: type[Frozen], values: Mapping[str, Any], where: str) -> Any:

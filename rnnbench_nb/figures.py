@@ -225,13 +225,19 @@ def spectrum(panels: dict[str, np.ndarray], epsilon: dict[str, float]) -> Figure
             1/epsilon around -1/epsilon.
     """
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 4.4), sharey=True, squeeze=False
+        -(-len(panels) // 2), 2, figsize=(9, 2 * len(panels) + 0.6), sharey="row", squeeze=False
     )
-    for ax, (title, eigenvalues) in zip(axes[0], panels.items(), strict=True):
+    for ax, (title, eigenvalues) in zip(axes.flat, panels.items(), strict=True):
         radius = 1 / epsilon[title]
         ax.add_patch(
-            plt.Circle((-radius, 0), radius, facecolor="0.9", edgecolor="0.4", linestyle="--",
-                       label="Euler step stable")  # fmt: skip
+            plt.Circle(
+                (-radius, 0),
+                radius,
+                facecolor="0.9",
+                edgecolor="0.4",
+                linestyle="--",
+                label="Euler step stable",
+            )  # fmt: skip
         )
         ax.scatter(
             eigenvalues.real, eigenvalues.imag, s=14, color=COLOURS["agru"], zorder=3,
@@ -239,8 +245,24 @@ def spectrum(panels: dict[str, np.ndarray], epsilon: dict[str, float]) -> Figure
         )  # fmt: skip
         ax.axvline(0, color="0.3", linewidth=0.8)
         ax.set(title=title, xlabel="Real part", xlim=(-2.2 * radius, 0.6 * radius))
-    axes[0, 0].set_ylabel("Imaginary part")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("Imaginary part")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
     )
+    return figure
+
+
+def frequency_density(frequencies: pd.DataFrame, theory: np.ndarray, density: np.ndarray) -> Figure:
+    """Histograms of imaginary parts, from columns `frequency, moment`, and a density to compare."""
+    figure, ax = plt.subplots(figsize=(8, 3.4))
+    sns.histplot(
+        frequencies, x="frequency", hue="moment", stat="density", common_norm=False,
+        element="step", bins=60, palette=["0.5", COLOURS["agru"]], ax=ax,
+    )  # fmt: skip
+    (line,) = ax.plot(theory, density, color="black", linestyle="--")
+    old = ax.get_legend()
+    handles = [*old.legend_handles, line]
+    ax.legend(handles, [*(text.get_text() for text in old.texts), "semicircle"])
+    ax.set(xlabel="Imaginary part of the eigenvalues", ylabel="Density")
     return figure

@@ -37,7 +37,7 @@ COMPLETED, FAILED, MISSING = "completed", "failed", "missing"
 
 
 def metrics(label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro precision, recall and F1 as fractions, from labels (N,), by scikit-learn."""
+    """Accuracy and macro precision, recall and F1, as fractions, of labels (N,)."""
     precision, recall, f1, _ = precision_recall_fscore_support(
         label, predicted, average="macro", zero_division=0.0
     )

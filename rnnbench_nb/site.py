@@ -20,6 +20,7 @@ from traitlets.config import Config
 from rnnbench_nb import results
 from rnnbench_nb.config import Protocol, load_protocol
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.figures import label
 from rnnbench_nb.files import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,16 +29,15 @@ FORMATS = [  # of an output, best first: no scripts and no widgets
     "text/plain",
 ]  # fmt: skip
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
-MODEL_NAMES = {"lstm": "LSTM", "gru": "GRU", "agru": "A-GRU"}
 DATASET_NAMES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
     "digits": "the 8 × 8 digits of scikit-learn",
 }
 FIGURES = {
-    "test_comparison": "Test accuracy of every run, by variant",
-    "accuracy_curves": "Accuracy by epoch on the training and validation images, by variant",
-    "training_curves": "Loss by epoch on the training and validation images, by variant",
+    "test_comparison": "Test error of every run, with the mean and its 95% t interval over seeds",
+    "accuracy_curves": "Accuracy by epoch on the training and the validation images",
+    "training_curves": "Loss by epoch on the training and the validation images",
 }
 FILES = ["results_summary.md", "results.csv", "history.csv", "protocol.yaml"]
 
@@ -200,7 +200,8 @@ def summarise(report: Path, protocol: Protocol, runs: list[Path]) -> dict[str, A
     """What the index tells: the runs one by one, the results by variant, data and machines."""
     found = [_record(run) for run in runs]
     done = [run for run in found if run["status"] == results.COMPLETED]
-    table = pd.DataFrame([results.result_row(run) for run in done])
+    rows = [results.result_row(run) for run in done]
+    table = pd.DataFrame([{**row, "variant": label(row["variant"])} for row in rows])
     times = [run[key] for run in done for key in ("started", "finished") if key in run]
     whens = sorted(datetime.fromisoformat(time).astimezone(UTC) for time in times)
     data = next((run["data"] for run in done if "data" in run), {})
@@ -209,7 +210,7 @@ def summarise(report: Path, protocol: Protocol, runs: list[Path]) -> dict[str, A
     return {
         "protocol": protocol,
         "parameters": {key: _plain(value) for key, value in protocol.model_dump().items()},
-        "models": _listed([MODEL_NAMES.get(model, model) for model in protocol.models]),
+        "models": _listed([label(model) for model in protocol.models]),
         "dataset": DATASET_NAMES.get(dataset, dataset),
         "fallback": fallback,
         "data": data,

@@ -79,9 +79,10 @@ def compare(
       is at most 1 - level (and the two-way interval lies inside the margin);
     - "not distinguishable": neither. Better goes first when both hold.
 
-    Without `correct` a verdict is about new seeds on the same test images. Two models that are
-    equal on all digits still differ on 10,000 of them, by about as much as seeds scatter, and
-    seeds cannot show it; with `correct` the verdict covers new seeds and new images.
+    Without `correct` a verdict is about new seeds on the same test images. Two models equal on all
+    digits still differ on 10,000 of them, about as much as ten seeds leave open, and seeds cannot
+    show it. With `correct` the verdict covers new seeds and new images: in the studies simulated
+    in the tests, equal models were called different in 4 of 100, and in 16 by seeds alone.
 
     Args:
         results: Columns `variant, seed` and `value`, one row a run.

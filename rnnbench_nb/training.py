@@ -76,9 +76,7 @@ def _schedule(
 
 
 @torch.inference_mode()
-def evaluate(
-    model: SequenceClassifier, data: Part, reading: str
-) -> tuple[float, float, Tensor]:
+def evaluate(model: SequenceClassifier, data: Part, reading: str) -> tuple[float, float, Tensor]:
     """Mean loss (nats), accuracy (fraction) and class scores (N, K) of a model on images."""
     model.eval()
     device = next(model.parameters()).device
@@ -244,9 +242,7 @@ def _train_epoch(
         last_finite = value
         state.optimiser.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(
-            state.model.parameters(), parameters.clip_norm or math.inf
-        )
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), parameters.clip_norm or math.inf)
         state.optimiser.step()
         loss_sum += value * len(batch)
         correct += (logits.argmax(1) == labels).sum().item()

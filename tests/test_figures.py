@@ -37,7 +37,9 @@ def results(variants=("lstm", "gru", "agru"), accuracies=(0.98, 0.99)):
 
 def test_curves_show_each_model_in_its_colour_with_units():
     figure = figures.accuracy_curves(history())
-    for ax, title in zip(figure.axes, ("Training (mean over the epoch)", "Validation"), strict=True):
+    for ax, title in zip(
+        figure.axes, ("Training (mean over the epoch)", "Validation"), strict=True
+    ):
         assert ax.get_title() == title
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("Epoch", "Accuracy (%)")
         drawn = [matplotlib.colors.to_hex(line.get_color()).upper() for line in ax.lines[:3]]
@@ -101,7 +103,9 @@ def test_showing_carries_the_alt_text(monkeypatch):
 
 
 def test_the_disc_is_where_the_euler_step_is_stable():
-    figure = figures.spectrum({"trained": np.array([-0.1 + 1j, -0.1 - 1j])}, {"trained": 0.5})
+    figure = figures.spectrum(
+        {"S": np.array([1j, -1j]), "A": np.array([-0.1 + 1j, -0.1 - 1j])}, {"S": 0.5, "A": 0.5}
+    )
     disc = figure.axes[0].patches[0]
     assert (disc.center, disc.radius) == ((-2.0, 0), 2.0)
     z = disc.center[0] + disc.radius * np.exp(1j * np.linspace(0, 2 * np.pi, 9))

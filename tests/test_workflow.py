@@ -123,7 +123,9 @@ def test_killed_in_training_then_the_same_command_gives_the_same_results(tmp_pat
     again = rnnbench(*arguments)
     assert again.returncode == 0, again.stderr
     for table in ("results.csv", "history.csv"):
-        frames = [read_csv(folder / table).drop(columns=TIMES) for folder in (tmp_path / "whole", out)]
+        frames = [
+            read_csv(folder / table).drop(columns=TIMES) for folder in (tmp_path / "whole", out)
+        ]
         pd.testing.assert_frame_equal(*frames, check_exact=True)
     assert not [p for p in psutil.process_iter() if _mark(p) == str(out)]
 
@@ -138,7 +140,10 @@ def _mark(process):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--set", "epoch=3"], "the options: unknown key 'epoch'; the nearest known key is 'epochs'"),
+        (
+            ["--set", "epoch=3"],
+            "the options: unknown key 'epoch'; the nearest known key is 'epochs'",
+        ),
         (["--set", "learning_rate=1e-3"], "learning_rate: '1e-3' is text to YAML"),
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
         (["--seed", "1", "--seed", "2"], "'seed' is given twice among the options"),

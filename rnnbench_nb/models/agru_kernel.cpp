@@ -43,6 +43,9 @@ constexpr Index kPartials = 16;  // at most so many partial weight gradients
 
 static Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
 static void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
+// Memory that the next step will use, far from this one's, fetched ahead: writing or reading the
+// activations would otherwise wait for it, a tenth of the whole time.
+static void fetch(const float* from) { __builtin_prefetch(from); }
 static Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // exp(x) - 1 to float accuracy, near 0 too: with x = n log 2 + f and |f| <= log(2)/2 it is
@@ -187,6 +190,7 @@ extern "C" void agru_forward(
     for (Index t = 0; t < steps; t++) {
       float* activation = gates ? gates + (t * batch + first) * 3 * padded : scratch[0];
       const Index stride = gates ? 3 * padded : scratch.stride;
+      const Index next = gates && t + 1 < steps ? batch * stride : 0;
       for (Index i = 0; i < rows; i++) {
         const float* from = x + t * x_step + (first + i) * x_row;
         std::memcpy(joint[i] + start, from, input * sizeof(float));
@@ -195,7 +199,9 @@ extern "C" void agru_forward(
       product(rows, 2 * padded, size.depth(), {joint[0] + start, joint.stride, 1}, gate,
               [&](Index i, Index column, Vector sum) {
         const Vector value = sigmoid(sum);  // z, then r
-        store(activation + i * stride + column, value);
+        float* at = activation + i * stride + column;
+        store(at, value);
+        fetch(at + next);
         const Index unit = column - padded;
         if (unit >= 0) store(reset[i] + state + unit, value * load(joint[i] + state + unit));
       });
@@ -204,6 +210,7 @@ extern "C" void agru_forward(
         float *h = joint[i] + state + unit, *z = activation + i * stride + unit;
         const Vector c = tanh(sum);
         if (gates) store(z + 2 * padded, c);
+        fetch(z + 2 * padded + next);
         store(h, load(h) + epsilon * (load(z) * c));
       });
       for (Index i = 0; i < rows; i++)
@@ -271,6 +278,7 @@ extern "C" void agru_backward(
       for (Index t = steps - 1; t >= 0; t--) {
         const float* activation = gates + (t * batch + first) * 3 * padded;
         const float* h_before = (t ? output + (t - 1) * batch * hidden : h_0) + first * hidden;
+        const Index next = t ? -batch * 3 * padded : 0, next_h = t > 1 ? -batch * hidden : 0;
         for (Index i = 0; i < rows; i++) {
           float *row = joint[filled + i], *d = delta[filled + i], *g = dh[i];
           std::memcpy(row + start, x + t * x_step + (first + i) * x_row, input * sizeof(float));
@@ -284,6 +292,8 @@ extern "C" void agru_backward(
           Vector row_sum = {};
           for (Index j = 0; j < padded; j += kLanes) {
             const float* gate = activation + i * 3 * padded + j;
+            fetch(gate + next);
+            fetch(gate + 2 * padded + next);
             const Vector z = load(gate), c = load(gate + 2 * padded), g_j = load(g + j);
             const Vector scaled = epsilon * g_j, product = g_j * (z * c);
             store(d + j, scaled * c * (1.f - z) * z);
@@ -294,7 +304,10 @@ extern "C" void agru_backward(
         }
         product(rows, padded, hidden, {delta[filled] + 2 * padded, delta.stride, 1}, a,
                 [&](Index i, Index unit, Vector q) {
-          const Vector r = load(activation + (3 * i + 1) * padded + unit);
+          const float* gate = activation + (3 * i + 1) * padded + unit;
+          fetch(gate + next);
+          fetch(h_before + i * hidden + unit + next_h);
+          const Vector r = load(gate);
           const Vector h = load(joint[filled + i] + state + unit);
           store(reset[filled + i] + state + unit, r * h);
           store(delta[filled + i] + padded + unit, q * h * (1.f - r) * r);

@@ -10,15 +10,19 @@ built, the A-GRU runs its plain loop and one line of the logger ``rnnbench_nb`` 
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 import threading
+import weakref
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import torch
 from filelock import FileLock, Timeout
@@ -35,8 +39,11 @@ FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthrea
 VECTOR_NAMES = {64: "AVX-512", 32: "AVX2", 16: "128-bit vectors"}
 BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
 
+SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
+
 logger = logging.getLogger("rnnbench_nb")
 _load_lock = threading.Lock()
+_spare = defaultdict(list)  # memory given back, by the power of two of its size
 
 
 class _Unavailable(Exception):
@@ -156,6 +163,26 @@ def serves(tensors: list[Tensor]) -> bool:
     )
 
 
+def _empty(*shape: int) -> Tensor:
+    """Return an uninitialised float32 tensor, a large one in memory that another gave back.
+
+    The system hands out fresh memory page by page, which takes up to a third as long as the
+    products. The memory is the tensor's own until the last reference to it is gone.
+    """
+    size = math.prod(shape)
+    if size < SMALL:
+        return torch.empty(shape)
+    spare = _spare[(size - 1).bit_length()]
+    try:
+        memory = spare.pop()
+    except IndexError:
+        memory = np.empty((1 << (size - 1).bit_length()) + 16, dtype=np.float32)
+        memory = memory[-memory.ctypes.data % 64 // 4 :]  # from the start of a cache line
+    held = memory[:size]
+    weakref.finalize(held, spare.append, memory).atexit = False
+    return torch.from_numpy(held).view(shape)
+
+
 def _rows(tensor: Tensor) -> Tensor:
     """Return the tensor (T, B, N), copied only if its last dimension is not contiguous."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -195,11 +222,11 @@ def forward(
     x = _rows(x)
     held = [w.contiguous() for w in (h_0, weight_ih, gate_weight, recurrent)]
     bias = None if bias is None else bias.contiguous()
-    output = x.new_empty(n_steps, batch_size, hidden_size)
+    output = _empty(n_steps, batch_size, hidden_size)
     library = _load()
     lanes = library.agru_vector_bytes() // 4
     padded = -(-hidden_size // lanes) * lanes
-    gates = x.new_empty(n_steps, batch_size, 3, padded) if keep else None
+    gates = _empty(n_steps, batch_size, 3, padded) if keep else None
     library.agru_forward(
         n_steps, batch_size, input_size, hidden_size,
         x.data_ptr(), x.stride(0), x.stride(1),
@@ -245,7 +272,7 @@ def backward(
     held = [w.contiguous() for w in (h_0, weight_ih, gate_weight, recurrent)]
     grad_output = None if grad_output is None else _rows(grad_output)
     grad_last = None if grad_last is None else grad_last.contiguous()
-    grad_x = x.new_empty(n_steps, batch_size, input_size) if need_x else None
+    grad_x = _empty(n_steps, batch_size, input_size) if need_x else None
     grads = [torch.empty_like(w) for w in held]
     grad_bias = None if bias is None else torch.empty_like(bias)
     grad_epsilon = ctypes.c_double()
