@@ -3,7 +3,10 @@
 from rnnbench_nb.config import PROJECT, load_protocol
 
 protocol = load_protocol("protocol.yaml")
-variants = list(protocol.parameterisations())
+variants = protocol.parameterisations()
+analyses = ["03_compare"]
+if any(parameters.model == "agru" for parameters in variants.values()):
+    analyses.append("04_eigenvalues")
 runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
 output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):
@@ -94,7 +97,7 @@ rule analyse:
     params:
         output_dir=output_dir,
     wildcard_constraints:
-        notebook="03_compare|04_eigenvalues",
+        notebook="|".join(analyses),
     threads: 1
     shell:
         execute % ""
@@ -102,9 +105,7 @@ rule analyse:
 
 rule render:
     input:
-        expand(
-            "notebooks/{name}.ipynb", name=["01_data", "03_compare", "04_eigenvalues"]
-        ),
+        expand("notebooks/{name}.ipynb", name=["01_data", *analyses]),
         expand("{run}/02_train.ipynb", run=runs),
     output:
         "index.html",

@@ -1,16 +1,15 @@
 """What a recurrence does to its state: spectra, step Jacobians, exponents, gradient flow.
 
-The three cells are treated alike. The state s has n numbers: n = 2H for torch.nn.LSTM, whose
-state is (h, c), and n = H for torch.nn.GRU and the A-GRU, whose state is h. All is float64,
-batched over images and streamed over steps, so memory does not grow with T Jacobians. For many
-images, cut the batch: the peak is about ten arrays of (B, n, n).
+The cells are treated alike. The state s has n numbers: n = 2H for torch.nn.LSTM, whose state is
+(h, c), and n = H for torch.nn.GRU and the A-GRU, whose state is h. All is float64, batched over
+images and streamed over steps: no T Jacobians are ever held at once.
 
 Each operator has its own line between growth and decay:
 
 - A = W - W^T - gamma I acts in continuous time: growth is a real part above 0.
 - I + epsilon A is one forward Euler step of it: growth is a modulus above 1.
-- J = ds'/ds is one step of the whole cell, gates included: growth of the state over many steps
-  is an exponent above 0, which the eigenvalues of the single J do not settle.
+- J = ds'/ds is one step of the whole cell, gates included: growth over many steps is an exponent
+  above 0, which the eigenvalues of a single J do not settle.
 
 Torch's batched LU (`solve`, `det`, `slogdet`, `inv`) has no place here: on several threads it
 returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815).
@@ -18,8 +17,8 @@ returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
-from functools import singledispatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -28,23 +27,20 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnnbench_nb.errors import UserError
+from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.models import AGRU, SequenceClassifier
 
 INITIAL_EDGE = 2 * math.sqrt(2 / 3)  # of the spectrum of S, for W uniform on +-1/sqrt(H)
 
 
-# Spectra: the recurrent matrix on its own, without gates or input.
+# Spectra: the recurrent matrix by itself, without gates or input.
 
 
 def frequencies(weight: Tensor) -> Tensor:
-    """The lambda of the eigenvalues +-i lambda of S = W - W^T.
+    """The lambda of the eigenvalues +-i lambda of S = W - W^T, for W (..., H, H).
 
-    They are the real eigenvalues of the Hermitian matrix iS, which would come out real even if
-    S were not antisymmetric: fast to draw, useless as a check.
-
-    Args:
-        weight: W, (..., H, H).
+    They are the real eigenvalues of the Hermitian matrix iS: fast to draw, but no check that S is
+    antisymmetric, since they would come out real for any S.
 
     Returns:
         Ascending frequencies (..., H), in pairs +-lambda (and one 0 if H is odd).
@@ -59,18 +55,18 @@ def semicircle(frequency: Tensor, edge: float = INITIAL_EDGE) -> Tensor:
 
 
 def largest_stable_step(frequency: Tensor, gamma: float) -> Tensor:
-    """The largest epsilon for which the Euler step does not amplify the mode -gamma +- i lambda.
+    """The largest epsilon at which an Euler step does not amplify the mode -gamma +- i lambda.
 
-    epsilon_max = 2 gamma / (gamma^2 + lambda^2), from |1 + epsilon (-gamma +- i lambda)| <= 1;
-    0 where gamma is 0 or negative.
+    epsilon_max = 2 gamma / (gamma^2 + lambda^2), where |1 + epsilon (-gamma +- i lambda)| = 1; 0
+    if gamma is 0 or negative.
     """
     step = 2 * max(gamma, 0.0) / (gamma**2 + frequency**2)
-    return step.nan_to_num(nan=math.inf)  # 0/0: the zero mode of S alone, neutral at any step
+    return step.nan_to_num(nan=math.inf)  # 0/0: the zero mode of S, neutral at any step
 
 
 def euler_modulus(frequency: Tensor, gamma: float, epsilon: float | Tensor) -> Tensor:
     """|1 + epsilon (-gamma +- i lambda)|: what an Euler step multiplies a mode of A by."""
-    return torch.hypot(1 - epsilon * gamma * torch.ones_like(frequency), epsilon * frequency)
+    return ((1 - epsilon * gamma) ** 2 + (epsilon * frequency) ** 2) ** 0.5
 
 
 def stability(weight: Tensor, gamma: float, epsilon: float | Tensor) -> dict[str, Tensor]:
@@ -82,9 +78,9 @@ def stability(weight: Tensor, gamma: float, epsilon: float | Tensor) -> dict[str
         epsilon: Step size, (...).
 
     Returns:
-        Columns (...): `lambda_max`; `epsilon_lambda_max`, which must be at most 1 for any gamma
-        to stabilise the step (gamma = 1/epsilon does it best); `epsilon_max` of the spectrum;
-        `modulus_max`; `share_outside`, the fraction of modes with a modulus above 1.
+        Columns (...): `lambda_max`; `epsilon_lambda_max`, at most 1 if some gamma stabilises the
+        step (gamma = 1/epsilon is the best); `epsilon_max` of the whole spectrum; `modulus_max`;
+        `share_outside`, the fraction of modes with a modulus above 1.
     """
     epsilon = torch.as_tensor(epsilon, dtype=torch.float64)
     modes = frequencies(weight)  # (..., H)
@@ -99,22 +95,22 @@ def stability(weight: Tensor, gamma: float, epsilon: float | Tensor) -> dict[str
     }
 
 
-# One operator M, three ways to step along ds/dt = M s for unit time (scale M by epsilon first).
+# Three ways to step along ds/dt = M s for one unit of time, M (..., n, n), such as epsilon A.
 
 
 def euler_step(operator: Tensor) -> Tensor:
-    """I + M (..., n, n): the forward Euler step, which the A-GRU takes."""
+    """I + M: the forward Euler step, which the A-GRU takes."""
     return torch.eye(operator.shape[-1], dtype=operator.dtype) + operator
 
 
 def midpoint_step(operator: Tensor) -> Tensor:
-    """(I - M/2)^-1 (I + M/2) (..., n, n): the implicit midpoint step, orthogonal if M^T = -M."""
+    """(I - M/2)^-1 (I + M/2): the implicit midpoint step, orthogonal if M is antisymmetric."""
     left, right = euler_step(-operator / 2), euler_step(operator / 2)
     return torch.from_numpy(np.linalg.solve(left.numpy(), right.numpy()))
 
 
 def exact_step(operator: Tensor) -> Tensor:
-    """exp(M) (..., n, n): the flow itself."""
+    """exp(M): the flow itself."""
     return torch.linalg.matrix_exp(operator)
 
 
@@ -123,9 +119,9 @@ def growth(operator: Tensor) -> dict[str, Tensor]:
 
     Returns:
         Columns (...): `abscissa`, the largest real part of an eigenvalue of M (above 0: grows in
-        the long run); `numerical_abscissa`, the largest eigenvalue of (M + M^T)/2 (above 0: grows
-        at once; equal to the former if M is normal); `euler_radius` and `euler_norm`, the largest
-        modulus of an eigenvalue and the largest singular value of I + M (the same two, against 1).
+        the long run); `numerical_abscissa`, the largest eigenvalue of (M + M^T)/2 (above 0: can
+        grow at once; the same number if M is normal); `euler_radius` and `euler_norm`, the
+        largest modulus of an eigenvalue and the largest singular value of I + M (against 1).
     """
     eigenvalues = torch.linalg.eigvals(operator)
     return {
@@ -136,7 +132,7 @@ def growth(operator: Tensor) -> dict[str, Tensor]:
     }
 
 
-# The cells, step by step.
+# The cells: one step, and its exact Jacobian.
 
 
 class Step(NamedTuple):
@@ -156,48 +152,37 @@ class Step(NamedTuple):
     gates: dict[str, Tensor]
 
 
-def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
-    """Run a cell in float64 and yield its steps one by one.
-
-    Args:
-        cell: A torch.nn.LSTM, torch.nn.GRU or AGRU of one layer, left as it is.
-        inputs: Sequences (B, T, D), whatever the cell's `batch_first`.
-        start: First state (B, n); zeros if None.
-
-    Raises:
-        UserError: The cell has more than one layer.
-    """
-    if cell.num_layers != 1:
-        raise UserError(f"num_layers: {cell.num_layers}: the dynamics are those of one layer.")
-    cell = copy.deepcopy(cell).double().requires_grad_(False)
-    size = cell.hidden_size * (2 if isinstance(cell, nn.LSTM) else 1)
-    inputs = inputs.double()
-    state = inputs.new_zeros(len(inputs), size) if start is None else start.double()
-    for x in inputs.unbind(1):
-        after, gates = _advance(cell, x, state)
-        yield Step(cell, state, after, gates)
-        state = after
+def _scale_rows(scale: Tensor, matrix: Tensor) -> Tensor:
+    """diag(scale) M (B, m, n), for scale (B, m) and M (m, n) or (B, m, n)."""
+    return scale[..., None] * matrix
 
 
-@singledispatch
-def _advance(cell, x: Tensor, state: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """One step of a cell from `state` (B, n) under the input x (B, D): new state and gates."""
-    raise TypeError(f"expected LSTM, GRU or AGRU, got {type(cell).__name__}")
-
-
-@_advance.register
-def _(cell: nn.LSTM, x, state):
+def _lstm_step(cell: nn.LSTM, x: Tensor, state: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     h, c = state.chunk(2, -1)
     from_input = F.linear(x, cell.weight_ih_l0, cell.bias_ih_l0)
-    total = from_input + F.linear(h, cell.weight_hh_l0, cell.bias_hh_l0)
-    i, f, g, o = total.chunk(4, -1)
+    i, f, g, o = (from_input + F.linear(h, cell.weight_hh_l0, cell.bias_hh_l0)).chunk(4, -1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c + i * g
     return torch.cat([o * c.tanh(), c], -1), {"i": i, "f": f, "g": g, "o": o}
 
 
-@_advance.register
-def _(cell: nn.GRU, x, h):
+def _lstm_jacobian(step: Step) -> Tensor:
+    i, f, g, o = step.gates.values()
+    u_i, u_f, u_g, u_o = step.cell.weight_hh_l0.chunk(4)
+    c, tanh_c = step.before.chunk(2, -1)[1], step.after.chunk(2, -1)[1].tanh()  # c old, c new
+    c_by_h = (
+        _scale_rows(g * i * (1 - i), u_i)
+        + _scale_rows(c * f * (1 - f), u_f)
+        + _scale_rows(i * (1 - g**2), u_g)
+    )
+    h_by_new_c = o * (1 - tanh_c**2)
+    h_by_h = _scale_rows(h_by_new_c, c_by_h) + _scale_rows(tanh_c * o * (1 - o), u_o)
+    h_rows = torch.cat([h_by_h, torch.diag_embed(h_by_new_c * f)], -1)  # (B, H, 2H)
+    c_rows = torch.cat([c_by_h, torch.diag_embed(f)], -1)  # (B, H, 2H)
+    return torch.cat([h_rows, c_rows], -2)
+
+
+def _gru_step(cell: nn.GRU, x: Tensor, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     x_r, x_z, x_n = F.linear(x, cell.weight_ih_l0, cell.bias_ih_l0).chunk(3, -1)
     h_r, h_z, q = F.linear(h, cell.weight_hh_l0, cell.bias_hh_l0).chunk(3, -1)
     r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
@@ -205,13 +190,190 @@ def _(cell: nn.GRU, x, h):
     return (1 - z) * n + z * h, {"r": r, "z": z, "n": n, "q": q}
 
 
-@_advance.register
-def _(cell: AGRU, x, h):
+def _gru_jacobian(step: Step) -> Tensor:
+    r, z, n, q = step.gates.values()
+    u_r, u_z, u_n = step.cell.weight_hh_l0.chunk(3)
+    q_by_h = _scale_rows(r, u_n) + _scale_rows(q * r * (1 - r), u_r)
+    by_update = torch.diag_embed(z) + _scale_rows((step.before - n) * z * (1 - z), u_z)
+    return by_update + _scale_rows((1 - z) * (1 - n**2), q_by_h)
+
+
+def _agru_step(cell: AGRU, x: Tensor, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     x_z, x_r, x_c = F.linear(x, cell.weight_ih_l0, cell.bias_l0).chunk(3, -1)
     u_z, u_r, _ = cell.weight_hh_l0.chunk(3)
     z, r = (x_z + h @ u_z.T).sigmoid(), (x_r + h @ u_r.T).sigmoid()
     c = (x_c + (r * h) @ cell.recurrent_matrix().T).tanh()
     return h + cell.epsilon() * z * c, {"z": z, "r": r, "c": c}
+
+
+def agru_terms(step: Step) -> dict[str, Tensor]:
+    """The A-GRU's step Jacobian in three terms, J = I + epsilon K + epsilon G.
+
+    With D = diag(z (1 - c^2)), K = D A diag(r) is the recurrent matrix between frozen gates: not
+    antisymmetric, but at gamma = 0 similar to an antisymmetric matrix, so its spectrum is still
+    imaginary. G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r comes from the gates' own
+    dependence on h.
+
+    Returns:
+        `identity` (H, H), `antisymmetric` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
+    """
+    z, r, c = step.gates.values()
+    h, epsilon = step.before, step.cell.epsilon()
+    u_z, u_r, _ = step.cell.weight_hh_l0.chunk(3)
+    d_a = _scale_rows(z * (1 - c**2), step.cell.recurrent_matrix())  # (B, H, H)
+    by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
+    return {
+        "identity": torch.eye(h.shape[-1], dtype=h.dtype),
+        "antisymmetric": epsilon * d_a * r[:, None, :],
+        "gates": epsilon * (_scale_rows(c * z * (1 - z), u_z) + by_reset),
+    }
+
+
+def _agru_jacobian(step: Step) -> Tensor:
+    return sum(agru_terms(step).values())
+
+
+CELLS = {
+    "LSTM": (_lstm_step, _lstm_jacobian),
+    "GRU": (_gru_step, _gru_jacobian),
+    "AGRU": (_agru_step, _agru_jacobian),
+}
+
+
+def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
+    """Run a copy of a cell in float64 and yield its steps one by one.
+
+    Args:
+        cell: A torch.nn.LSTM, torch.nn.GRU or AGRU of one layer.
+        inputs: Sequences (B, T, D), whatever the cell's `batch_first`.
+        start: First state (B, n); zeros if None.
+
+    Raises:
+        UserError: The cell is another one, or has more than one layer.
+    """
+    advance, _ = lookup(CELLS, "cell", type(cell).__name__)
+    if cell.num_layers != 1:
+        raise UserError(f"num_layers: {cell.num_layers}: the dynamics shown are those of 1 layer.")
+    cell = copy.deepcopy(cell).double().requires_grad_(False)
+    size = cell.hidden_size * (2 if isinstance(cell, nn.LSTM) else 1)
+    inputs = inputs.double()
+    state = inputs.new_zeros(len(inputs), size) if start is None else start.double()
+    for x in inputs.unbind(1):
+        after, gates = advance(cell, x, state)
+        yield Step(cell, state, after, gates)
+        state = after
+
+
+def jacobian(step: Step) -> Tensor:
+    """The exact step Jacobian J (B, n, n); entry [b, i, j] is d after_i / d before_j."""
+    return CELLS[type(step.cell).__name__][1](step)
+
+
+def over_images(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16) -> Tensor:
+    """Apply `measure` to `size` images at a time, on all of torch's threads.
+
+    Memory then grows with `size` alone, about ten arrays (size, n, n) a thread. Each thread works
+    on images of its own, because several threads inside one small factorisation only fight.
+
+    Args:
+        measure: Takes a part of each batch; returns a tensor, images first.
+        batches: Inputs, labels and so on, images first.
+        size: Images in a part.
+
+    Returns:
+        What `measure` returned, all images together.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return torch.cat(list(pool.map(measure, *(batch.split(size) for batch in batches))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Along a sequence: products of Jacobians, gradients, states.
+
+
+def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
+    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: J_T ... J_1 = Q_T R_T ... R_1."""
+    q = None
+    for j in jacobians:
+        q, r = torch.linalg.qr(j if q is None else j @ q)
+        yield r
+
+
+def _rounding(r: Tensor) -> Tensor:
+    """The size (B, 1) below which entries of a triangular factor are rounding, not data."""
+    return r.shape[-1] * torch.finfo(r.dtype).eps * r.abs().amax((-2, -1))[:, None]
+
+
+def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
+    """Exponents by QR, lambda_i = mean over t of log |R_t,ii|: for long sequences.
+
+    Benettin et al. 1980; Dieci and Van Vleck 2002; for recurrent networks Vogt et al. 2022
+    (Front. Appl. Math. Stat. 8:818799). Their sum is the mean of log |det J_t| at any T; each by
+    itself is off by the order of 1/T.
+
+    Args:
+        jacobians: J_t (B, n, n) for t = 1 ... T in this order, as `map(jacobian, walk(...))`.
+
+    Returns:
+        Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
+        erases to working precision.
+    """
+    rates = []
+    for r in _triangular_factors(jacobians):
+        diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
+        rates.append(torch.where(diagonal > _rounding(r), diagonal, 0).log())
+    return torch.stack(rates).mean(0)
+
+
+def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
+    """Finite-time exponents log(sigma_i) / T of the product J_T ... J_1: for short sequences.
+
+    Its singular values sigma_i are the exact growth over T steps. They are taken from the
+    triangular factors, since the plain product loses all that is below 1e-16 of the largest:
+    half of a trained LSTM's at T = 28.
+
+    Args:
+        jacobians: J_t (B, n, n) for t = 1 ... T in this order, as `map(jacobian, walk(...))`.
+
+    Returns:
+        Exponents (B, n) in nats a step, descending; -inf for a direction that a step erases to
+        working precision, or all steps together shrink below 1e-308.
+    """
+    product = None
+    for steps, r in enumerate(_triangular_factors(jacobians), start=1):
+        r = torch.where(r.abs().amax(-1, keepdim=True) > _rounding(r)[..., None], r, 0)
+        product = r if product is None else r @ product
+    return torch.linalg.svdvals(product).log() / steps
+
+
+def gradient_norms(classifier: SequenceClassifier, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The size of the loss's gradient with respect to every state, by g_{t-1} = J_t^T g_t.
+
+    The loss is one image's cross-entropy: no mean over a batch, no dropout.
+
+    Args:
+        classifier: A cell of one layer and its head.
+        inputs: Sequences (B, T, D).
+        labels: Classes (B,).
+
+    Returns:
+        |dL/ds_t| for t = 0 ... T (B, T + 1), s_0 being the state before the first step.
+    """
+    steps = list(walk(classifier.cell, inputs))
+    head = copy.deepcopy(classifier.head).double().requires_grad_(False)
+    state = steps[-1].after
+    scores = head(state[:, : head.in_features])  # (B, K)
+    by_score = scores.softmax(-1) - F.one_hot(labels, head.out_features)  # (B, K)
+    g = F.pad(by_score @ head.weight, (0, state.shape[1] - head.in_features))  # no c in the head
+    norms = [g.norm(dim=-1)]
+    for step in reversed(steps):
+        g = torch.einsum("bij,bi->bj", jacobian(step), g)
+        norms.append(g.norm(dim=-1))
+    return torch.stack(norms[::-1], dim=1)
 
 
 def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:
@@ -221,7 +383,7 @@ def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def principal_components(states: Tensor, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Trajectories (B, T + 1, n) along their `count` main directions: PCA of all states together.
+    """Trajectories (B, T + 1, n) along their `count` main directions, by PCA of all states.
 
     Returns:
         Coordinates (B, T + 1, count), and the fraction of the variance along each (count,).
@@ -231,191 +393,32 @@ def principal_components(states: Tensor, count: int = 2) -> tuple[np.ndarray, np
     return coordinates.reshape(*states.shape[:2], count), pca.explained_variance_ratio_
 
 
-# Step Jacobians J = ds'/ds.
-
-
-def jacobian(step: Step) -> Tensor:
-    """The exact step Jacobian (B, n, n); entry [b, i, j] is d after_i / d before_j."""
-    return _jacobian(step.cell, step)
-
-
-def _diag(scale: Tensor, matrix: Tensor) -> Tensor:
-    """diag(scale) M (B, n, n), for scale (B, n) and M (n, n) or (B, n, n)."""
-    return scale[..., None] * matrix
-
-
-@singledispatch
-def _jacobian(cell, step: Step) -> Tensor:
-    raise TypeError(f"expected LSTM, GRU or AGRU, got {type(cell).__name__}")
-
-
-@_jacobian.register
-def _(cell: nn.LSTM, step):
-    i, f, g, o = step.gates.values()
-    u_i, u_f, u_g, u_o = cell.weight_hh_l0.chunk(4)
-    c, new_c = step.before.chunk(2, -1)[1], step.after.chunk(2, -1)[1]
-    c_by_h = _diag(g * i * (1 - i), u_i) + _diag(c * f * (1 - f), u_f) + _diag(i * (1 - g**2), u_g)
-    h_by_new_c = o * (1 - new_c.tanh() ** 2)
-    h_by_h = _diag(h_by_new_c, c_by_h) + _diag(new_c.tanh() * o * (1 - o), u_o)
-    h_rows = torch.cat([h_by_h, torch.diag_embed(h_by_new_c * f)], -1)  # (B, H, 2H)
-    c_rows = torch.cat([c_by_h, torch.diag_embed(f)], -1)  # (B, H, 2H)
-    return torch.cat([h_rows, c_rows], -2)
-
-
-@_jacobian.register
-def _(cell: nn.GRU, step):
-    r, z, n, q = step.gates.values()
-    u_r, u_z, u_n = cell.weight_hh_l0.chunk(3)
-    by_candidate = _diag((1 - z) * (1 - n**2), _diag(r, u_n) + _diag(q * r * (1 - r), u_r))
-    return torch.diag_embed(z) + _diag((step.before - n) * z * (1 - z), u_z) + by_candidate
-
-
-@_jacobian.register
-def _(cell: AGRU, step):
-    return sum(agru_terms(step).values())
-
-
-def agru_terms(step: Step) -> dict[str, Tensor]:
-    """The A-GRU's step Jacobian in three terms, J = I + epsilon K + epsilon G.
-
-    With D = diag(z (1 - c^2)): K = D A diag(r) is the recurrent matrix between frozen gates. It
-    is not antisymmetric, but at gamma = 0 similar to an antisymmetric matrix, so its spectrum is
-    imaginary. G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r is what the gates add because
-    they depend on h.
-
-    Returns:
-        `identity` (H, H), `antisymmetric` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
-    """
-    z, r, c = step.gates.values()
-    h, epsilon = step.before, step.cell.epsilon()
-    u_z, u_r, _ = step.cell.weight_hh_l0.chunk(3)
-    d_a = _diag(z * (1 - c**2), step.cell.recurrent_matrix())  # (B, H, H)
-    by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
-    return {
-        "identity": torch.eye(h.shape[-1], dtype=h.dtype),
-        "antisymmetric": epsilon * d_a * r[:, None, :],
-        "gates": epsilon * (_diag(c * z * (1 - z), u_z) + by_reset),
-    }
-
-
-# Products of Jacobians over time, J_T ... J_1.
-
-
-def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
-    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: the product is Q_T R_T ... R_1."""
-    q = None
-    for j in jacobians:
-        q, r = torch.linalg.qr(j if q is None else j @ q)
-        yield r
-
-
-def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
-    """Lyapunov exponents by QR: lambda_i = mean over t of log |R_t,ii|, for long sequences.
-
-    Benettin et al. 1980; Dieci and Van Vleck 2002; for recurrent networks Vogt et al. 2022
-    (Front. Appl. Math. Stat. 8:818799). Their sum is the mean of log |det J_t| at any T; each by
-    itself has an error of order 1/T.
-
-    Args:
-        jacobians: The J_t (B, n, n) in the order of time, t = 1 ... T, such as
-            `map(jacobian, walk(cell, inputs))`.
-
-    Returns:
-        Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
-        erases to working precision.
-    """
-    total, steps = 0.0, 0
-    for r in _triangular_factors(jacobians):
-        diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
-        noise = _rounding(r)
-        total = total + torch.where(diagonal > noise, diagonal, 0).log()
-        steps += 1
-    return total / steps
-
-
-def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
-    """Finite-time exponents log(sigma_i) / T of the product J_T ... J_1, for short sequences.
-
-    The sigma_i are its singular values: the exact growth over these T steps. They come from the
-    triangular factors, since the plain product loses all below 1e-16 of the largest (half of a
-    trained LSTM's at T = 28).
-
-    Args:
-        jacobians: The J_t (B, n, n) in the order of time, t = 1 ... T.
-
-    Returns:
-        Exponents (B, n) in nats a step, descending; -inf for a direction that a step erases to
-        working precision, or that falls below 1e-308 over the sequence.
-    """
-    product, steps = None, 0
-    for r in _triangular_factors(jacobians):
-        r = torch.where(r.abs().amax(-1, keepdim=True) > _rounding(r)[..., None], r, 0)
-        product = r if product is None else r @ product
-        steps += 1
-    return torch.linalg.svdvals(product).log() / steps
-
-
-def _rounding(r: Tensor) -> Tensor:
-    """The size (B, 1) below which entries of a triangular factor are rounding, not data."""
-    return r.shape[-1] * torch.finfo(r.dtype).eps * r.abs().amax((-2, -1))[:, None]
-
-
-def gradient_norms(classifier: SequenceClassifier, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Norms of the loss's gradient with respect to each state, by g_{t-1} = J_t^T g_t.
-
-    The loss is one image's cross-entropy, without the mean over a batch and without dropout.
-
-    Args:
-        classifier: The cell, of one layer, and its head.
-        inputs: Sequences (B, T, D).
-        labels: Classes (B,).
-
-    Returns:
-        ||dL/ds_t|| for t = 0 ... T (B, T + 1), s_0 being the state before the first step.
-    """
-    steps = list(walk(classifier.cell, inputs))
-    state = steps[-1].after
-    weight, bias = classifier.head.weight.detach().double(), classifier.head.bias.detach().double()
-    scores = F.linear(state[:, : weight.shape[1]], weight, bias)  # (B, K)
-    g = (scores.softmax(-1) - F.one_hot(labels, len(weight))) @ weight  # (B, H)
-    g = F.pad(g, (0, state.shape[1] - g.shape[1]))  # the head does not see the LSTM's c
-    norms = [g.norm(dim=-1)]
-    for step in reversed(steps):
-        g = torch.einsum("bij,bi->bj", jacobian(step), g)
-        norms.append(g.norm(dim=-1))
-    return torch.stack(norms[::-1], dim=1)
-
-
-# The A-GRU left alone.
-
-
 def growth_map(
-    cell: AGRU, gammas: Iterable[float], epsilons: Iterable[float], start: Tensor, steps: int
+    cell: AGRU, gammas: Sequence[float], epsilons: Sequence[float], start: Tensor, steps: int
 ) -> Tensor:
     """Measured growth of an A-GRU's state without input or biases, over gamma and epsilon.
 
-    Both gates rest at 1/2, so a small state meets the Euler step of size epsilon/4: the theory's
-    boundary is epsilon = 4 `largest_stable_step`. A large state saturates tanh and then grows by
-    at most epsilon a step, so start small.
+    Both gates rest at 1/2, so a small state meets an Euler step of size epsilon/4, and the theory
+    draws the boundary at epsilon = 4 `largest_stable_step`. A large state saturates tanh and then
+    grows by at most epsilon a step: start small.
 
     Args:
-        cell: The cell whose weights are used; its own gamma, epsilon and biases are not.
-        gammas: Dampings, G of them.
-        epsilons: Step sizes, positive, E of them.
-        start: First states (B, H), not zero.
+        cell: Whose weights to use; its own gamma, epsilon and biases are set aside.
+        gammas: Dampings.
+        epsilons: Step sizes, positive.
+        start: First states (B, H), none of them zero.
         steps: Steps to take, T.
 
     Returns:
-        Mean over the batch of log(|h_T| / |h_0|) / T, in nats a step (G, E).
+        Mean over the batch of log(|h_T| / |h_0|) / T, in nats a step (gammas, epsilons).
     """
-    cell = copy.deepcopy(cell).double().requires_grad_(False)
+    cell = copy.deepcopy(cell).requires_grad_(False)
     cell.bias_l0.zero_()
     silence = start.new_zeros(len(start), steps, cell.input_size)
-    rates = []
-    for gamma in gammas:
-        cell.gamma = float(gamma)
-        for epsilon in epsilons:
+    rates = torch.empty(len(gammas), len(epsilons), dtype=torch.float64)
+    for i, cell.gamma in enumerate(map(float, gammas)):
+        for j, epsilon in enumerate(epsilons):
             cell.log_epsilon_l0.fill_(math.log(epsilon))
             *_, last = walk(cell, silence, start)
-            rates.append((last.after.norm(dim=-1) / start.norm(dim=-1)).log().mean() / steps)
-    return torch.stack(rates).reshape(len(gammas), len(epsilons))
+            rates[i, j] = (last.after.norm(dim=-1) / start.norm(dim=-1)).log().mean() / steps
+    return rates

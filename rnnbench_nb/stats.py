@@ -342,7 +342,7 @@ def time_to_accuracy(history: pd.DataFrame, levels: Sequence[float]) -> pd.DataF
 
 
 def _p(p: float) -> str:
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.3g}"
 
 
 def _range(low: float, high: float, sign: str = "+") -> str:
@@ -371,7 +371,7 @@ def sentence(row: Mapping) -> str:
         ends = _range(row["two_way_low"], row["two_way_high"])
         details.append(f"{ends} {scope}, corrected")
     head = f"{a} minus {b}: {100 * row['difference']:+.2f} points {over}"
-    return f"{head} ({'; '.join(details)}): {verdict}, {scope}. {row['limit']}".strip()
+    return f"{head} ({'; '.join(details)}): {verdict}, {scope}."
 
 
 def summary_sentence(row: Mapping) -> str:

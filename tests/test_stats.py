@@ -181,7 +181,7 @@ def test_each_verdict_is_reached_and_said():
     assert list(stats.compare(tidy(scores), 5e-4)["verdict"])[0] == "not distinguishable"
     said = [stats.sentence(row) for row in table.to_dict("records")]
     assert said[2].startswith("gru minus agru: +1.00 points on average over 10 common seeds (95% ")
-    assert "p = 0.002; p = 0.0059 after Holm over 3 comparisons" in said[2].replace("exact ", "")
+    assert "p = 0.00195; p = 0.00586 after Holm over 3 comparisons" in said[2].replace("exact ", "")
     assert said[2].endswith("gru is better, for new seeds on these test images.")
     small = stats.compare(tidy(scores), margin=0.02).to_dict("records")[2]
     assert "gru is better, but by less than the margin of 2 points" in stats.sentence(small)
@@ -206,6 +206,9 @@ def test_new_images_can_take_a_verdict_away():
         assert row["low"] > 0 and row["p_holm"] < 0.05 and row["verdict"] == verdict
         assert (row["two_way_low"] > 0) == (extra == 0)
         assert "for new seeds and new images" in stats.sentence(row)
+    wide = [stats.compare(results, m, correct=correct).iloc[0] for m in (0.01, 0.02)]
+    assert all(row["p_equivalence_holm"] < 1e-3 for row in wide)
+    assert [row["verdict"] for row in wide] == ["not distinguishable", "equivalent within 2 points"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_too_few_seeds_are_told(seeds, variants, needed, floor):
 
 
 def test_ties_count_whatever_the_rounding_of_floats():
-    # differences of 7, -4, 21, 0, -7 images: |sum| >= 17 in 24 of 32 sign patterns, 4 of them tied
+    # differences of 7, -4, 21, 0, -7 images: |sum| >= 17 in 24 of 32 sign patterns, 8 of them tied
     a, b = [0.9887, 0.9870, 0.9888, 0.9880, 0.9887], [0.9880, 0.9874, 0.9867, 0.9880, 0.9894]
     assert stats.compare(tidy({"a": a, "b": b}), 0.001)["p"][0] == 24 / 32
 

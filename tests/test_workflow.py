@@ -100,11 +100,21 @@ def kill_everything(command: subprocess.Popen) -> None:
             process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("all_of_it", [True, False], ids=["everything", "only the command"])
-def test_killed_in_training_then_the_same_command_gives_the_same_results(tmp_path, all_of_it):
-    parameters = write_tiny(tmp_path / "p.yaml", models="[agru]", epochs=40, patience=40)
-    whole = rnnbench("run", parameters, "--output-dir", tmp_path / "whole")
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A parameter file whose training takes some seconds, and its report."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    parameters = write_tiny(folder / "p.yaml", models="[agru]", epochs=60, patience=60)
+    whole = rnnbench("run", parameters, "--output-dir", folder / "out")
     assert whole.returncode == 0, whole.stderr
+    return parameters, folder / "out"
+
+
+@pytest.mark.parametrize("all_of_it", [True, False], ids=["everything", "only the command"])
+def test_killed_in_training_then_the_same_command_gives_the_same_results(
+    unbroken, tmp_path, all_of_it
+):
+    parameters, whole = unbroken
     out = tmp_path / "broken"
     arguments = ["run", str(parameters), "--output-dir", str(out)]
     command = subprocess.Popen(
@@ -124,7 +134,7 @@ def test_killed_in_training_then_the_same_command_gives_the_same_results(tmp_pat
     assert again.returncode == 0, again.stderr
     for table in ("results.csv", "history.csv"):
         frames = [
-            read_csv(folder / table).drop(columns=TIMES) for folder in (tmp_path / "whole", out)
+            read_csv(folder / table).drop(columns=TIMES) for folder in (whole, out)
         ]
         pd.testing.assert_frame_equal(*frames, check_exact=True)
     assert not [p for p in psutil.process_iter() if _mark(p) == str(out)]

@@ -283,8 +283,8 @@ extern "C" void agru_backward(
           float *row = joint[filled + i], *d = delta[filled + i], *g = dh[i];
           std::memcpy(row + start, x + t * x_step + (first + i) * x_row, input * sizeof(float));
           row[state - 1] = 1.f;
-          std::memcpy(reset[filled + i] + start, row + start, (input + 1) * sizeof(float));
           std::memcpy(row + state, h_before + i * hidden, hidden * sizeof(float));
+          std::memcpy(reset[filled + i] + start, row + start, (input + 1) * sizeof(float));
           if (grad_output) {
             const float* from = grad_output + t * grad_step + (first + i) * grad_row;
             for (Index j = 0; j < hidden; j++) g[j] += from[j];
@@ -294,6 +294,7 @@ extern "C" void agru_backward(
             const float* gate = activation + i * 3 * padded + j;
             fetch(gate + next);
             fetch(gate + 2 * padded + next);
+            fetch(h_before + i * hidden + j + next_h);
             const Vector z = load(gate), c = load(gate + 2 * padded), g_j = load(g + j);
             const Vector scaled = epsilon * g_j, product = g_j * (z * c);
             store(d + j, scaled * c * (1.f - z) * z);
@@ -306,7 +307,6 @@ extern "C" void agru_backward(
                 [&](Index i, Index unit, Vector q) {
           const float* gate = activation + (3 * i + 1) * padded + unit;
           fetch(gate + next);
-          fetch(h_before + i * hidden + unit + next_h);
           const Vector r = load(gate);
           const Vector h = load(joint[filled + i] + state + unit);
           store(reset[filled + i] + state + unit, r * h);
