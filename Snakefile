@@ -15,10 +15,11 @@ if output_dir.is_relative_to(PROJECT):
 # A notebook that fails leaves its partly executed copy and a marker; the report goes on and
 # says so. `papermill` is called as one would call it by hand.
 execute = (
-    "rm -f {output:q}.failed; papermill {input.notebook:q} {output:q} %s "
-    "-r output_dir {params.output_dir:q} --no-progress-bar > {log:q} 2>&1 "
-    "|| touch {output:q} {output:q}.failed"
+    "rm -f {output:q}.failed; if papermill {input.notebook:q} {output:q} %s "
+    "--log-output --no-progress-bar > {log:q} 2>&1; then echo done {output:q}; "
+    "else touch {output:q} {output:q}.failed; echo FAILED {output:q}, see {log:q}; fi"
 )
+into_report = "-r output_dir {params.output_dir:q}"
 
 
 wildcard_constraints:
@@ -40,16 +41,19 @@ rule all:
 rule explore_data:
     input:
         notebook=PROJECT / "notebooks/01_data.ipynb",
-        parameters="protocol.yaml",
+        protocol="protocol.yaml",
     output:
         "notebooks/01_data.ipynb",
     log:
         "logs/01_data.txt",
     params:
-        output_dir=output_dir,
+        dataset=protocol.dataset,
+        reading=protocol.reading,
+        seed=protocol.seed,
     threads: 1
     shell:
-        execute % "-f {input.parameters:q}"
+        execute
+        % "-r dataset {params.dataset} -r reading {params.reading} -p seed {params.seed}"
 
 
 rule train:
@@ -64,7 +68,7 @@ rule train:
         output_dir=output_dir,
     threads: 1
     shell:
-        execute % "-f {input.parameters:q} -p seed {wildcards.seed}"
+        execute % f"-f {{input.parameters:q}} -p seed {{wildcards.seed}} {into_report}"
 
 
 rule collect:
@@ -100,7 +104,7 @@ rule analyse:
         notebook="|".join(analyses),
     threads: 1
     shell:
-        execute % ""
+        execute % into_report
 
 
 rule render:

@@ -64,6 +64,11 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
             marker.unlink()
         index = out / "index.html"
         before = index.stat().st_mtime_ns if index.exists() else None
+        variants = len(protocol.parameterisations())
+        click.echo(
+            f"{variants * protocol.runs} trainings ({variants} variants, {protocol.runs} seeds) on "
+            f"{protocol.dataset}; what each is doing stands in {out / 'logs'}."
+        )
         code = _snakemake(out, profile_folder, jobs, dry_run)
         if dry_run:
             sys.exit(code)
@@ -267,7 +272,7 @@ def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool) -> int
     command += ["--directory", str(out), "--profile", str(profile)]
     subprocess.run([*command, "--unlock"], env=environment, capture_output=True, check=False)
     command += ["--cores", str(jobs)] if jobs else []
-    command += ["--dry-run"] if dry_run else []
+    command += ["--dry-run", "--quiet", "host"] if dry_run else []
     return subprocess.run(command, env=environment, check=False).returncode
 
 

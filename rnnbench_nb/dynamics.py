@@ -19,6 +19,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -305,7 +306,7 @@ def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def _rounding(r: Tensor) -> Tensor:
     """The size (B, 1) below which entries of a triangular factor are rounding, not data."""
-    return r.shape[-1] * torch.finfo(r.dtype).eps * r.abs().amax((-2, -1))[:, None]
+    return r.shape[-1] * torch.finfo(r.dtype).eps * torch.linalg.matrix_norm(r)[:, None]
 
 
 def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
@@ -343,11 +344,12 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
         Exponents (B, n) in nats a step, descending; -inf for a direction that a step erases to
         working precision, or all steps together shrink below 1e-308.
     """
-    product = None
-    for steps, r in enumerate(_triangular_factors(jacobians), start=1):
+    total, steps = None, 0
+    for r in _triangular_factors(jacobians):
         r = torch.where(r.abs().amax(-1, keepdim=True) > _rounding(r)[..., None], r, 0)
-        product = r if product is None else r @ product
-    return torch.linalg.svdvals(product).log() / steps
+        total = r if total is None else r @ total
+        steps += 1
+    return torch.linalg.svdvals(total).log() / steps
 
 
 def gradient_norms(classifier: SequenceClassifier, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -412,13 +414,13 @@ def growth_map(
     Returns:
         Mean over the batch of log(|h_T| / |h_0|) / T, in nats a step (gammas, epsilons).
     """
-    cell = copy.deepcopy(cell).requires_grad_(False)
+    cell = copy.deepcopy(cell).double().requires_grad_(False)
     cell.bias_l0.zero_()
     silence = start.new_zeros(len(start), steps, cell.input_size)
-    rates = torch.empty(len(gammas), len(epsilons), dtype=torch.float64)
-    for i, cell.gamma in enumerate(map(float, gammas)):
-        for j, epsilon in enumerate(epsilons):
-            cell.log_epsilon_l0.fill_(math.log(epsilon))
-            *_, last = walk(cell, silence, start)
-            rates[i, j] = (last.after.norm(dim=-1) / start.norm(dim=-1)).log().mean() / steps
-    return rates
+    rates = []
+    for gamma, epsilon in product(gammas, epsilons):
+        cell.gamma = float(gamma)
+        cell.log_epsilon_l0.fill_(math.log(epsilon))
+        *_, last = walk(cell, silence, start)
+        rates.append((last.after.norm(dim=-1) / start.norm(dim=-1)).log().mean() / steps)
+    return torch.stack(rates).reshape(len(gammas), len(epsilons))

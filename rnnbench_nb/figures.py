@@ -205,8 +205,9 @@ def class_errors(errors: pd.DataFrame) -> Figure:
     """Test error of each class, from columns `variant, seed, class, error` (fractions)."""
     figure, ax = plt.subplots(figsize=(9, 3.6))
     frame = _labelled(errors).assign(error=100 * errors["error"])
+    apart = 0.4 if errors["variant"].nunique() > 1 else False  # seaborn cannot dodge one alone
     sns.pointplot(
-        frame, x="class", y="error", hue="model", dodge=0.4, linestyle="none", errorbar="sd",
+        frame, x="class", y="error", hue="model", dodge=apart, linestyle="none", errorbar="sd",
         markers=list(_look(errors["variant"], MARKERS).values()), err_kws={"linewidth": 1.2},
         palette=_look(errors["variant"], COLOURS), ax=ax,
     )  # fmt: skip

@@ -76,6 +76,20 @@ def test_confusion_counts_and_colours_errors_only():
     assert ax.images[0].get_array().tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize("variants", [["agru"], ["lstm", "gru", "agru"]])
+def test_class_errors_are_in_percent_for_any_number_of_models(variants):
+    rows = [
+        {"variant": v, "seed": s, "class": k, "error": 0.02 * (s + 1)}
+        for v in variants
+        for s in (0, 1)
+        for k in "ab"
+    ]
+    ax = figures.class_errors(pd.DataFrame(rows)).axes[0]
+    heights = np.concatenate([line.get_ydata() for line in ax.lines if line.get_marker() != "None"])
+    assert heights[~np.isnan(heights)] == pytest.approx(3)
+    assert ax.get_ylabel() == "Test error (%)"
+
+
 def test_a_report_without_a_finished_run_still_gets_its_figures():
     empty = history().iloc[:0]
     for figure in (

@@ -19,6 +19,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -40,6 +41,19 @@ constexpr Index kTileVectors = 2, kPanel = kTileVectors * kLanes;  // a tile is 
 constexpr Index kBlockRows = 4 * kTileRows;  // batch rows that a thread takes through the sequence
 constexpr Index kChunkRows = 4 * kBlockRows;  // rows (steps x batch) in a weight-gradient product
 constexpr Index kPartials = 16;  // at most so many partial weight gradients
+
+// Scratch memory from the start of a cache line, so that no vector lies across two.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  T* allocate(std::size_t n) {
+    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
+  }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
 
 static Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
 static void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
@@ -117,7 +131,7 @@ static void product(Index rows, Index columns, Index depth, Left left, Right rig
 // Weights packed as a right factor: columns in panels, one panel's rows after another.
 struct Packed {
   Index depth, columns;
-  std::vector<float> data;
+  Floats data;
   Packed(Index depth, Index columns)
       : depth(depth), columns(columns), data(depth * round_up(columns, kPanel)) {}
   float& at(Index k, Index column) {
@@ -130,7 +144,7 @@ struct Packed {
 // of many rows do not fall into the same cache set.
 struct Rows {
   Index stride;
-  std::vector<float> data;
+  Floats data;
   Rows(Index rows, Index width) : stride(round_up(width, 16) / 32 * 32 + 16), data() {
     if (stride < width) stride += 32;
     data.resize(rows * stride);
@@ -255,7 +269,7 @@ extern "C" void agru_backward(
   const Index block = std::min(kBlockRows, round_up((batch + 1) / 2, kTileRows));
   const Index blocks = batch ? (batch + block - 1) / block : 0;
   const Index partials = std::min(blocks, kPartials), partial_size = depth * 3 * padded;
-  std::vector<float> partial(partials * partial_size);  // (partials, [x | 1 | h], [z | r | c])
+  Floats partial(partials * partial_size);  // (partials, [x | 1 | h], [z | r | c])
   std::vector<double> partial_epsilon(partials);
   Integers lane;
   for (Index j = 0; j < kLanes; j++) lane[j] = j;

@@ -1,0 +1,432 @@
+"""Every identity that the report leans on, as a test of the project's own functions.
+
+Relative errors are below 1e-12, and below 1e-10 where a formula meets automatic differentiation.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev, vmap
+
+from rnnbench_nb import dynamics
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.models import AGRU, SequenceClassifier
+
+B, T, D, H, K = 3, 5, 2, 6, 4
+GAMMA, EPSILON = 0.3, 0.7
+TYPES = [nn.LSTM, nn.GRU, AGRU]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def make_cell(kind: type, hidden: int = H, scale: float = 1.0, **options) -> nn.Module:
+    """A cell in float64 whose every parameter, biases included, counts."""
+    if kind is AGRU:
+        options = {"gamma": GAMMA, "epsilon": EPSILON, **options}
+    cell = kind(D, hidden, batch_first=True, **options).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(cell.parameters()):
+            parameter.copy_(scale * draw(*parameter.shape, seed=seed) / math.sqrt(hidden))
+        if kind is AGRU:
+            cell.log_epsilon_l0.fill_(math.log(EPSILON))  # it was rounded to float32
+    return cell
+
+
+def one_step(cell: nn.Module):
+    """(state (n,), x (D,)) -> new state, by the library's own modules, to differentiate."""
+    parameters = {k: v.detach() for k, v in cell.state_dict().items()}
+    if isinstance(cell, AGRU):
+        return lambda h, x: functional_call(cell, parameters, (x[None], h[None]))[0][0]
+    kind = nn.LSTMCell if isinstance(cell, nn.LSTM) else nn.GRUCell
+    twin = kind(D, cell.hidden_size).double()
+    parameters = {name.removesuffix("_l0"): value for name, value in parameters.items()}
+    if kind is nn.GRUCell:
+        return lambda h, x: functional_call(twin, parameters, (x, h))
+    return lambda s, x: torch.cat(functional_call(twin, parameters, (x, s.chunk(2))))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-12) -> None:
+    """Equal up to `rtol` of the largest entry."""
+    assert (actual - expected).abs().max() <= rtol * expected.abs().max()
+
+
+def eigenvalues(matrix: torch.Tensor) -> torch.Tensor:
+    """By imaginary part, of a general matrix: no symmetry is assumed, so none is imposed."""
+    values = torch.linalg.eigvals(matrix)
+    return values[values.imag.argsort()]
+
+
+def log_abs_det(matrices: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(np.linalg.slogdet(matrices.numpy())[1])
+
+
+# The cell and its exact step Jacobian
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_states_are_those_of_the_module(kind):
+    cell, inputs = make_cell(kind), draw(B, T, D)
+    output, _ = cell(inputs)
+    states = dynamics.trajectories(cell, inputs)
+    assert states.shape == (B, T + 1, 2 * H if kind is nn.LSTM else H)
+    assert (states[:, 0] == 0).all()
+    assert_close(states[:, 1:, :H], output.detach())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_jacobian_is_that_of_automatic_differentiation(kind):
+    cell, inputs = make_cell(kind), draw(B, T, D)
+    n = 2 * H if kind is nn.LSTM else H
+    for t, step in enumerate(dynamics.walk(cell, inputs, start=draw(B, n, seed=9))):
+        expected = vmap(jacrev(one_step(cell)))(step.before, inputs[:, t])
+        assert_close(dynamics.jacobian(step), expected, 1e-10)
+
+
+def test_the_update_gates_own_term_matters():
+    # A published analytic GRU Jacobian leaves out diag((h - n) z (1 - z)) U_z.
+    cell, inputs = make_cell(nn.GRU), draw(B, 1, D)
+    (step,) = dynamics.walk(cell, inputs, start=draw(B, H, seed=9))
+    z, n = step.gates["z"], step.gates["n"]
+    term = ((step.before - n) * z * (1 - z))[..., None] * cell.weight_hh_l0.detach()[H : 2 * H]
+    expected = vmap(jacrev(one_step(cell)))(step.before, inputs[:, 0])
+    assert (dynamics.jacobian(step) - term - expected).abs().max() > 0.1
+
+
+def test_agru_terms_add_up_and_are_what_they_say():
+    cell, inputs = make_cell(AGRU), draw(B, 1, D)
+    (step,) = dynamics.walk(cell, inputs, start=draw(B, H, seed=9))
+    terms = dynamics.agru_terms(step)
+    assert torch.equal(sum(terms.values()), dynamics.jacobian(step))
+
+    def frozen(h, x, z, r):  # the same step, but its gates do not depend on h
+        candidate = cell.weight_ih_l0[2 * H :] @ x + cell.bias_l0[2 * H :]
+        return h + EPSILON * z * torch.tanh(candidate + cell.recurrent_matrix() @ (r * h))
+
+    arguments = step.before, inputs[:, 0], step.gates["z"], step.gates["r"]
+    expected = vmap(jacrev(frozen))(*arguments).detach()
+    assert_close(terms["identity"] + terms["antisymmetric"], expected, 1e-10)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_agru_bounds_hold(scale):
+    cell, start = make_cell(AGRU, scale=scale), draw(B, H, seed=9)
+    u_z, u_r, _ = torch.linalg.matrix_norm(cell.weight_hh_l0.detach().view(3, H, H), 2)
+    a = torch.linalg.matrix_norm(cell.recurrent_matrix().detach(), 2)
+    for t, step in enumerate(dynamics.walk(cell, draw(B, T, D), start)):
+        h = step.before.abs().amax(-1)
+        assert (step.after.abs().amax(-1) <= start.abs().amax(-1) + (t + 1) * EPSILON).all()
+        norm = torch.linalg.matrix_norm(dynamics.jacobian(step), 2)
+        assert (norm <= 1 + EPSILON * (a + u_z / 4 + a * h * u_r / 4)).all()
+
+
+def test_only_one_layer_of_a_known_cell_is_walked():
+    with pytest.raises(UserError, match="num_layers: 2"):
+        next(dynamics.walk(nn.GRU(D, H, num_layers=2), draw(B, T, D)))
+    with pytest.raises(UserError, match="LSTM, GRU, AGRU"):
+        next(dynamics.walk(nn.RNN(D, H), draw(B, T, D)))
+
+
+# Spectra
+
+
+@pytest.mark.parametrize("hidden", [6, 7])
+def test_spectrum_of_s_is_imaginary_and_paired(hidden):
+    cell = make_cell(AGRU, hidden, gamma=0.0)
+    modes = eigenvalues(cell.recurrent_matrix().detach())
+    size = modes.abs().max()
+    assert modes.real.abs().max() <= 1e-12 * size
+    assert (modes.imag + modes.imag.flip(0)).abs().max() <= 1e-12 * size
+    assert (modes.abs() <= 1e-12 * size).sum() == hidden % 2
+    assert_close(dynamics.frequencies(cell.weight_hh_l0.detach()[2 * hidden :]), modes.imag)
+
+
+@pytest.mark.parametrize("hidden", [6, 7])
+def test_a_is_normal_with_shifted_spectrum(hidden):
+    cell = make_cell(AGRU, hidden)
+    a, w = cell.recurrent_matrix().detach(), cell.weight_hh_l0.detach()[2 * hidden :]
+    modes = dynamics.frequencies(w)
+    assert_close(eigenvalues(a), -GAMMA + 1j * modes)
+    assert_close(a @ a.T, a.T @ a)
+    singular_values = (GAMMA**2 + modes**2).sqrt().sort(descending=True).values
+    assert_close(torch.linalg.svdvals(a), singular_values)
+    grown = dynamics.growth(a)  # normal: the two abscissas are one, and so are the two norms
+    assert_close(grown["abscissa"], grown["numerical_abscissa"])
+    assert_close(grown["euler_radius"], grown["euler_norm"])
+    assert_close(grown["abscissa"], torch.tensor(-GAMMA, dtype=torch.float64))
+
+
+def test_frequencies_hold_the_frobenius_norm():
+    w = draw(4, H, H)  # a batch, such as one W an epoch
+    traces = torch.stack([torch.trace(m @ m) for m in w])
+    expected = 2 * w.square().sum((1, 2)) - 2 * traces
+    assert_close(dynamics.frequencies(w).square().sum(-1), expected)
+
+
+def test_initial_frequencies_follow_the_semicircle():
+    n, grid = 400, torch.linspace(-2, 2, 4001, dtype=torch.float64)
+    density = dynamics.semicircle(grid)
+    assert (density[grid.abs() > dynamics.INITIAL_EDGE] == 0).all()
+    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-4)
+    w = (2 * torch.rand(n, n, generator=torch.Generator().manual_seed(0)) - 1) / math.sqrt(n)
+    modes = dynamics.frequencies(w)
+    assert modes.max().item() == pytest.approx(1.633, abs=0.06)
+    expected = torch.cumulative_trapezoid(density, grid)
+    measured = torch.searchsorted(modes, grid[1:]) / n
+    assert (expected - measured).abs().max() < 0.01
+
+
+def test_largest_stable_step_draws_the_line():
+    generator = np.random.default_rng(0)
+    for gamma in generator.uniform(-0.5, 2, 20):
+        modes = torch.from_numpy(generator.uniform(-3, 3, 1000))
+        epsilon = torch.from_numpy(generator.uniform(0, 2, 1000))
+        modulus = (1 + epsilon * torch.complex(torch.full_like(modes, -gamma), modes)).abs()
+        assert_close(dynamics.euler_modulus(modes, gamma, epsilon), modulus)
+        assert torch.equal(modulus <= 1, epsilon <= dynamics.largest_stable_step(modes, gamma))
+    assert dynamics.largest_stable_step(torch.zeros(1), 0.0).item() == math.inf
+
+
+@pytest.mark.parametrize(("product", "exists"), [(0.9, True), (1.6, False)])
+def test_a_stabilising_gamma_exists_if_epsilon_lambda_is_at_most_one(product, exists):
+    lambda_max, epsilon = torch.tensor(2.0, dtype=torch.float64), product / 2
+    gammas = torch.linspace(0, 4 / epsilon, 4001, dtype=torch.float64)  # holds 1 / epsilon
+    moduli = torch.stack([dynamics.euler_modulus(lambda_max, g, epsilon) for g in gammas])
+    assert (moduli.min() <= 1).item() is exists
+    assert moduli.min().item() == pytest.approx(product, rel=1e-12)
+    assert gammas[moduli.argmin()].item() == pytest.approx(1 / epsilon, rel=1e-6)
+
+
+def test_stability_by_hand():
+    w = torch.tensor([[0.0, 1.6], [0.0, 0.0]]).repeat(2, 1, 1)  # +-1.6i, at two epochs
+    columns = dynamics.stability(w, 0.01, torch.tensor([1.0, 0.005]))
+    expected = {
+        "lambda_max": [1.6, 1.6],
+        "epsilon_lambda_max": [1.6, 0.008],
+        "epsilon_max": [0.02 / 2.5601, 0.02 / 2.5601],
+        "modulus_max": [math.sqrt(0.99**2 + 1.6**2), math.hypot(0.99995, 0.008)],
+        "share_outside": [1.0, 0.0],
+    }
+    assert columns.keys() == expected.keys()
+    for name, column in columns.items():
+        assert column.tolist() == pytest.approx(expected[name], rel=1e-6), name  # W is float32
+
+
+def test_the_usual_defaults_are_far_outside_the_euler_region():
+    cell = AGRU(D, 128)  # gamma 0.01, epsilon 1, freshly drawn
+    w, epsilon = cell.weight_hh_l0.detach()[2 * 128 :], cell.epsilon().detach()
+    columns = dynamics.stability(w, cell.gamma, epsilon)
+    assert columns["epsilon_max"] < 0.01
+    assert columns["modulus_max"] > 1.8
+    assert columns["share_outside"] > 0.8
+
+
+def test_three_steps_of_the_linear_operator():
+    w = draw(8, 8)
+    s = w - w.T
+    a = s - GAMMA * torch.eye(8, dtype=torch.float64)
+    modes, d = dynamics.frequencies(w), draw(8, seed=1)
+
+    euler = dynamics.euler_step(EPSILON * a)
+    expected = (1 - EPSILON * GAMMA) ** 2 * d @ d + EPSILON**2 * (s @ d) @ (s @ d)
+    assert_close((euler @ d).square().sum(), expected)
+    positive = modes[modes > 0]
+    log_det = ((1 - EPSILON * GAMMA) ** 2 + EPSILON**2 * positive**2).log().sum()
+    assert_close(log_abs_det(euler), log_det)
+    assert_close(dynamics.euler_modulus(modes, GAMMA, EPSILON).log().sum(), log_det)
+
+    damping = torch.full((8,), math.exp(-GAMMA * EPSILON), dtype=torch.float64)
+    assert_close(torch.linalg.svdvals(dynamics.exact_step(EPSILON * a)), damping)
+
+    midpoint = dynamics.midpoint_step(EPSILON * torch.stack([s, a]))
+    assert_close(midpoint[0].T @ midpoint[0], torch.eye(8, dtype=torch.float64))
+    assert (torch.linalg.svdvals(midpoint[1]) < 1).all()
+    # All three agree to the order they claim: an eighth of the step is an eighth of the error.
+    for step, order in [(dynamics.euler_step, 2), (dynamics.midpoint_step, 3)]:
+        errors = [(step(x * a) - dynamics.exact_step(x * a)).abs().max() for x in (0.01, 0.005)]
+        assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+
+
+def test_growth_by_hand():
+    jordan = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    columns = dynamics.growth(torch.stack([jordan, 2 * jordan]))
+    expected = {
+        "abscissa": [0, 0],
+        "numerical_abscissa": [0.5, 1],
+        "euler_radius": [1, 1],
+        "euler_norm": [(1 + math.sqrt(5)) / 2, 1 + math.sqrt(2)],
+    }
+    assert columns.keys() == expected.keys()
+    for name, column in columns.items():
+        assert column.tolist() == pytest.approx(expected[name], rel=1e-12), name
+
+
+# Gates
+
+
+def gate_gain(step: dynamics.Step) -> torch.Tensor:
+    z, r, c = step.gates.values()
+    return EPSILON * z * (1 - c**2) * r
+
+
+def test_gated_s_is_not_antisymmetric_but_keeps_an_imaginary_spectrum():
+    cell = make_cell(AGRU, gamma=0.0)
+    *_, step = dynamics.walk(cell, draw(B, T, D))
+    s = cell.recurrent_matrix().detach()
+    for k, gain in zip(
+        dynamics.agru_terms(step)["antisymmetric"], gate_gain(step).sqrt(), strict=True
+    ):
+        assert (k + k.T).abs().max() > 0.01
+        modes = eigenvalues(k)
+        assert modes.real.abs().max() <= 1e-12 * modes.abs().max()
+        assert_close(modes.imag, eigenvalues(gain[:, None] * s * gain).imag)
+
+
+def test_gated_a_has_real_parts_between_the_damping_of_its_gates():
+    cell = make_cell(AGRU)
+    *_, step = dynamics.walk(cell, draw(B, T, D))
+    k, gain = dynamics.agru_terms(step)["antisymmetric"], gate_gain(step)
+    real = torch.linalg.eigvals(k).real
+    assert (real >= -GAMMA * gain.amax(-1, keepdim=True) - 1e-12).all()
+    assert (real <= -GAMMA * gain.amin(-1, keepdim=True) + 1e-12).all()
+    assert torch.equal(dynamics.growth(k)["abscissa"], real.amax(-1))
+
+
+def test_a_stable_gated_spectrum_can_still_grow_at_once():
+    *_, step = dynamics.walk(make_cell(AGRU), draw(B, T, D))
+    columns = dynamics.growth(dynamics.agru_terms(step)["antisymmetric"])
+    assert (columns["abscissa"] < 0).all()
+    assert (columns["numerical_abscissa"] > 0.01).all()
+
+
+# Gradient flow and Lyapunov exponents
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_gradient_norms_are_those_of_autograd(kind):
+    classifier = SequenceClassifier(make_cell(kind), K, dropout=0.5).double()
+    inputs, labels = draw(B, T, D), torch.tensor([0, 3, 1])
+    norms = dynamics.gradient_norms(classifier, inputs, labels)
+    step = one_step(classifier.cell)
+    n = 2 * H if kind is nn.LSTM else H
+    # A nudge to every state; the loss's gradient in the nudge is that in the state.
+    nudges = torch.zeros(T + 1, B, n, dtype=torch.float64, requires_grad=True)
+    state = nudges[0]
+    for t in range(T):
+        state = torch.stack([step(s, x) for s, x in zip(state, inputs[:, t], strict=True)])
+        state = state + nudges[t + 1]
+    loss = nn.functional.cross_entropy(classifier.head(state[:, :H]), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, nudges)
+    assert norms.shape == (B, T + 1)
+    assert_close(norms, gradient.norm(dim=-1).T, 1e-10)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_exponents_sum_to_the_log_determinant(kind):
+    jacobians = [dynamics.jacobian(step) for step in dynamics.walk(make_cell(kind), draw(B, T, D))]
+    expected = torch.stack([log_abs_det(j) for j in jacobians]).mean(0)
+    assert_close(dynamics.lyapunov_exponents(jacobians).sum(-1), expected)
+    assert_close(dynamics.singular_exponents(jacobians).sum(-1), expected)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_products_are_taken_forward_in_time(kind):
+    jacobians = [dynamics.jacobian(step) for step in dynamics.walk(make_cell(kind), draw(B, T, D))]
+    product = torch.linalg.multi_dot([j[0] for j in reversed(jacobians)])
+    qr = dynamics.lyapunov_exponents(jacobians)[0]
+    # The first axis is carried by the product itself, so its growth is the first exponent.
+    assert qr[0].item() == pytest.approx(product[:, 0].norm().log().item() / T, rel=1e-12)
+    singular = dynamics.singular_exponents(jacobians)[0]
+    assert_close((T * singular).exp(), torch.linalg.svdvals(product))
+    # At short T the two are different measures.
+    assert (qr.sort(descending=True).values - singular).abs().max() > 1e-3
+
+
+def test_exponents_in_closed_form():
+    angle = torch.tensor(1.0, dtype=torch.float64)
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(1, 2, 2)
+    triangular = draw(1, H, H).triu() + 2 * torch.eye(H, dtype=torch.float64)
+    diagonal = triangular.diagonal(dim1=1, dim2=2).abs().log()
+    for measure in (dynamics.lyapunov_exponents, dynamics.singular_exponents):
+        expected = torch.full((1, 2), math.log(0.8), dtype=torch.float64)
+        assert_close(measure([0.8 * rotation] * 50), expected)
+    assert_close(dynamics.lyapunov_exponents([triangular] * 50), diagonal)
+
+
+def test_singular_exponents_keep_what_a_plain_product_loses():
+    # J_t = Q_t S Q_{t-1}^T: the product is Q_T S^T Q_0^T, with singular values down to 1e-84.
+    axes = torch.linalg.qr(draw(29, 1, H, H)).Q
+    values = torch.logspace(0, -3, H, dtype=torch.float64)
+    jacobians = [axes[t + 1] @ (values[:, None] * axes[t].mT) for t in range(28)]
+    assert_close(dynamics.singular_exponents(jacobians), values.log()[None])
+    naive = torch.linalg.svdvals(torch.linalg.multi_dot([j[0] for j in reversed(jacobians)]))
+    assert naive[-1] > 1e-30
+
+
+def test_qr_exponents_of_the_euler_step_are_off_by_order_one_over_t():
+    frequencies = torch.tensor([2.0, 1.0, 0.4], dtype=torch.float64)
+    w = torch.zeros(6, 6, dtype=torch.float64)
+    w[[0, 2, 4], [1, 3, 5]] = frequencies
+    axes = torch.linalg.qr(draw(6, 6)).Q
+    a = axes @ (w - w.T - GAMMA * torch.eye(6, dtype=torch.float64)) @ axes.T
+    expected = dynamics.euler_modulus(frequencies, GAMMA, EPSILON).log().repeat_interleave(2)
+    for length in (28, 784):
+        jacobians = [dynamics.euler_step(EPSILON * a)[None]] * length
+        error = (dynamics.lyapunov_exponents(jacobians)[0] - expected).abs().max()
+        assert 0.1 / length < error < 3 / length
+
+
+def test_an_erased_direction_has_exponent_minus_infinity():
+    # With zero biases and inputs c stays 0, so h' = o c' whatever h was: H of 2H directions go.
+    cell = make_cell(nn.LSTM)
+    for parameter in (cell.bias_ih_l0, cell.bias_hh_l0):
+        nn.init.zeros_(parameter)
+    inputs = draw(B, T, D)
+    inputs[:, 0] = 0
+    for measure in (dynamics.lyapunov_exponents, dynamics.singular_exponents):
+        exponents = measure(map(dynamics.jacobian, dynamics.walk(cell, inputs)))
+        assert (exponents == -math.inf).sum(-1).tolist() == [H] * B
+        assert exponents.isnan().sum() == 0
+
+
+# Beside the Jacobians
+
+
+def test_principal_components_of_a_line():
+    states = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3, 1) * draw(1, 1, H)
+    coordinates, shares = dynamics.principal_components(states)
+    assert coordinates.shape == (2, 3, 2)
+    assert shares == pytest.approx([1, 0], abs=1e-12)
+    steps = np.diff(coordinates[..., 0].ravel())
+    assert np.abs(steps) == pytest.approx(0.4 * draw(H).norm().item(), rel=1e-12)
+
+
+def test_growth_map_meets_the_linear_theory():
+    cell, gammas = make_cell(AGRU, 2), [0.1, 0.5]
+    (_, lam) = dynamics.frequencies(cell.weight_hh_l0.detach()[4:])
+    edge = 4 * dynamics.largest_stable_step(lam, gammas[1]).item()
+    epsilons = [0.9 * edge, edge, 1.1 * edge]
+    rates = dynamics.growth_map(cell, gammas, epsilons, 1e-9 * draw(B, 2, seed=9), steps=20)
+    for row, gamma in zip(rates, gammas, strict=True):
+        moduli = [dynamics.euler_modulus(lam, gamma, epsilon / 4) for epsilon in epsilons]
+        assert row.exp().tolist() == pytest.approx([m.item() for m in moduli], rel=1e-8)
+    assert rates.shape == (2, 3)
+    assert rates[1, 0] < -1e-3 < rates[1, 1] < 1e-3 < rates[1, 2]
+    assert cell.gamma == GAMMA  # the caller's cell is left as it was
+    assert cell.epsilon().item() == pytest.approx(EPSILON)
+
+
+def test_over_images_changes_nothing_but_the_order_of_work():
+    cell, inputs = make_cell(nn.GRU), draw(5, T, D)
+
+    def norms(part, shift):
+        return dynamics.trajectories(cell, part + shift).norm(dim=-1)
+
+    torch.set_num_threads(2)
+    measured = dynamics.over_images(norms, inputs, torch.ones(5, 1, 1), size=2)
+    assert torch.get_num_threads() == 2
+    assert_close(measured, norms(inputs, 1.0))
