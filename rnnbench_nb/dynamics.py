@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.models import AGRU, SequenceClassifier
 
+ERASED = 1e-12  # below this fraction of a step's size, its factors hold rounding alone
 INITIAL_EDGE = 2 * math.sqrt(2 / 3)  # of the spectrum of S, for W uniform on +-1/sqrt(H)
 
 
@@ -298,15 +299,15 @@ def over_images(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16
 
 def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
     """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: J_T ... J_1 = Q_T R_T ... R_1."""
-    q = None
+    q = None  # as Householder vectors, which spares forming it
     for j in jacobians:
-        q, r = torch.linalg.qr(j if q is None else j @ q)
-        yield r
+        q = torch.geqrf(j if q is None else torch.ormqr(*q, j, left=False))
+        yield q.a.triu()
 
 
-def _rounding(r: Tensor) -> Tensor:
-    """The size (B, 1) below which entries of a triangular factor are rounding, not data."""
-    return r.shape[-1] * torch.finfo(r.dtype).eps * torch.linalg.matrix_norm(r)[:, None]
+def _present(sizes: Tensor, r: Tensor) -> Tensor:
+    """`sizes` (B, n) of parts of a triangular factor; 0 for what the step erased."""
+    return torch.where(sizes > ERASED * torch.linalg.matrix_norm(r)[:, None], sizes, 0)
 
 
 def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
@@ -323,11 +324,12 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
         Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
         erases to working precision.
     """
-    rates = []
+    total, steps = 0, 0
     for r in _triangular_factors(jacobians):
         diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
-        rates.append(torch.where(diagonal > _rounding(r), diagonal, 0).log())
-    return torch.stack(rates).mean(0)
+        total = total + _present(diagonal, r).log()
+        steps += 1
+    return total / steps
 
 
 def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
@@ -346,7 +348,7 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     """
     total, steps = None, 0
     for r in _triangular_factors(jacobians):
-        r = torch.where(r.abs().amax(-1, keepdim=True) > _rounding(r)[..., None], r, 0)
+        r = torch.where(_present(r.abs().amax(-1), r)[..., None] > 0, r, 0)
         total = r if total is None else r @ total
         steps += 1
     return torch.linalg.svdvals(total).log() / steps
@@ -371,11 +373,12 @@ def gradient_norms(classifier: SequenceClassifier, inputs: Tensor, labels: Tenso
     scores = head(state[:, : head.in_features])  # (B, K)
     by_score = scores.softmax(-1) - F.one_hot(labels, head.out_features)  # (B, K)
     g = F.pad(by_score @ head.weight, (0, state.shape[1] - head.in_features))  # no c in the head
-    norms = [g.norm(dim=-1)]
-    for step in reversed(steps):
-        g = torch.einsum("bij,bi->bj", jacobian(step), g)
-        norms.append(g.norm(dim=-1))
-    return torch.stack(norms[::-1], dim=1)
+    norms = torch.empty(len(steps) + 1, len(g), dtype=g.dtype)
+    norms[-1] = g.norm(dim=-1)
+    for t in reversed(range(len(steps))):
+        g = torch.einsum("bij,bi->bj", jacobian(steps[t]), g)
+        norms[t] = g.norm(dim=-1)
+    return norms.T
 
 
 def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:

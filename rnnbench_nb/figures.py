@@ -245,7 +245,8 @@ def spectrum(panels: dict[str, np.ndarray], epsilon: dict[str, float]) -> Figure
             label="eigenvalues",
         )  # fmt: skip
         ax.axvline(0, color="0.3", linewidth=0.8)
-        ax.set(title=title, xlabel="Real part", xlim=(-2.2 * radius, 0.6 * radius))
+        ax.set(title=title, xlabel="Real part")
+        ax.set_aspect("equal", adjustable="datalim")
     for ax in axes[:, 0]:
         ax.set_ylabel("Imaginary part")
     figure.legend(

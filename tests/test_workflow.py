@@ -1,6 +1,7 @@
 """The front door and the workflow behind it, in processes of their own."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,7 +84,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
     result = rnnbench("run", parameters, "--output-dir", out)
     message = one_sentence(result)
     assert "bad-seed42 failed: bad-seed42: the loss is" in message
-    assert "in epoch 1 at step 2 (the last finite loss was" in message
+    assert re.search(r"in epoch 1 at step \d \(the last finite loss was", message)
     assert load_run(out / "runs/good-seed42").record["status"] == "completed"
     assert read_csv(out / "results.csv")["status"].tolist() == ["completed", "failed"]
     assert "bad, seed 42, is failed" in (out / "results_summary.md").read_text()

@@ -4,7 +4,7 @@
 //   c = tanh(V x + A (r * h) + b)       h' = h + epsilon (z * c)
 //
 // How it is fast: a thread takes a block of batch rows through all time steps, so nobody waits
-// between steps and what a step needs stays in the cache; a row is laid out [x | 1 | h], so input
+// between steps and what a step needs stays in the cache; a row is laid out [h | x | 1], so input
 // weights, bias and recurrent weights are one product; what follows a product elementwise is done
 // while its sums are in registers (the `finish` of `product`).
 //
@@ -20,6 +20,9 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <map>
+#include <mutex>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -42,14 +45,20 @@ constexpr Index kBlockRows = 4 * kTileRows;  // batch rows that a thread takes t
 constexpr Index kChunkRows = 4 * kBlockRows;  // rows (steps x batch) in a weight-gradient product
 constexpr Index kPartials = 16;  // at most so many partial weight gradients
 
-// Scratch memory from the start of a cache line, so that no vector lies across two.
+static std::mutex pool_lock;
+static std::multimap<std::size_t, void*> pool;
 template <class T>
 struct Aligned {
   using value_type = T;
+  template <class U> void construct(U*) {}
+  template <class U, class... A> void construct(U* p, A&&... a) { ::new ((void*)p) U(std::forward<A>(a)...); }
   T* allocate(std::size_t n) {
-    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
+    std::lock_guard<std::mutex> guard(pool_lock);
+    auto found = pool.find(n);
+    if (found == pool.end()) return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64}));
+    void* p = found->second; pool.erase(found); return static_cast<T*>(p);
   }
-  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t{64}); }
+  void deallocate(T* p, std::size_t n) { std::lock_guard<std::mutex> guard(pool_lock); pool.emplace(n, p); }
   bool operator==(const Aligned&) const { return true; }
   bool operator!=(const Aligned&) const { return false; }
 };
@@ -166,9 +175,8 @@ static void parallel(Index count, Index threads, Task task) {
 struct Sizes {
   Index steps, batch, input, hidden;
   Index padded() const { return round_up(hidden, kLanes); }
-  Index depth() const { return input + 1 + hidden; }      // of a row [x | 1 | h]
-  Index state() const { return round_up(input + 1, 16); }  // where h starts in it, aligned
-  Index start() const { return state() - 1 - input; }      // where x starts
+  Index depth() const { return hidden + input + 1; }  // of a row [h | x | 1]
+  Index width() const { return std::max(padded(), depth()); }
 };
 
 extern "C" int agru_vector_bytes() { return kVectorBytes; }
@@ -181,54 +189,55 @@ extern "C" void agru_forward(
     const float* h_0, const float* weight_ih, const float* gate_weight, const float* recurrent,
     const float* bias, float epsilon, float* output, float* gates, Index threads) {
   const Sizes size{steps, batch, input, hidden};
-  const Index padded = size.padded(), state = size.state(), start = size.start();
-  Packed gate(size.depth(), 2 * padded), candidate(size.depth(), padded);
+  const Index padded = size.padded(), depth = size.depth();
+  Packed gate(depth, 2 * padded), candidate(depth, padded);
   for (Index unit = 0; unit < 3 * hidden; unit++) {
     const Index part = unit / hidden, column = unit % hidden + (part == 1 ? padded : 0);
     Packed& packed = part == 2 ? candidate : gate;
-    for (Index k = 0; k < input; k++) packed.at(k, column) = weight_ih[unit * input + k];
-    packed.at(input, column) = bias ? bias[unit] : 0.f;
     const float* from = part == 2 ? recurrent + column * hidden : gate_weight + unit * hidden;
-    for (Index k = 0; k < hidden; k++) packed.at(input + 1 + k, column) = from[k];
+    for (Index k = 0; k < hidden; k++) packed.at(k, column) = from[k];
+    for (Index k = 0; k < input; k++) packed.at(hidden + k, column) = weight_ih[unit * input + k];
+    packed.at(hidden + input, column) = bias ? bias[unit] : 0.f;
   }
   const Index share = round_up((batch + threads - 1) / std::max<Index>(threads, 1), kTileRows);
   const Index block = std::max<Index>(1, std::min(kBlockRows, share));
   parallel((batch + block - 1) / block, threads, [&](Index task) {
     const Index first = task * block, rows = std::min(block, batch - first);
-    Rows joint(rows, state + padded), reset(rows, state + padded);  // [x | 1 | h], [x | 1 | r h]
+    Rows joint(rows, size.width()), reset(rows, size.width());  // [h | x | 1], [r h | x | 1]
     Rows scratch(gates ? 0 : rows, 3 * padded);
-    for (Index i = 0; i < rows; i++) {
-      std::memcpy(joint[i] + state, h_0 + (first + i) * hidden, hidden * sizeof(float));
-      joint[i][state - 1] = reset[i][state - 1] = 1.f;
-    }
+    for (Index i = 0; i < rows; i++)
+      std::memcpy(joint[i], h_0 + (first + i) * hidden, hidden * sizeof(float));
     for (Index t = 0; t < steps; t++) {
       float* activation = gates ? gates + (t * batch + first) * 3 * padded : scratch[0];
       const Index stride = gates ? 3 * padded : scratch.stride;
       const Index next = gates && t + 1 < steps ? batch * stride : 0;
-      for (Index i = 0; i < rows; i++) {
-        const float* from = x + t * x_step + (first + i) * x_row;
-        std::memcpy(joint[i] + start, from, input * sizeof(float));
-        std::memcpy(reset[i] + start, from, input * sizeof(float));
-      }
-      product(rows, 2 * padded, size.depth(), {joint[0] + start, joint.stride, 1}, gate,
+      auto append_x = [&](Rows& to) {  // after its state, whose last vector may reach over it
+        for (Index i = 0; i < rows; i++) {
+          std::memcpy(to[i] + hidden, x + t * x_step + (first + i) * x_row, input * sizeof(float));
+          to[i][hidden + input] = 1.f;
+        }
+      };
+      append_x(joint);
+      product(rows, 2 * padded, depth, {joint[0], joint.stride, 1}, gate,
               [&](Index i, Index column, Vector sum) {
         const Vector value = sigmoid(sum);  // z, then r
         float* at = activation + i * stride + column;
         store(at, value);
         fetch(at + next);
         const Index unit = column - padded;
-        if (unit >= 0) store(reset[i] + state + unit, value * load(joint[i] + state + unit));
+        if (unit >= 0) store(reset[i] + unit, value * load(joint[i] + unit));
       });
-      product(rows, padded, size.depth(), {reset[0] + start, reset.stride, 1}, candidate,
+      append_x(reset);
+      product(rows, padded, depth, {reset[0], reset.stride, 1}, candidate,
               [&](Index i, Index unit, Vector sum) {
-        float *h = joint[i] + state + unit, *z = activation + i * stride + unit;
+        float *h = joint[i] + unit, *z = activation + i * stride + unit;
         const Vector c = tanh(sum);
         if (gates) store(z + 2 * padded, c);
         fetch(z + 2 * padded + next);
         store(h, load(h) + epsilon * (load(z) * c));
       });
       for (Index i = 0; i < rows; i++)
-        std::memcpy(output + (t * batch + first + i) * hidden, joint[i] + state,
+        std::memcpy(output + (t * batch + first + i) * hidden, joint[i],
                     hidden * sizeof(float));
     }
   });
@@ -240,8 +249,8 @@ extern "C" void agru_forward(
 //   dc = epsilon g z (1 - c^2)          dr = q h r (1 - r)        depsilon = sum of g z c
 //   dh = g + q r + U_z^T dz + U_r^T dr
 //
-// and, over all steps and rows, the weights' gradients are [dz | dr]^T [x | 1 | h] and
-// dc^T [x | 1 | r h]. grad_output (T, B, H) with any strides but 1 between units, or null;
+// and, over all steps and rows, the weights' gradients are [dz | dr]^T [h | x | 1] and
+// dc^T [r h | x | 1]. grad_output (T, B, H) with any strides but 1 between units, or null;
 // grad_last (B, H) adds to the last step, or null; grad_x (T, B, D) or null for none.
 extern "C" void agru_backward(
     Index steps, Index batch, Index input, Index hidden, const float* x, Index x_step, Index x_row,
@@ -251,8 +260,7 @@ extern "C" void agru_backward(
     float* grad_weight_ih, float* grad_gate_weight, float* grad_recurrent, float* grad_bias,
     double* grad_epsilon, Index threads) {
   const Sizes size{steps, batch, input, hidden};
-  const Index padded = size.padded(), state = size.state(), start = size.start();
-  const Index depth = size.depth(), input_padded = round_up(input, kLanes);
+  const Index padded = size.padded(), depth = size.depth(), input_padded = round_up(input, kLanes);
   auto pack = [](const float* from, Index rows, Index columns) {  // (rows, columns), as it is
     Packed packed(rows, round_up(columns, kLanes));
     for (Index k = 0; k < rows; k++)
@@ -269,7 +277,7 @@ extern "C" void agru_backward(
   const Index block = std::min(kBlockRows, round_up((batch + 1) / 2, kTileRows));
   const Index blocks = batch ? (batch + block - 1) / block : 0;
   const Index partials = std::min(blocks, kPartials), partial_size = depth * 3 * padded;
-  Floats partial(partials * partial_size);  // (partials, [x | 1 | h], [z | r | c])
+  Floats partial(partials * partial_size, 0.f);  // (partials, [h | x | 1], [z | r | c])
   std::vector<double> partial_epsilon(partials);
   Integers lane;
   for (Index j = 0; j < kLanes; j++) lane[j] = j;
@@ -277,7 +285,7 @@ extern "C" void agru_backward(
   parallel(partials, threads, [&](Index task) {
     const Index chunk_steps = std::max<Index>(1, kChunkRows / block);
     const Index chunk_rows = chunk_steps * block;
-    Rows joint(chunk_rows, state + padded), reset(chunk_rows, state + padded);
+    Rows joint(chunk_rows, size.width()), reset(chunk_rows, size.width());
     Rows delta(chunk_rows, 3 * padded), dh(block, padded), dx(grad_x ? block : 0, input_padded);
     float* sums = partial.data() + task * partial_size;
     double epsilon_sum = 0;
@@ -295,10 +303,9 @@ extern "C" void agru_backward(
         const Index next = t ? -batch * 3 * padded : 0, next_h = t > 1 ? -batch * hidden : 0;
         for (Index i = 0; i < rows; i++) {
           float *row = joint[filled + i], *d = delta[filled + i], *g = dh[i];
-          std::memcpy(row + start, x + t * x_step + (first + i) * x_row, input * sizeof(float));
-          row[state - 1] = 1.f;
-          std::memcpy(row + state, h_before + i * hidden, hidden * sizeof(float));
-          std::memcpy(reset[filled + i] + start, row + start, (input + 1) * sizeof(float));
+          std::memcpy(row, h_before + i * hidden, hidden * sizeof(float));
+          std::memcpy(row + hidden, x + t * x_step + (first + i) * x_row, input * sizeof(float));
+          row[hidden + input] = 1.f;
           if (grad_output) {
             const float* from = grad_output + t * grad_step + (first + i) * grad_row;
             for (Index j = 0; j < hidden; j++) g[j] += from[j];
@@ -322,11 +329,14 @@ extern "C" void agru_backward(
           const float* gate = activation + (3 * i + 1) * padded + unit;
           fetch(gate + next);
           const Vector r = load(gate);
-          const Vector h = load(joint[filled + i] + state + unit);
-          store(reset[filled + i] + state + unit, r * h);
+          const Vector h = load(joint[filled + i] + unit);
+          store(reset[filled + i] + unit, r * h);
           store(delta[filled + i] + padded + unit, q * h * (1.f - r) * r);
           store(dh[i] + unit, load(dh[i] + unit) + q * r);
         });
+        for (Index i = 0; i < rows; i++)
+          std::memcpy(reset[filled + i] + hidden, joint[filled + i] + hidden,
+                      (input + 1) * sizeof(float));
         auto add_to_dh = [&](Index i, Index unit, Vector sum) {
           store(dh[i] + unit, load(dh[i] + unit) + sum);
         };
@@ -350,9 +360,9 @@ extern "C" void agru_backward(
               store(at, load(at) + sum);
             };
           };
-          product(depth, 2 * padded, filled, {joint[0] + start, 1, joint.stride},
+          product(depth, 2 * padded, filled, {joint[0], 1, joint.stride},
                   {delta[0], delta.stride, kPanel}, add_to(sums));
-          product(depth, padded, filled, {reset[0] + start, 1, reset.stride},
+          product(depth, padded, filled, {reset[0], 1, reset.stride},
                   {delta[0] + 2 * padded, delta.stride, kPanel}, add_to(sums + 2 * padded));
           filled = 0;
         }
@@ -368,11 +378,11 @@ extern "C" void agru_backward(
   for (Index unit = 0; unit < 3 * hidden; unit++) {
     const float* from = partial.data() + unit / hidden * padded + unit % hidden;
     auto element = [&](Index k) { return batch ? from[k * 3 * padded] : 0.f; };
-    for (Index k = 0; k < input; k++) grad_weight_ih[unit * input + k] = element(k);
-    if (grad_bias) grad_bias[unit] = element(input);
+    for (Index k = 0; k < input; k++) grad_weight_ih[unit * input + k] = element(hidden + k);
+    if (grad_bias) grad_bias[unit] = element(hidden + input);
     float* to = unit < 2 * hidden ? grad_gate_weight + unit * hidden
                                   : grad_recurrent + (unit - 2 * hidden) * hidden;
-    for (Index k = 0; k < hidden; k++) to[k] = element(input + 1 + k);
+    for (Index k = 0; k < hidden; k++) to[k] = element(k);
   }
   *grad_epsilon = 0;
   for (double sum : partial_epsilon) *grad_epsilon += sum;
