@@ -161,6 +161,17 @@ def publish(report):
     click.echo(str(index))
 
 
+@main.command()
+@click.argument("report", type=click.Path(path_type=Path))
+def verify(report):
+    """Recompute the table of REPORT from its saved predictions and compare."""
+    from rnnbench_nb import results
+
+    rows = results.verify(report)
+    click.echo(results.formatted(results.summary(rows)).to_string(index=False))
+    click.echo(f"{report / 'results.csv'} agrees with the predictions of {len(rows)} runs.")
+
+
 def _overrides(seed, runs, models, settings) -> dict:
     """The values that the options lay over the parameter file; each key at most once."""
     pairs = [("seed", value) for value in seed]

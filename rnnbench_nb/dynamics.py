@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.models import AGRU, SequenceClassifier
 
-ERASED = 1e-12  # below this fraction of a step's size, its factors hold rounding alone
+ERASED = 1e-12  # of a step's size: shrunk below it, a direction counts as erased by the step
 INITIAL_EDGE = 2 * math.sqrt(2 / 3)  # of the spectrum of S, for W uniform on +-1/sqrt(H)
 
 
@@ -299,15 +299,15 @@ def over_images(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16
 
 def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
     """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: J_T ... J_1 = Q_T R_T ... R_1."""
-    q = None  # as Householder vectors, which spares forming it
+    q = None  # kept as Householder vectors, which is faster than forming it
     for j in jacobians:
         q = torch.geqrf(j if q is None else torch.ormqr(*q, j, left=False))
         yield q.a.triu()
 
 
-def _present(sizes: Tensor, r: Tensor) -> Tensor:
-    """`sizes` (B, n) of parts of a triangular factor; 0 for what the step erased."""
-    return torch.where(sizes > ERASED * torch.linalg.matrix_norm(r)[:, None], sizes, 0)
+def _rounding(r: Tensor) -> Tensor:
+    """The size (B, 1) up to which the entries of a triangular factor are rounding, not data."""
+    return ERASED * torch.linalg.matrix_norm(r)[:, None]
 
 
 def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
@@ -324,10 +324,10 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
         Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
         erases to working precision.
     """
-    total, steps = 0, 0
+    total, steps = 0, 0  # no list of T small tensors: between large ones it fragments memory
     for r in _triangular_factors(jacobians):
         diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
-        total = total + _present(diagonal, r).log()
+        total = total + torch.where(diagonal > _rounding(r), diagonal, 0).log()
         steps += 1
     return total / steps
 
@@ -348,7 +348,8 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     """
     total, steps = None, 0
     for r in _triangular_factors(jacobians):
-        r = torch.where(_present(r.abs().amax(-1), r)[..., None] > 0, r, 0)
+        rows = r.abs().amax(-1)  # (B, n)
+        r = torch.where((rows > _rounding(r))[..., None], r, 0)
         total = r if total is None else r @ total
         steps += 1
     return torch.linalg.svdvals(total).log() / steps
@@ -371,7 +372,7 @@ def gradient_norms(classifier: SequenceClassifier, inputs: Tensor, labels: Tenso
     head = copy.deepcopy(classifier.head).double().requires_grad_(False)
     state = steps[-1].after
     scores = head(state[:, : head.in_features])  # (B, K)
-    by_score = scores.softmax(-1) - F.one_hot(labels, head.out_features)  # (B, K)
+    by_score = scores.softmax(-1) - F.one_hot(labels.long(), head.out_features)  # (B, K)
     g = F.pad(by_score @ head.weight, (0, state.shape[1] - head.in_features))  # no c in the head
     norms = torch.empty(len(steps) + 1, len(g), dtype=g.dtype)
     norms[-1] = g.norm(dim=-1)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from rnnbench_nb.files import write_file
-from rnnbench_nb.stats import t_interval
+from rnnbench_nb.stats import t_interval, wilson
 
 LABELS = {"lstm": "LSTM", "gru": "GRU", "agru": "A-GRU"}
 COLOURS = {"lstm": "#0072B2", "gru": "#E69F00", "agru": "#882255"}  # after Okabe and Ito (2008)
@@ -47,7 +47,7 @@ def _look(variants: Iterable[str], table: dict) -> dict:
     others = [variant for variant in variants if variant not in table]
     spare = {
         id(COLOURS): sns.color_palette("colorblind", max(len(others), 1)),
-        id(DASHES): [(3, 1, 1, 1)],
+        id(DASHES): [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1)],
         id(MARKERS): ["D", "v", "P", "X"],
     }[id(table)]
     extra = {variant: spare[i % len(spare)] for i, variant in enumerate(others)}
@@ -267,4 +267,122 @@ def frequency_density(frequencies: pd.DataFrame, theory: np.ndarray, density: np
     handles = [*old.legend_handles, line]
     ax.legend(handles, [*(text.get_text() for text in old.texts), "semicircle"])
     ax.set(xlabel="Imaginary part of the eigenvalues", ylabel="Density")
+    return figure
+
+
+def paired_differences(
+    comparison: pd.DataFrame,
+    results: pd.DataFrame,
+    value: str = "accuracy",
+    names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> Figure:
+    """Each pair's difference in every common seed, its intervals, the margin and the verdict.
+
+    An interval that leaves the axes ends in an arrowhead: two seeds would else hide the dots.
+
+    Args:
+        comparison: One row a pair, as from `stats.compare` or `stats.effects`.
+        results: The runs compared: `variant, seed` and `value`.
+        value: What was compared, a fraction.
+        names: The row labels; "a - b" if None.
+        groups: For each row a key; a line parts rows whose keys differ.
+    """
+    scores = results.dropna(subset=value).pivot(index="seed", columns="variant", values=value)
+    scores = 100 * scores.reindex(columns=pd.unique(comparison[["a", "b"]].to_numpy().ravel()))
+    rows = comparison.to_dict("records")
+    dots = [(scores[row["a"]] - scores[row["b"]]).dropna().to_numpy(float) for row in rows]
+    images = "two_way_low" in comparison and comparison["two_way_low"].notna().any()
+    wide = "two_way" if images else "family"
+    margin, level = (100 * comparison[column].iloc[0] for column in ("margin", "level"))
+    ends = 100 * comparison[["low", "high", f"{wide}_low", f"{wide}_high"]].abs().to_numpy(float)
+    near = max([margin, *(abs(dot) for each in dots for dot in each)])
+    edge = 1.15 * max(near, min(np.nanmax([near, *ends.ravel()]), 2.5 * near))
+    figure, ax = plt.subplots(figsize=(9.5, 0.46 * len(rows) + 1.7))
+    ax.axvspan(-margin, margin, color="0.9", label=f"margin: {margin:.3g} points either way")
+    ax.axvline(0, color="0.35", linewidth=1)
+    labels = {wide: f"{level:.3g}% interval, corrected", "": f"mean and {level:.3g}% interval"}
+    labels[wide] += ", new seeds and images" if images else ""
+    for y, (row, each) in enumerate(zip(rows, dots, strict=True)):
+        _interval(ax, y, row, f"{wide}_", edge, color="0.45", linewidth=1.2, label=labels[wide])
+        _interval(ax, y, row, "", edge, color="black", linewidth=3.5, label=labels[""])
+        ax.plot(100 * row["difference"], y, "|", color="black", markersize=17, mew=2.2, zorder=4)
+        ax.scatter(
+            each, y + np.linspace(-0.2, 0.2, len(each)) if len(each) > 1 else y, s=22, zorder=5,
+            facecolor="white", edgecolor=COLOURS["lstm"], linewidth=1.1, label="one seed",
+        )  # fmt: skip
+        ax.text(1.02, y, row["verdict"], transform=ax.get_yaxis_transform(), va="center", size=10)
+        if groups is not None and y and groups[y] != groups[y - 1]:
+            ax.axhline(y - 0.5, color="0.75", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), names or [f"{row['a']} − {row['b']}" for row in rows])
+    ax.set(xlabel="Difference (points of accuracy)", xlim=(-edge, edge), ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+    handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
+        fontsize="small",
+    )  # fmt: skip
+    return figure
+
+
+def _interval(ax: mpl.axes.Axes, y: float, row: dict, prefix: str, edge: float, **line) -> None:
+    """A horizontal interval of a comparison's row, in points, with an arrowhead where it is cut."""
+    ends = 100 * np.array([row[f"{prefix}low"], row[f"{prefix}high"]], float)
+    if np.isnan(ends).any():
+        return
+    ax.plot(np.clip(ends, -edge, edge), [y, y], solid_capstyle="butt", zorder=3, **line)
+    for end in ends[np.abs(ends) > edge]:
+        ax.plot(
+            0.985 * np.sign(end) * edge, y, marker=">" if end > 0 else "<", color=line["color"],
+            markersize=7, zorder=3,
+        )  # fmt: skip
+
+
+def learning_speed(times: pd.DataFrame) -> Figure:
+    """Epochs and seconds to each validation accuracy, from `stats.time_to_accuracy`.
+
+    Points are medians over the runs that get there, bars reach from the fastest to the slowest.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
+    frame = _labelled(times).dropna(subset="epoch")
+    frame["percent"] = (100 * frame["level"]).map("{:.4g}".format)
+    for ax, (column, title) in zip(
+        axes, {"epoch": "Epochs", "seconds": "Seconds of training"}.items(), strict=True
+    ):
+        if not frame.empty:
+            sns.pointplot(
+                frame, x="percent", y=column, hue="model", estimator="median",
+                errorbar=("pi", 100), linestyle="none", err_kws={"linewidth": 1.2},
+                order=sorted(frame["percent"].unique(), key=float), legend=ax is axes[0],
+                dodge=0.4 if frame["variant"].nunique() > 1 else False, ax=ax,
+                markers=list(_look(frame["variant"], MARKERS).values()),
+                palette=_look(frame["variant"], COLOURS),
+            )  # fmt: skip
+        ax.set(xlabel="Validation accuracy (%)", ylabel=title, ylim=(0, None))
+    if axes[0].get_legend():
+        axes[0].get_legend().set_title(None)
+    return figure
+
+
+def reliability(bins: pd.DataFrame) -> Figure:
+    """Accuracy against confidence, with Wilson intervals, and how many answers have it.
+
+    Args:
+        bins: `variant` and the columns of `stats.reliability_table`, one row a variant and bin.
+    """
+    figure, (curve, counts) = plt.subplots(1, 2, figsize=(9.5, 4))
+    curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="confidence = accuracy")
+    looks = [_look(bins["variant"], table) for table in (COLOURS, MARKERS)]
+    for name, table in _labelled(bins[bins["count"] > 0]).groupby("model", sort=False):
+        style = {"color": looks[0][name], "marker": looks[1][name], "markersize": 6}
+        low, high = wilson(table["accuracy"] * table["count"], table["count"])
+        reach = np.clip([table["accuracy"] - low, high - table["accuracy"]], 0, None)
+        curve.errorbar(
+            table["confidence"], table["accuracy"], reach, label=name, linewidth=1, capsize=2,
+            elinewidth=0.8, **style,
+        )  # fmt: skip
+        counts.plot((table["low"] + table["high"]) / 2, table["count"], linewidth=1, **style)
+    curve.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    counts.set(xlabel="Confidence", ylabel="Answers (log scale)", yscale="log", xlim=(0, 1.02))
+    curve.legend(loc="upper left", fontsize="small")
     return figure

@@ -252,6 +252,28 @@ def formatted(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def verify(report: Path) -> pd.DataFrame:
+    """Recompute the metrics of every completed run in results.csv from its saved predictions.
+
+    Returns:
+        The rows of results.csv that were recomputed.
+
+    Raises:
+        UserError: A number in results.csv is not what the predictions give, to the last digit.
+    """
+    results = read_csv(report / "results.csv")
+    results = results[results["status"] == COMPLETED]
+    for row in results.to_dict("records"):
+        run = load_run(report / f"runs/{row['variant']}-seed{row['seed']}")
+        for name, value in metrics(**run.predictions).items():
+            if row[name] != value:
+                raise UserError(
+                    f"{report / 'results.csv'}: {run.folder.name} has {name} {row[name]!r}, but "
+                    f"its saved predictions give {value!r}; make the report again."
+                )
+    return results
+
+
 def write_summary(path: Path, results: pd.DataFrame, lost: list[dict]) -> None:
     """Write the table of a report as Markdown, and each run that did not complete under it."""
     table = formatted(summary(results)).to_markdown(index=False, disable_numparse=True)

@@ -310,7 +310,7 @@ def test_a_stable_gated_spectrum_can_still_grow_at_once():
 def test_gradient_norms_are_those_of_autograd(kind):
     classifier = SequenceClassifier(make_cell(kind), K, dropout=0.5).double()
     inputs, labels = draw(B, T, D), torch.tensor([0, 3, 1])
-    norms = dynamics.gradient_norms(classifier, inputs, labels)
+    norms = dynamics.gradient_norms(classifier, inputs, labels.byte())  # as runs save them
     step = one_step(classifier.cell)
     n = 2 * H if kind is nn.LSTM else H
     # A nudge to every state; the loss's gradient in the nudge is that in the state.
@@ -423,10 +423,14 @@ def test_growth_map_meets_the_linear_theory():
 def test_over_images_changes_nothing_but_the_order_of_work():
     cell, inputs = make_cell(nn.GRU), draw(5, T, D)
 
+    sizes = []
+
     def norms(part, shift):
+        sizes.append(len(part))
         return dynamics.trajectories(cell, part + shift).norm(dim=-1)
 
     torch.set_num_threads(2)
     measured = dynamics.over_images(norms, inputs, torch.ones(5, 1, 1), size=2)
     assert torch.get_num_threads() == 2
+    assert sorted(sizes) == [1, 2, 2]
     assert_close(measured, norms(inputs, 1.0))

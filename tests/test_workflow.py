@@ -14,7 +14,7 @@ import pytest
 from conftest import RNNBENCH, rnnbench, write_tiny
 
 from rnnbench_nb.config import PROJECT
-from rnnbench_nb.results import load_run, read_csv
+from rnnbench_nb.results import load_run, read_csv, write_csv
 
 TIMES = ["seconds"]
 
@@ -214,6 +214,16 @@ def test_where_mnist_cannot_be_had_the_quick_report_says_so_and_row_mnist_stops(
     assert "NOTE: mnist is not there and could not be fetched" in result.stderr
 
 
+def test_a_truncated_data_file_is_named(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 too short")
+    parameters = write_tiny(tmp_path / "p.yaml", dataset="mnist", offline_fallback="digits")
+    out = tmp_path / "out"
+    result = rnnbench("run", parameters, "--output-dir", out, RNNBENCH_DATA=str(tmp_path))
+    assert "train-images-idx3-ubyte" in one_sentence(result)
+
+
 def test_the_quick_form_has_five_epochs(tmp_path):
     parameters = write_tiny(tmp_path / "p.yaml", epochs=50)
     result = rnnbench("run", parameters, "--quick", "--output-dir", tmp_path / "out", "--dry-run")
@@ -232,6 +242,17 @@ def test_check_prints_what_it_read():
 def test_data_verifies_what_is_there(tmp_path):
     result = rnnbench("data", write_tiny(tmp_path / "p.yaml"))
     assert "digits is complete and verified" in result.stdout
+
+
+def test_verifying_recomputes_the_table_from_the_predictions(report, tmp_path):
+    result = rnnbench("verify", report)
+    assert result.returncode == 0, result.stderr
+    assert "agrees with the predictions of 2 runs" in result.stdout
+    shutil.copytree(report, tmp_path / "changed")
+    table = read_csv(report / "results.csv")
+    table.loc[1, "f1"] += 1e-15
+    write_csv(tmp_path / "changed/results.csv", table)
+    assert "agru-seed42 has f1" in one_sentence(rnnbench("verify", tmp_path / "changed"))
 
 
 def test_publishing_copies_the_light_part(report):

@@ -74,7 +74,14 @@ class _KernelLayer(torch.autograd.Function):
             return _loop_gradients(layer, ctx.needs_input_grad, grads)
         if grads == (None, None):
             return (None,) * len(layer)
-        return kernel.backward(*layer, output, gates, *grads, need_x=ctx.needs_input_grad[0])
+        return kernel.backward(
+            *layer,
+            output=output,
+            gates=gates,
+            grad_output=grads[0],
+            grad_last=grads[1],
+            need_x=ctx.needs_input_grad[0],
+        )
 
 
 def _loop_gradients(

@@ -39,6 +39,7 @@ FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthrea
 VECTOR_NAMES = {64: "AVX-512", 32: "AVX2", 16: "128-bit vectors"}
 BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
 
+WEIGHTS = ("h_0", "weight_ih", "gate_weight", "recurrent", "bias")  # as agru_loop takes them
 SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
 
 logger = logging.getLogger("rnnbench_nb")
@@ -110,20 +111,10 @@ def _load_once() -> ctypes.CDLL | str:
     except (_Unavailable, OSError) as error:
         logger.warning("A-GRU: slower loop over time steps, %s", error)
         return str(error)
-    size, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
-    library.agru_forward.argtypes = (
-        [size] * 4 + [pointer, size, size] + [pointer] * 5 + [number] + [pointer] * 2 + [size]
-    )
-    library.agru_backward.argtypes = (
-        [size] * 4
-        + [pointer, size, size]
-        + [pointer] * 4
-        + [number]
-        + [pointer] * 3
-        + [size, size]
-        + [pointer] * 8
-        + [size]
-    )
+    pointer = ctypes.c_void_p
+    library.agru_vector_bytes.restype = ctypes.c_int64
+    library.agru_forward.argtypes = [pointer] * 3
+    library.agru_backward.argtypes = [pointer] * 4
     library.agru_forward.restype = library.agru_backward.restype = None
     logger.info("A-GRU: kernel (%s)", VECTOR_NAMES[library.agru_vector_bytes()])
     return library
@@ -183,6 +174,30 @@ def _empty(*shape: int) -> Tensor:
     return torch.from_numpy(held).view(shape)
 
 
+class _Layer(ctypes.Structure):
+    """The struct Layer of agru_kernel.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "input", "hidden")),
+        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("x_step", "x_row")),
+        *((name, ctypes.c_void_p) for name in WEIGHTS),
+        ("epsilon", ctypes.c_float),
+        ("threads", ctypes.c_int64),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    """The struct Gradients of agru_kernel.cpp."""
+
+    _fields_ = [
+        ("output", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("output_step", "output_row")),
+        *((name, ctypes.c_void_p) for name in ("last", "x", *WEIGHTS)),
+        ("epsilon", ctypes.c_double),
+    ]
+
+
 def _rows(tensor: Tensor) -> Tensor:
     """Return the tensor (T, B, N), copied only if its last dimension is not contiguous."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -192,96 +207,70 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _layer(x: Tensor, weights: list[Tensor | None], epsilon: Tensor) -> _Layer:
+    """Describe a layer; x and the weights must outlive the description."""
+    sizes = (*x.shape, weights[0].shape[1])
+    pointers = map(_pointer, weights)
+    return _Layer(
+        *sizes, x.data_ptr(), *x.stride()[:2], *pointers, epsilon.item(), torch.get_num_threads()
+    )
+
+
 def forward(
-    x: Tensor,
-    h_0: Tensor,
-    weight_ih: Tensor,
-    gate_weight: Tensor,
-    recurrent: Tensor,
-    bias: Tensor | None,
-    epsilon: Tensor,
-    keep: bool,
+    x: Tensor, *weights_and_epsilon: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Run a layer as `agru_loop` does.
 
     Args:
-        x: Inputs (T, B, D); like the others up to epsilon as in `agru_loop`, float32.
-        h_0: Initial state (B, H).
-        weight_ih: Input weights (3H, D).
-        gate_weight: Recurrent weights of the gates (2H, H).
-        recurrent: Recurrent matrix (H, H).
-        bias: Biases (3H,), or None.
-        epsilon: Step size, a scalar tensor.
+        x: Inputs (T, B, D).
+        weights_and_epsilon: The other arguments of `agru_loop`, in its order.
         keep: Whether to return what `backward` needs.
 
     Returns:
-        The states after each step (T, B, H), and what `backward` needs, or None.
+        The states after each step (T, B, H), and z, r, c of each step, or None.
     """
-    n_steps, batch_size, input_size = x.shape
-    hidden_size = h_0.shape[1]
-    x = _rows(x)
-    held = [w.contiguous() for w in (h_0, weight_ih, gate_weight, recurrent)]
-    bias = None if bias is None else bias.contiguous()
-    output = _empty(n_steps, batch_size, hidden_size)
-    library = _load()
+    *weights, epsilon = weights_and_epsilon
+    x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
+    library, layer = _load(), _layer(x, weights, epsilon)
     lanes = library.agru_vector_bytes() // 4
-    padded = -(-hidden_size // lanes) * lanes
-    gates = _empty(n_steps, batch_size, 3, padded) if keep else None
-    library.agru_forward(
-        n_steps, batch_size, input_size, hidden_size,
-        x.data_ptr(), x.stride(0), x.stride(1),
-        *map(_pointer, held), _pointer(bias), epsilon.item(),
-        output.data_ptr(), _pointer(gates), torch.get_num_threads(),
-    )  # fmt: skip
+    padded = math.ceil(layer.hidden / lanes) * lanes
+    output = _empty(layer.steps, layer.batch, layer.hidden)
+    gates = _empty(layer.steps, layer.batch, 3, padded) if keep else None
+    library.agru_forward(ctypes.byref(layer), output.data_ptr(), _pointer(gates))
     return output, gates
 
 
 def backward(
     x: Tensor,
-    h_0: Tensor,
-    weight_ih: Tensor,
-    gate_weight: Tensor,
-    recurrent: Tensor,
-    bias: Tensor | None,
-    epsilon: Tensor,
+    *weights_and_epsilon: Tensor | None,
     output: Tensor,
     gates: Tensor,
     grad_output: Tensor | None,
     grad_last: Tensor | None,
     need_x: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the first seven arguments, which are those of `forward`.
+    """Return the gradients of the arguments of `forward`, in their order.
 
     Args:
         x: Inputs (T, B, D).
-        h_0: Initial state (B, H).
-        weight_ih: Input weights (3H, D).
-        gate_weight: Recurrent weights of the gates (2H, H).
-        recurrent: Recurrent matrix (H, H).
-        bias: Biases (3H,), or None.
-        epsilon: Step size, a scalar tensor.
+        weights_and_epsilon: The other arguments of `agru_loop`, in its order.
         output: The states that `forward` returned (T, B, H).
-        gates: What `forward` kept.
+        gates: What else it returned.
         grad_output: Gradient of the states (T, B, H), or None for zero.
         grad_last: Gradient to be added at the last state (B, H), or None for zero.
-        need_x: Whether the gradient of x is wanted; otherwise it is None.
+        need_x: Whether the gradient of x is wanted; it is None otherwise.
     """
-    n_steps, batch_size, input_size = x.shape
-    hidden_size = h_0.shape[1]
-    x = _rows(x)
-    held = [w.contiguous() for w in (h_0, weight_ih, gate_weight, recurrent)]
+    *weights, epsilon = weights_and_epsilon
+    x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
+    layer = _layer(x, weights, epsilon)
     grad_output = None if grad_output is None else _rows(grad_output)
     grad_last = None if grad_last is None else grad_last.contiguous()
-    grad_x = _empty(n_steps, batch_size, input_size) if need_x else None
-    grads = [torch.empty_like(w) for w in held]
-    grad_bias = None if bias is None else torch.empty_like(bias)
-    grad_epsilon = ctypes.c_double()
+    grad_x = _empty(*x.shape) if need_x else None
+    grads = [None if w is None else torch.empty_like(w) for w in weights]
+    strides = (0, 0) if grad_output is None else grad_output.stride()[:2]
+    pointers = map(_pointer, (grad_last, grad_x, *grads))
+    gradients = _Gradients(_pointer(grad_output), *strides, *pointers)
     _load().agru_backward(
-        n_steps, batch_size, input_size, hidden_size,
-        x.data_ptr(), x.stride(0), x.stride(1),
-        *map(_pointer, held), epsilon.item(), output.data_ptr(), gates.data_ptr(),
-        _pointer(grad_output), *((0, 0) if grad_output is None else grad_output.stride()[:2]),
-        _pointer(grad_last), _pointer(grad_x), *map(_pointer, grads), _pointer(grad_bias),
-        ctypes.addressof(grad_epsilon), torch.get_num_threads(),
-    )  # fmt: skip
-    return grad_x, *grads, grad_bias, torch.full_like(epsilon, grad_epsilon.value)
+        ctypes.byref(layer), output.data_ptr(), gates.data_ptr(), ctypes.byref(gradients)
+    )
+    return grad_x, *grads, torch.full_like(epsilon, gradients.epsilon)

@@ -1,0 +1,104 @@
+"""What each variant changes, and the effect that this has: few seeds, many variants."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from statsmodels.regression.linear_model import OLS
+
+from rnnbench_nb.config import RunParameters
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.results import Run
+
+INTERVALS = {"": 1, "family_": None}  # prefix of the columns: number of comparisons (None: all)
+
+
+def changes(variants: Mapping[str, RunParameters], reference: str) -> dict[str, dict]:
+    """The parameters in which each other variant differs from the reference, with their values.
+
+    Raises:
+        UserError: The reference is none of the variants.
+    """
+    if reference not in variants:
+        raise UserError(f"The reference {reference!r} is none of the variants {list(variants)}.")
+    base = variants[reference].model_dump(exclude={"variant", "seed"})
+    return {
+        name: {key: value for key in base if (value := getattr(parameters, key)) != base[key]}
+        for name, parameters in variants.items()
+        if name != reference
+    }
+
+
+def validation_scores(runs: list[Run]) -> pd.DataFrame:
+    """The validation accuracy of each finished run at the epoch that it chose.
+
+    Returns:
+        `variant, seed, accuracy` (fraction), `free_parameters`, `seconds` (per epoch).
+    """
+    rows = []
+    for run in runs:
+        record, history = run.record, run.history.query("split == 'validation'")
+        row = {name: record[name] for name in ("variant", "seed")}
+        row["accuracy"] = history.set_index("epoch").loc[record["best_epoch"], "accuracy"]
+        row["free_parameters"] = record["free_parameter_count"]
+        rows.append(row | {"seconds": record["seconds"] / record["epochs"]})
+    return pd.DataFrame(rows, columns=["variant", "seed", "accuracy", "free_parameters", "seconds"])
+
+
+def effects(
+    scores: pd.DataFrame, variants: list[str], reference: str, margin: float, level: float = 0.95
+) -> pd.DataFrame:
+    """The effect of each variant against the reference.
+
+    With three seeds the spread of one paired difference has two degrees of freedom, so that an
+    interval corrected for many variants spans points of accuracy. Here all variants share one
+    spread, that of the rest in the least-squares fit of accuracy = variant + seed + rest (a seed
+    is a block: a split and an order of batches that all variants share), as in Dunnett's test
+    (1955, J. Am. Stat. Assoc. 50:1096). With two variants it is the paired t test.
+
+    - "better", "worse": the corrected interval excludes 0;
+    - "no effect beyond m points": it lies inside the margin;
+    - "undecided": neither. "Better" and "worse" go first.
+
+    Args:
+        scores: `variant, seed, accuracy`, one row a finished run; those of seeds that the
+            reference did not finish do not count.
+        variants: The names of all variants, those without a finished run too.
+        reference: The variant that the others are compared with.
+        margin: Half-width of the zone that counts as no effect, a fraction (0.002 = 0.2 points).
+        level: Coverage.
+
+    Returns:
+        One row a variant, in order: `a` (the variant), `b` (the reference), `n` seeds,
+        `difference`, `low, high`, `family_low, family_high` (Bonferroni-corrected over the
+        variants), `margin, level, verdict`; NaN and "undecided" where nothing can be said.
+
+    Raises:
+        UserError: The margin is not positive, or the reference has no finished run.
+    """
+    if not margin > 0:
+        raise UserError(f"The margin is {margin}, but must be above 0.")
+    done = scores[scores["seed"].isin(scores.loc[scores["variant"] == reference, "seed"])]
+    if done.empty:
+        raise UserError(f"The reference {reference!r} has no finished run to compare with.")
+    others = [name for name in variants if name != reference]
+    table = pd.DataFrame({"a": others, "b": reference})
+    table["n"] = [int((done["variant"] == name).sum()) for name in others]
+    dummies = pd.get_dummies(done[["variant", "seed"]].astype(str), dtype=float)
+    fit = OLS(done["accuracy"], dummies.drop(columns=f"variant_{reference}")).fit()
+    which = [f"variant_{name}" for name in others]
+    table["difference"] = fit.params.reindex(which).to_numpy()
+    known = fit.df_resid > 0 and not np.allclose(fit.resid, 0, atol=1e-12)
+    for prefix, number in INTERVALS.items():
+        ends = fit.conf_int((1 - level) / (number or len(others))).reindex(which).to_numpy()
+        table[[f"{prefix}low", f"{prefix}high"]] = ends if known else np.nan
+    table = table.assign(margin=margin, level=level)
+    return table.assign(verdict=[_verdict(row) for row in table.to_dict("records")])
+
+
+def _verdict(row: Mapping) -> str:
+    low, high, margin = row["family_low"], row["family_high"], row["margin"]
+    inside = -margin < low and high < margin
+    if low > 0 or high < 0:
+        return ("better" if low > 0 else "worse") + (", by less than the margin" if inside else "")
+    return f"no effect beyond {100 * margin:.3g} points" if inside else "undecided"
