@@ -47,14 +47,13 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
     """Run the notebooks of PARAMS and make the HTML report."""
     overrides = _overrides(seed, runs, models, settings)
     protocol = load_protocol(params, overrides)
-    if quick:
-        protocol = protocol.model_copy(update={"epochs": min(protocol.epochs, 5)})
+    protocol = protocol.quick() if quick else protocol
     name = Path(params).stem + ("-quick" if quick else "")
     out = Path(output_dir).absolute() if output_dir else PROJECT / "reports" / name
-    profile_folder = next((p for p in (PROJECT / "profiles" / profile, Path(profile))
-                           if p.is_dir()), None)  # fmt: skip
-    if profile_folder is None:
-        raise UserError(f"--profile: {profile!r} is no folder of profiles/ and no folder itself.")
+    profile_folder = PROJECT / "profiles" / profile
+    if not profile_folder.is_dir():
+        known = ", ".join(sorted(folder.name for folder in profile_folder.parent.iterdir()))
+        raise UserError(f"--profile: profiles/ has no {profile!r}; it must be one of {known}.")
     protocol = _check(protocol)
     lock = _claim(out)
     with lock:

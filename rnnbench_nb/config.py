@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rnnbench_nb.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
+QUICK_EPOCHS = 5
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -112,6 +113,15 @@ class Protocol(RunParameters):
     def seeds(self) -> list[int]:
         """The seeds of the sweep, in order."""
         return list(range(self.seed, self.seed + self.runs))
+
+    def quick(self) -> "Protocol":
+        """This protocol with at most `QUICK_EPOCHS` epochs in every variant."""
+        variants = {
+            name: {**values, "epochs": min(values.get("epochs", self.epochs), QUICK_EPOCHS)}
+            for name, values in self.variants.items()
+        }
+        epochs = min(self.epochs, QUICK_EPOCHS)
+        return self.model_copy(update={"epochs": epochs, "variants": variants})
 
     def parameterisations(self) -> dict[str, RunParameters]:
         """The parameters of each variant whose model takes part, by name, at the first seed.

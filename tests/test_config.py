@@ -105,6 +105,12 @@ def test_variants_lie_over_the_file_and_models_choose_among_them(tmp_path):
     assert {name: p.model for name, p in plain.items()} == {"gru": "gru", "lstm": "lstm"}
 
 
+def test_the_quick_form_has_five_epochs_at_most_in_every_variant(tmp_path):
+    quick = load(tmp_path, "epochs: 50\nvariants: {a: {}, b: {epochs: 70}, c: {epochs: 3}}").quick()
+    assert [p.epochs for p in quick.parameterisations().values()] == [5, 5, 3]
+    assert load(tmp_path, "epochs: 4").quick().epochs == 4
+
+
 def test_a_notebook_refuses_what_papermill_only_warns_of():
     namespace = {"model": "gru", "seed": 3, "output_dir": "x", "In": [], "_i": "", "np": pytest}
     assert from_notebook(namespace) == RunParameters(model="gru", seed=3)
