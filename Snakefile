@@ -7,6 +7,8 @@ variants = protocol.parameterisations()
 analyses = ["03_compare"]
 if any(parameters.model == "agru" for parameters in variants.values()):
     analyses.append("04_eigenvalues")
+if all(parameters.num_layers == 1 for parameters in variants.values()):
+    analyses.append("07_gradients")
 runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
 output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):

@@ -37,24 +37,35 @@ mpl.rcParams |= {
 
 
 def label(variant: str) -> str:
-    """The name of a variant in figures: the field's name of the model, or its own."""
-    return LABELS.get(variant, variant)
+    """The name of a variant in figures: `agru` is A-GRU, `agru_139` A-GRU-139, others are theirs."""
+    model, _, rest = variant.partition("_")
+    return "-".join([LABELS[model], rest]).rstrip("-") if model in LABELS else variant
 
 
-def _look(variants: Iterable[str], table: dict) -> dict:
-    """A row of the table of colours, dashes or markers for each label; others get the next ones."""
+def look(variants: Iterable[str], table: dict) -> dict:
+    """A row of the table of colours, dashes or markers for each label; others get the next ones.
+
+    A variant such as `agru_139` looks like its model where no other variant is named after it.
+    """
     variants = list(dict.fromkeys(variants))
-    others = [variant for variant in variants if variant not in table]
+    models = [variant.partition("_")[0] for variant in variants]
+    own = {
+        variant: table[model]
+        for variant, model in zip(variants, models, strict=True)
+        if model in table and (variant == model or models.count(model) == 1)
+    }
+    others = [variant for variant in variants if variant not in own]
     spare = {
         id(COLOURS): sns.color_palette("colorblind", max(len(others), 1)),
         id(DASHES): [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1)],
         id(MARKERS): ["D", "v", "P", "X"],
     }[id(table)]
     extra = {variant: spare[i % len(spare)] for i, variant in enumerate(others)}
-    return {label(variant): table.get(variant, extra.get(variant)) for variant in variants}
+    return {label(variant): (own | extra)[variant] for variant in variants}
 
 
-def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a column `model`, the label of its `variant`."""
     return frame.assign(model=frame["variant"].map(label))
 
 
@@ -75,7 +86,7 @@ def show(figure: Figure, alt: str) -> None:
 
 def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: bool) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
-    frame = _labelled(history).assign(**{value: scale * history[value]})
+    frame = labelled(history).assign(**{value: scale * history[value]})
     for ax, (split, title) in zip(
         axes,
         {"train": "Training (mean over the epoch)", "validation": "Validation"}.items(),
@@ -85,8 +96,8 @@ def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: b
             sns.lineplot(
                 frame[frame["split"] == split], x="epoch", y=value, hue="model", style="model",
                 errorbar="sd", err_kws={"alpha": 0.15, "linewidth": 0}, ax=ax,
-                palette=_look(history["variant"], COLOURS), legend=ax is axes[0],
-                dashes=_look(history["variant"], DASHES),
+                palette=look(history["variant"], COLOURS), legend=ax is axes[0],
+                dashes=look(history["variant"], DASHES),
             )  # fmt: skip
         ax.set(title=title, xlabel="Epoch", ylabel=ylabel)
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -109,11 +120,11 @@ def accuracy_curves(history: pd.DataFrame) -> Figure:
 
 def test_comparison(results: pd.DataFrame) -> Figure:
     """Test error of every seed, with each variant's mean and 95% t interval over seeds."""
-    frame = _labelled(results[results["status"] == "completed"])
+    frame = labelled(results[results["status"] == "completed"])
     frame["error"] = 100 * (1 - frame["accuracy"].astype(float))
     order = [label(variant) for variant in frame["variant"].unique()]
     figure, ax = plt.subplots(figsize=(7, 0.7 * len(order) + 1.6))
-    colours, markers = (_look(frame["variant"], table) for table in (COLOURS, MARKERS))
+    colours, markers = (look(frame["variant"], table) for table in (COLOURS, MARKERS))
     spread = np.linspace(-0.18, 0.18, max(frame["seed"].nunique(), 2))
     for row, name in enumerate(order):
         errors = frame.loc[frame["model"] == name, "error"].to_numpy()
@@ -204,69 +215,15 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[st
 def class_errors(errors: pd.DataFrame) -> Figure:
     """Test error of each class, from columns `variant, seed, class, error` (fractions)."""
     figure, ax = plt.subplots(figsize=(9, 3.6))
-    frame = _labelled(errors).assign(error=100 * errors["error"])
+    frame = labelled(errors).assign(error=100 * errors["error"])
     apart = 0.4 if errors["variant"].nunique() > 1 else False  # seaborn cannot dodge one alone
     sns.pointplot(
         frame, x="class", y="error", hue="model", dodge=apart, linestyle="none", errorbar="sd",
-        markers=list(_look(errors["variant"], MARKERS).values()), err_kws={"linewidth": 1.2},
-        palette=_look(errors["variant"], COLOURS), ax=ax,
+        markers=list(look(errors["variant"], MARKERS).values()), err_kws={"linewidth": 1.2},
+        palette=look(errors["variant"], COLOURS), ax=ax,
     )  # fmt: skip
     ax.set(xlabel="Class", ylabel="Test error (%)", ylim=(0, None))
     ax.legend(title=None)
-    return figure
-
-
-def spectrum(panels: dict[str, np.ndarray], epsilon: dict[str, float]) -> Figure:
-    """Eigenvalues in the complex plane, with the forward-Euler disc of each panel's step size.
-
-    Args:
-        panels: Title to eigenvalues (n,), complex.
-        epsilon: The step size of each panel, by the same titles. The Euler step
-            h + epsilon A h grows along a mode unless its eigenvalue is in the disc of radius
-            1/epsilon around -1/epsilon.
-    """
-    figure, axes = plt.subplots(
-        -(-len(panels) // 2), 2, figsize=(9, 2 * len(panels) + 0.6), sharey="row", squeeze=False
-    )
-    for ax, (title, eigenvalues) in zip(axes.flat, panels.items(), strict=True):
-        radius = 1 / epsilon[title]
-        ax.add_patch(
-            plt.Circle(
-                (-radius, 0),
-                radius,
-                facecolor="0.9",
-                edgecolor="0.4",
-                linestyle="--",
-                label="Euler step stable",
-            )  # fmt: skip
-        )
-        ax.scatter(
-            eigenvalues.real, eigenvalues.imag, s=14, color=COLOURS["agru"], zorder=3,
-            label="eigenvalues",
-        )  # fmt: skip
-        ax.axvline(0, color="0.3", linewidth=0.8)
-        ax.set(title=title, xlabel="Real part")
-        ax.set_aspect("equal", adjustable="datalim")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("Imaginary part")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-    )
-    return figure
-
-
-def frequency_density(frequencies: pd.DataFrame, theory: np.ndarray, density: np.ndarray) -> Figure:
-    """Histograms of imaginary parts, from columns `frequency, moment`, and a density to compare."""
-    figure, ax = plt.subplots(figsize=(8, 3.4))
-    sns.histplot(
-        frequencies, x="frequency", hue="moment", stat="density", common_norm=False,
-        element="step", bins=60, palette=["0.5", COLOURS["agru"]], ax=ax,
-    )  # fmt: skip
-    (line,) = ax.plot(theory, density, color="black", linestyle="--")
-    old = ax.get_legend()
-    handles = [*old.legend_handles, line]
-    ax.legend(handles, [*(text.get_text() for text in old.texts), "semicircle"])
-    ax.set(xlabel="Imaginary part of the eigenvalues", ylabel="Density")
     return figure
 
 
@@ -282,7 +239,7 @@ def paired_differences(
     An interval that leaves the axes ends in an arrowhead: two seeds would else hide the dots.
 
     Args:
-        comparison: One row a pair, as from `stats.compare` or `stats.effects`.
+        comparison: One row a pair, as from `stats.compare` or `ablation.effects`.
         results: The runs compared: `variant, seed` and `value`.
         value: What was compared, a fraction.
         names: The row labels; "a - b" if None.
@@ -295,47 +252,74 @@ def paired_differences(
     images = "two_way_low" in comparison and comparison["two_way_low"].notna().any()
     wide = "two_way" if images else "family"
     margin, level = (100 * comparison[column].iloc[0] for column in ("margin", "level"))
-    ends = 100 * comparison[["low", "high", f"{wide}_low", f"{wide}_high"]].abs().to_numpy(float)
-    near = max([margin, *(abs(dot) for each in dots for dot in each)])
-    edge = 1.15 * max(near, min(np.nanmax([near, *ends.ravel()]), 2.5 * near))
+    near = np.concatenate([[-margin, margin], *dots])
+    ends = 100 * comparison[["low", "high", f"{wide}_low", f"{wide}_high"]].to_numpy(float)
+    reach = 2.5 * np.abs(near).max()
+    seen = np.concatenate([near, np.clip(ends[~np.isnan(ends)], -reach, reach)])
+    edges = np.array([seen.min(), seen.max()]) + np.array([-0.05, 0.05]) * np.ptp(seen)
     figure, ax = plt.subplots(figsize=(9.5, 0.46 * len(rows) + 1.7))
     ax.axvspan(-margin, margin, color="0.9", label=f"margin: {margin:.3g} points either way")
     ax.axvline(0, color="0.35", linewidth=1)
     labels = {wide: f"{level:.3g}% interval, corrected", "": f"mean and {level:.3g}% interval"}
-    labels[wide] += ", new seeds and images" if images else ""
+    labels[wide] += " and for new images" if images else ""
     for y, (row, each) in enumerate(zip(rows, dots, strict=True)):
-        _interval(ax, y, row, f"{wide}_", edge, color="0.45", linewidth=1.2, label=labels[wide])
-        _interval(ax, y, row, "", edge, color="black", linewidth=3.5, label=labels[""])
+        _interval(ax, y, row, f"{wide}_", edges, color="0.45", linewidth=1.2, label=labels[wide])
+        _interval(ax, y, row, "", edges, color="black", linewidth=3.5, label=labels[""])
         ax.plot(100 * row["difference"], y, "|", color="black", markersize=17, mew=2.2, zorder=4)
         ax.scatter(
             each, y + np.linspace(-0.2, 0.2, len(each)) if len(each) > 1 else y, s=22, zorder=5,
-            facecolor="white", edgecolor=COLOURS["lstm"], linewidth=1.1, label="one seed",
+            facecolor="white", edgecolor="0.25", linewidth=1.1, label="one seed",
         )  # fmt: skip
         ax.text(1.02, y, row["verdict"], transform=ax.get_yaxis_transform(), va="center", size=10)
         if groups is not None and y and groups[y] != groups[y - 1]:
             ax.axhline(y - 0.5, color="0.75", linewidth=0.8)
     ax.set_yticks(range(len(rows)), names or [f"{row['a']} − {row['b']}" for row in rows])
-    ax.set(xlabel="Difference (points of accuracy)", xlim=(-edge, edge), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlim=edges, ylim=(len(rows) - 0.5, -0.5))
+    better = "the first is better" if names is None else f"better than {rows[0]['b']}"
+    ax.set_xlabel(f"Difference (points of accuracy), right of 0: {better}")
     ax.grid(axis="y", visible=False)
-    handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
-        fontsize="small",
-    )  # fmt: skip
+    _legend_below(figure, ax)
     return figure
 
 
-def _interval(ax: mpl.axes.Axes, y: float, row: dict, prefix: str, edge: float, **line) -> None:
+def _legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
+    """The legend of one of the axes, each label once, under the whole figure."""
+    handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    if ax.get_legend():
+        ax.get_legend().remove()
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
+            fontsize="small",
+        )  # fmt: skip
+
+
+def _interval(
+    ax: mpl.axes.Axes, y: float, row: dict, prefix: str, edges: np.ndarray, **line
+) -> None:
     """A horizontal interval of a comparison's row, in points, with an arrowhead where it is cut."""
     ends = 100 * np.array([row[f"{prefix}low"], row[f"{prefix}high"]], float)
     if np.isnan(ends).any():
         return
-    ax.plot(np.clip(ends, -edge, edge), [y, y], solid_capstyle="butt", zorder=3, **line)
-    for end in ends[np.abs(ends) > edge]:
-        ax.plot(
-            0.985 * np.sign(end) * edge, y, marker=">" if end > 0 else "<", color=line["color"],
-            markersize=7, zorder=3,
-        )  # fmt: skip
+    ax.plot(np.clip(ends, *edges), [y, y], solid_capstyle="butt", zorder=3, **line)
+    for end, edge, marker in zip(ends, edges, "<>", strict=True):
+        if abs(end) > abs(edge):
+            place = edge - 0.015 * np.sign(edge) * np.ptp(edges)
+            ax.plot(place, y, marker=marker, color=line["color"], markersize=7, zorder=3)
+
+
+def error_curves(history: pd.DataFrame) -> Figure:
+    """Error against epoch on a log scale, which keeps apart what accuracy near 1 presses together.
+
+    Lines are means over seeds, bands one standard deviation.
+    """
+    errors = history.assign(error=1 - history["accuracy"].astype(float))
+    figure = _curves(errors, "error", "Error (%, log scale)", 100, log=True)
+    axis = figure.axes[0].yaxis
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    return figure
 
 
 def learning_speed(times: pd.DataFrame) -> Figure:
@@ -344,7 +328,7 @@ def learning_speed(times: pd.DataFrame) -> Figure:
     Points are medians over the runs that get there, bars reach from the fastest to the slowest.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
-    frame = _labelled(times).dropna(subset="epoch")
+    frame = labelled(times).dropna(subset="epoch")
     frame["percent"] = (100 * frame["level"]).map("{:.4g}".format)
     for ax, (column, title) in zip(
         axes, {"epoch": "Epochs", "seconds": "Seconds of training"}.items(), strict=True
@@ -355,12 +339,11 @@ def learning_speed(times: pd.DataFrame) -> Figure:
                 errorbar=("pi", 100), linestyle="none", err_kws={"linewidth": 1.2},
                 order=sorted(frame["percent"].unique(), key=float), legend=ax is axes[0],
                 dodge=0.4 if frame["variant"].nunique() > 1 else False, ax=ax,
-                markers=list(_look(frame["variant"], MARKERS).values()),
-                palette=_look(frame["variant"], COLOURS),
+                markers=list(look(frame["variant"], MARKERS).values()),
+                palette=look(frame["variant"], COLOURS),
             )  # fmt: skip
         ax.set(xlabel="Validation accuracy (%)", ylabel=title, ylim=(0, None))
-    if axes[0].get_legend():
-        axes[0].get_legend().set_title(None)
+    _legend_below(figure, axes[0])
     return figure
 
 
@@ -372,8 +355,8 @@ def reliability(bins: pd.DataFrame) -> Figure:
     """
     figure, (curve, counts) = plt.subplots(1, 2, figsize=(9.5, 4))
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="confidence = accuracy")
-    looks = [_look(bins["variant"], table) for table in (COLOURS, MARKERS)]
-    for name, table in _labelled(bins[bins["count"] > 0]).groupby("model", sort=False):
+    looks = [look(bins["variant"], table) for table in (COLOURS, MARKERS)]
+    for name, table in labelled(bins[bins["count"] > 0]).groupby("model", sort=False):
         style = {"color": looks[0][name], "marker": looks[1][name], "markersize": 6}
         low, high = wilson(table["accuracy"] * table["count"], table["count"])
         reach = np.clip([table["accuracy"] - low, high - table["accuracy"]], 0, None)
@@ -384,5 +367,5 @@ def reliability(bins: pd.DataFrame) -> Figure:
         counts.plot((table["low"] + table["high"]) / 2, table["count"], linewidth=1, **style)
     curve.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     counts.set(xlabel="Confidence", ylabel="Answers (log scale)", yscale="log", xlim=(0, 1.02))
-    curve.legend(loc="upper left", fontsize="small")
+    _legend_below(figure, curve)
     return figure

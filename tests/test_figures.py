@@ -63,7 +63,7 @@ def test_one_seed_has_no_interval():
 
 
 def test_variants_outside_the_table_get_looks_of_their_own():
-    look = figures._look(["agru", "gamma-0", "gamma-2"], figures.COLOURS)
+    look = figures.look(["agru", "gamma-0", "gamma-2"], figures.COLOURS)
     assert list(look) == ["A-GRU", "gamma-0", "gamma-2"]
     assert len({matplotlib.colors.to_hex(colour) for colour in look.values()}) == 3
 
@@ -114,13 +114,3 @@ def test_showing_carries_the_alt_text(monkeypatch):
     figures.show(figures.test_comparison(results()), "Dots.")
     assert shown == [{"image/png": {"alt": "Dots."}}]
     assert not figures.plt.get_fignums()
-
-
-def test_the_disc_is_where_the_euler_step_is_stable():
-    figure = figures.spectrum(
-        {"S": np.array([1j, -1j]), "A": np.array([-0.1 + 1j, -0.1 - 1j])}, {"S": 0.5, "A": 0.5}
-    )
-    disc = figure.axes[0].patches[0]
-    assert (disc.center, disc.radius) == ((-2.0, 0), 2.0)
-    z = disc.center[0] + disc.radius * np.exp(1j * np.linspace(0, 2 * np.pi, 9))
-    np.testing.assert_allclose(np.abs(1 + 0.5 * z), 1)
