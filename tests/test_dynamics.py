@@ -188,6 +188,7 @@ def test_largest_stable_step_draws_the_line():
         modulus = (1 + epsilon * torch.complex(torch.full_like(modes, -gamma), modes)).abs()
         assert_close(dynamics.euler_modulus(modes, gamma, epsilon), modulus)
         assert torch.equal(modulus <= 1, epsilon <= dynamics.largest_stable_step(modes, gamma))
+    assert dynamics.largest_stable_step(torch.ones(1), -0.5).item() == 0
     assert dynamics.largest_stable_step(torch.zeros(1), 0.0).item() == math.inf
 
 

@@ -134,9 +134,7 @@ def test_killed_in_training_then_the_same_command_gives_the_same_results(
     again = rnnbench(*arguments)
     assert again.returncode == 0, again.stderr
     for table in ("results.csv", "history.csv"):
-        frames = [
-            read_csv(folder / table).drop(columns=TIMES) for folder in (whole, out)
-        ]
+        frames = [read_csv(folder / table).drop(columns=TIMES) for folder in (whole, out)]
         pd.testing.assert_frame_equal(*frames, check_exact=True)
     assert not [p for p in psutil.process_iter() if _mark(p) == str(out)]
 

@@ -84,28 +84,30 @@ static Vector tanh(Vector x) {
 
 // Uninitialised scratch memory from the start of a cache line, kept for later calls: fresh memory
 // comes page by page from the system, which is slow.
+static std::mutex spare_mutex;
+static std::multimap<Index, float*> spare;  // by size
+
 struct GiveBack {
   Index size;
-  static std::mutex mutex;
-  static std::multimap<Index, float*> spare;
   void operator()(float* memory) const {
-    std::lock_guard<std::mutex> lock(mutex);
+    std::lock_guard<std::mutex> lock(spare_mutex);
     spare.emplace(size, memory);
   }
 };
-std::mutex GiveBack::mutex;
-std::multimap<Index, float*> GiveBack::spare;
 using Scratch = std::unique_ptr<float[], GiveBack>;
 
 static Scratch scratch(Index needed) {
   Index size = 1024;  // a power of two, so that few sizes exist
   while (size < needed) size *= 2;
-  std::lock_guard<std::mutex> lock(GiveBack::mutex);
-  auto found = GiveBack::spare.find(size);
-  if (found == GiveBack::spare.end())
-    return {static_cast<float*>(::operator new(size * sizeof(float), std::align_val_t{64})), {size}};
-  float* memory = found->second;
-  GiveBack::spare.erase(found);
+  std::lock_guard<std::mutex> lock(spare_mutex);
+  const auto found = spare.find(size);
+  float* memory = nullptr;
+  if (found == spare.end()) {
+    memory = static_cast<float*>(::operator new(size * sizeof(float), std::align_val_t{64}));
+  } else {
+    memory = found->second;
+    spare.erase(found);
+  }
   return {memory, {size}};
 }
 
@@ -144,6 +146,7 @@ static void product(Index rows, Index columns, Index depth, Left left, Right rig
       }
     };
     strip(std::integral_constant<int, kTileRows>{});
+    strip(std::integral_constant<int, 4>{});
     strip(std::integral_constant<int, 2>{});
     strip(std::integral_constant<int, 1>{});
   }
@@ -299,7 +302,7 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
   const Index blocks = (batch + block - 1) / block, partials = std::min(blocks, kPartials);
   const Index chunk_rows = std::max<Index>(1, kChunkRows / block) * block;
   const Index partial_size = depth * 3 * padded;  // [h | x | 1] x [z | r | c]
-  const Scratch partial = scratch(partials * partial_size);
+  const Scratch partial = scratch(std::max<Index>(1, partials) * partial_size);
   std::vector<double> partial_epsilon(partials);
   Integers lane;
   for (Index j = 0; j < kLanes; j++) lane[j] = j;
@@ -392,12 +395,11 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
     partial_epsilon[task] = epsilon_sum;
   });
 
-  const Scratch total = scratch(partial_size);
-  std::fill_n(total.get(), partial_size, 0.f);
-  for (Index p = 0; p < partials; p++)
-    for (Index j = 0; j < partial_size; j++) total[j] += partial[p * partial_size + j];
+  if (partials == 0) std::fill_n(partial.get(), partial_size, 0.f);
+  for (Index p = 1; p < partials; p++)
+    for (Index j = 0; j < partial_size; j++) partial[j] += partial[p * partial_size + j];
   for (Index unit = 0; unit < 3 * hidden; unit++) {
-    const float* from = total.get() + unit / hidden * padded + unit % hidden;
+    const float* from = partial.get() + unit / hidden * padded + unit % hidden;
     float* to = unit < 2 * hidden ? grad.gate_weight + unit * hidden
                                   : grad.recurrent + (unit - 2 * hidden) * hidden;
     for (Index k = 0; k < hidden; k++) to[k] = from[k * 3 * padded];

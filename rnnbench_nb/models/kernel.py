@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -51,12 +52,12 @@ class _Unavailable(Exception):
     """Why there is no kernel, in a few words."""
 
 
-def _compiler() -> str:
-    """Return the path of the C++ compiler: $CXX, otherwise the first of the usual names."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
-    for name in names:
-        if path := shutil.which(name):
-            return path
+def _compiler() -> list[str]:
+    """Return the C++ compiler as a command: $CXX, otherwise the first of the usual names."""
+    commands = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
+    for command in commands[:1] if commands[0] else commands[1:]:
+        if shutil.which(command[0]):
+            return command
     raise _Unavailable("no C++ compiler found")
 
 
@@ -82,8 +83,7 @@ def _build() -> Path:
     isa = os.environ.get("RNNBENCH_ISA", "native")
     if isa not in ISA_FLAGS:
         raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
-    compiler = _compiler()
-    command = [compiler, *FLAGS, *ISA_FLAGS[isa]]
+    command = [*_compiler(), *FLAGS, *ISA_FLAGS[isa]]
     macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
     key = hashlib.sha256("\0".join([SOURCE.read_text(), *command, macros]).encode()).hexdigest()
     folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
@@ -140,16 +140,16 @@ def serves(tensors: list[Tensor]) -> bool:
     autocast, under torch.compile and torch.func transforms, or in forward-mode differentiation.
     """
     return (
-        all(
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # as torch's own Function asks
+        and not torch.is_autocast_enabled("cpu")
+        and all(
             type(t) in (Tensor, torch.nn.Parameter)
             and t.dtype == torch.float32
             and t.device.type == "cpu"
             and forward_ad.unpack_dual(t).tangent is None
             for t in tensors
         )
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()  # as torch's own Function asks
         and not isinstance(_load(), str)
     )
 

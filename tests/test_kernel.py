@@ -1,0 +1,494 @@
+import copy
+import logging
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.models import kernel
+from rnnbench_nb.models.agru import AGRU, agru_layer, agru_loop
+
+# Without a C++ compiler the loop takes the kernel's place, and the tests of results are of it.
+KERNEL = kernel.path_in_use().startswith("kernel")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_load(monkeypatch, tmp_path):
+    """The kernel is looked for again, in an empty cache."""
+    monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RNNBENCH_ISA", raising=False)
+    kernel._load_once.cache_clear()
+    yield tmp_path / "cache"
+    kernel._load_once.cache_clear()
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """The kernel must not be called."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("the kernel was called")
+
+    monkeypatch.setattr(kernel, "forward", forbidden)
+
+
+def make(hidden_size, batch_size, n_steps=6, input_size=3, layers=1, with_state=True, **arguments):
+    """A model, inputs (T, B, D) and initial states (layers, B, H) or None."""
+    torch.manual_seed(hidden_size + batch_size)
+    model = AGRU(input_size, hidden_size, layers, **{"epsilon": 0.3, **arguments})
+    for name, parameter in model.named_parameters():
+        if name.startswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.1, 0.1)
+    x = torch.randn(n_steps, batch_size, input_size)
+    return model, x, torch.randn(layers, batch_size, hidden_size) if with_state else None
+
+
+def weighted(tensor):
+    return (tensor * torch.linspace(0.5, 1.5, tensor.numel()).to(tensor).view_as(tensor)).sum()
+
+
+def loss_of_all(output, h_n):
+    return weighted(output) + weighted(h_n)
+
+
+def results(model, x, h_0=None, loss=loss_of_all, dtype=torch.float32):
+    """Outputs, and the gradients of a loss for x, h_0 and all parameters, by name."""
+    model = copy.deepcopy(model).to(dtype)
+    x = x.to(dtype).detach().clone().requires_grad_()
+    h_0 = None if h_0 is None else h_0.to(dtype).detach().clone().requires_grad_()
+    output, h_n = model(x, h_0)
+    loss(output, h_n).backward()
+    gradients = {"x": x.grad, "h_0": None if h_0 is None else h_0.grad}
+    gradients |= {name: parameter.grad for name, parameter in model.named_parameters()}
+    found = {f"gradient of {name}": g for name, g in gradients.items() if g is not None}
+    return {"output": output.detach(), "h_n": h_n.detach(), **found}
+
+
+def loop_results(monkeypatch, *arguments, **options):
+    """The same by the float32 loop."""
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "serves", lambda tensors: False)
+        return results(*arguments, **options)
+
+
+def assert_exact(model, x, h_0=None, tolerance=1e-5, **options):
+    """Every result is within the tolerance of the float64 loop, in norm."""
+    got, want = (results(model, x, h_0, dtype=d, **options) for d in (torch.float32, torch.float64))
+    assert got.keys() == want.keys()
+    for name, exact in want.items():
+        error = (got[name].double() - exact).norm().item()
+        assert error <= tolerance * max(exact.norm().item(), 1e-6), name
+
+
+def assert_same_bits(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
+
+
+# Right values
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "batch_size", "layers", "with_state"),
+    [
+        (1, 1, 1, True),
+        (1, 513, 1, False),
+        (7, 5, 2, True),
+        (7, 513, 1, True),
+        (16, 128, 2, False),
+        (100, 1, 2, True),
+        (100, 128, 1, False),
+        (128, 5, 1, False),
+        (128, 128, 1, True),
+        (130, 33, 2, True),
+        (256, 5, 1, True),
+    ],
+)
+def test_agrees_with_float64(hidden_size, batch_size, layers, with_state):
+    assert_exact(*make(hidden_size, batch_size, 28, 28, layers, with_state))
+
+
+def test_agrees_with_float64_over_784_steps():
+    assert_exact(*make(24, 5, 784, 1, epsilon=0.01), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(("n_steps", "input_size"), [(1, 1), (2, 50), (45, 17)])
+def test_agrees_with_float64_for_any_length_and_input(n_steps, input_size):
+    assert_exact(*make(19, 9, n_steps, input_size))
+
+
+LOSSES = {
+    "last state": lambda output, h_n: weighted(h_n),
+    "last output": lambda output, h_n: weighted(output[-1]),
+    "one unit of one step": lambda output, h_n: output[2, :, 4].sum(),
+    "plain sum": lambda output, h_n: output.sum(),
+    "transposed": lambda output, h_n: weighted(output.transpose(0, 2).contiguous()),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_gradients_into_any_steps(loss):
+    assert_exact(*make(20, 3), loss=loss)
+
+
+@pytest.mark.parametrize("arguments", [{"bias": False}, {"learnable_epsilon": False}])
+def test_without_bias_or_learnable_epsilon(arguments):
+    assert_exact(*make(20, 3, **arguments))
+
+
+def test_empty_batch():
+    model, x, h_0 = make(5, 0)
+    found = results(model, x, h_0)
+    assert found["output"].shape == (6, 0, 5)
+    assert not found["gradient of weight_hh_l0"].any()
+
+
+def test_strided_inputs_are_read_in_place():
+    model, x, h_0 = make(20, 4)
+    want = results(model, x, h_0)["output"]
+    wide = torch.empty(6, 4, 6)
+    wide[..., ::2] = x
+    batch_first = x.transpose(0, 1).contiguous().transpose(0, 1)
+    for same in (wide[..., ::2], batch_first, x.flip(0).flip(0)):
+        assert torch.equal(model(same, h_0)[0], want)
+    expanded = x[:1].expand(6, 4, 3)
+    assert torch.equal(model(expanded, h_0)[0], model(expanded.contiguous(), h_0)[0])
+
+
+def test_small_values_keep_their_digits():
+    model, x, h_0 = make(20, 3)
+    tiny = {name: value * 1e-6 for name, value in model.state_dict().items()}
+    model.load_state_dict(tiny | {"log_epsilon_l0": model.log_epsilon_l0})
+    assert_exact(model, 1e-3 * x)  # states near 1e-9, where 1 - exp(-x) would keep no digit
+
+
+def test_saturated_gates():
+    model, x, h_0 = make(20, 3)
+    assert_exact(model, 1e4 * x, h_0, tolerance=1e-4)  # 1 - c^2 loses digits in any float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "h_0", "W_z", "W", "bias", "epsilon"])
+def test_nan_and_infinity_travel_as_in_the_loop(monkeypatch, value, where):
+    model, x, h_0 = make(20, 5)
+    with torch.no_grad():
+        places = {"x": x[2, 1, :1], "h_0": h_0[0, 1, :1], "bias": model.bias_l0[3:4]}
+        places |= {"W_z": model.weight_hh_l0[1, 2:3], "W": model.weight_hh_l0[41, 2:3]}
+        places |= {"epsilon": model.log_epsilon_l0}
+        places[where].fill_(value)
+    got, want = results(model, x, h_0), loop_results(monkeypatch, model, x, h_0)
+    for name in want:
+        torch.testing.assert_close(
+            got[name], want[name], equal_nan=True, rtol=1e-4, atol=1e-5, msg=name
+        )
+
+
+# Safe to call
+
+
+def test_thread_count_changes_no_bit():
+    model, x, h_0 = make(40, 150, layers=2)
+    found = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            inference = model(x, h_0)[0]
+        found.append(results(model, x, h_0) | {"inference": inference})
+    for other in found[1:]:
+        if KERNEL:
+            assert_same_bits(other, found[0])
+        else:  # torch's products promise less
+            torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_inference_equals_training_and_keeps_nothing(monkeypatch):
+    model, x, h_0 = make(40, 150)
+    want = model(x, h_0)[0]
+    shapes, empty = [], kernel._empty
+    monkeypatch.setattr(kernel, "_empty", lambda *shape: shapes.append(shape) or empty(*shape))
+    with torch.no_grad():
+        got = model(x, h_0)[0]
+    assert torch.equal(got, want) and want.requires_grad and not got.requires_grad
+    assert shapes == ([(6, 150, 40)] if KERNEL else [])
+
+
+def test_two_forwards_before_backward():
+    model, x, h_0 = make(40, 150)
+    other = torch.randn_like(x)
+    want = [results(model, each, h_0)["gradient of weight_hh_l0"] for each in (x, other)]
+    losses = [loss_of_all(*model(each, h_0)) for each in (x, other)]
+    for loss, gradient in zip(losses, want, strict=True):
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        assert torch.equal(model.weight_hh_l0.grad, gradient)
+    model.zero_grad()
+    losses[0].backward()
+    assert torch.equal(model.weight_hh_l0.grad, want[0])
+
+
+def test_changed_output_is_refused_in_backward():
+    model, x, _ = make(20, 3)
+    output, h_n = model(x)
+    with torch.no_grad():
+        output.mul_(2)
+    if KERNEL:  # the loop's output is a copy of what it keeps
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            h_n.sum().backward()
+
+
+def test_python_threads():
+    cases = [make(40, 100 + i) for i in range(4)]
+    want = [results(*case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for got, expected in zip(pool.map(lambda c: results(*c), cases), want, strict=True):
+                assert_same_bits(got, expected)
+
+
+def test_memory_is_reused_only_when_free():
+    first, second = kernel._empty(400, 500), kernel._empty(400, 500)
+    places = first.data_ptr(), second.data_ptr()
+    assert places[0] != places[1] and all(place % 64 == 0 for place in places)
+    row = first[3]
+    del first
+    assert kernel._empty(400, 500).data_ptr() not in places  # row still refers to it
+    del row
+    assert kernel._empty(399, 500).data_ptr() == places[0]
+
+
+# Everything that the kernel does not serve
+
+# torch itself scripts its rules for forward mode, and warns that this is deprecated.
+FORWARD_MODE_SCRIPTS = pytest.mark.filterwarnings("ignore:`torch.jit")
+
+
+def test_float64_runs_the_loop(no_kernel):
+    model, x, h_0 = make(5, 2)
+    assert model.double()(x.double(), h_0.double())[0].dtype == torch.float64
+
+
+def test_other_devices_run_the_loop(no_kernel):
+    model, x, _ = make(5, 2)
+    assert model.to("meta")(x.to("meta"))[0].shape == (6, 2, 5)
+
+
+def test_autocast_runs_the_loop(no_kernel):
+    model, x, h_0 = make(5, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = model(x, h_0)
+    assert (output - model.double()(x.double(), h_0.double())[0]).abs().max() < 0.1
+
+
+def test_compiled_model_runs_the_loop(no_kernel):
+    model, x, h_0 = make(5, 2)
+    output, _ = torch.compile(model, backend="eager", fullgraph=True)(x, h_0)
+    torch.testing.assert_close(output.double(), model.double()(x.double(), h_0.double())[0])
+
+
+@FORWARD_MODE_SCRIPTS
+def test_functional_transforms(no_kernel):
+    model, x, h_0 = make(5, 2)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    exact = {name: value.double() for name, value in parameters.items()}
+
+    def loss(parameters, x, h_0):
+        return weighted(functional_call(model, parameters, (x, h_0))[0])
+
+    def last(parameters, h_0):
+        return functional_call(model, parameters, (x.to(h_0), h_0))[1]
+
+    def transformed(parameters, x, h_0):
+        batched = (parameters, x[:, :, None], h_0[:, :, None])  # each sample a batch of one
+        return (
+            grad(loss)(parameters, x, h_0)["weight_hh_l0"],
+            vmap(loss, in_dims=(None, 1, 1))(*batched),
+            vmap(grad(loss), in_dims=(None, 1, 1))(*batched)["bias_l0"],
+            jacrev(last, argnums=1)(parameters, h_0),
+            jvp(lambda h: last(parameters, h), (h_0,), (torch.ones_like(h_0),))[1],
+        )
+
+    found, want = transformed(parameters, x, h_0), transformed(exact, x.double(), h_0.double())
+    one_by_one = [loss(exact, x[:, [i]].double(), h_0[:, [i]].double()) for i in range(2)]
+    torch.testing.assert_close(found[1].double(), torch.stack(one_by_one), rtol=1e-4, atol=1e-5)
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@FORWARD_MODE_SCRIPTS
+def test_forward_mode(no_kernel):
+    model, x, h_0 = make(5, 2)
+    with forward_ad.dual_level():
+        output, _ = model(forward_ad.make_dual(x, torch.ones_like(x)), h_0)
+        tangent = forward_ad.unpack_dual(output).tangent
+    model, step = model.double(), 1e-6
+    up, down = (model(x.double() + s, h_0.double())[0] for s in (step, -step))
+    torch.testing.assert_close(tangent.double(), (up - down) / (2 * step), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [loss_of_all, LOSSES["last state"]])
+def test_double_backward(loss):
+    model, x, _ = make(5, 2)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        twin, leaf = copy.deepcopy(model).to(dtype), x.to(dtype).clone().requires_grad_()
+        h_0 = leaf[0] @ torch.linspace(-1, 1, 15).to(dtype).view(3, 5)  # depends on x as well
+        value = loss(*twin(leaf, h_0[None]))
+        (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
+        slope.square().sum().backward()
+        found.append([slope.detach(), leaf.grad, *(p.grad for p in twin.parameters())])
+    for got, exact in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+# Which path, and why
+
+
+def test_a_kernel_is_used_where_there_is_one(monkeypatch):
+    calls, forward = [], kernel.forward
+    monkeypatch.setattr(kernel, "forward", lambda *a, **k: calls.append(k) or forward(*a, **k))
+    model, x, _ = make(5, 2)
+    model(x)
+    with torch.no_grad():
+        model(x)
+    assert calls == ([{"keep": True}, {"keep": False}] if KERNEL else [])
+
+
+def run_and_read_notice(caplog):
+    """Two forward passes of a fresh process, as far as the log shows: right, and its lines."""
+    caplog.set_level(logging.INFO, "rnnbench_nb")
+    model, x, h_0 = make(5, 2)
+    for _ in range(2):
+        assert_exact(model, x, h_0)
+    return [record.getMessage() for record in caplog.records if record.name == "rnnbench_nb"]
+
+
+def test_hidden_compiler_gives_the_loop_and_one_line(monkeypatch, fresh_load, caplog, no_kernel):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert run_and_read_notice(caplog) == [
+        "A-GRU: slower loop over time steps, no C++ compiler found"
+    ]
+    assert kernel.path_in_use() == "loop: no C++ compiler found"
+    assert not fresh_load.exists()
+
+
+def test_failing_compiler_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'error: no such header' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert run_and_read_notice(caplog) == [
+        "A-GRU: slower loop over time steps, the C++ compiler failed: error: no such header"
+    ]
+
+
+def test_unusable_cache_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(kernel, "_compiler", lambda: ["c++"])
+    monkeypatch.setattr(kernel, "_run", lambda command: "macros")
+    lines = run_and_read_notice(caplog)
+    assert len(lines) == 1 and "cache" in lines[0] and "cannot be used" in lines[0]
+
+
+@pytest.mark.parametrize(("isa", "name"), [("avx2", "AVX2"), ("baseline", "128-bit vectors")])
+def test_narrower_vectors(monkeypatch, fresh_load, caplog, isa, name):
+    monkeypatch.setenv("RNNBENCH_ISA", isa)
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    lines = run_and_read_notice(caplog)
+    if KERNEL and (x86 or isa == "baseline"):
+        assert lines == [f"A-GRU: kernel ({name})"]
+        assert kernel.path_in_use() == f"kernel ({name})"
+    else:
+        assert len(lines) == 1 and lines[0].startswith("A-GRU: slower loop")
+    assert_exact(*make(130, 33, 28, 28, 2))
+    assert_exact(*make(100, 150))
+    assert_exact(*make(1, 1))
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch, fresh_load):
+    monkeypatch.setenv("RNNBENCH_ISA", "avx9")
+    with pytest.raises(UserError, match="RNNBENCH_ISA must be one of native, avx2, baseline"):
+        kernel.path_in_use()
+
+
+@pytest.fixture
+def stub_compiler(monkeypatch, fresh_load):
+    """A compiler that takes a moment, writes a file and is counted; its macros can be set."""
+
+    def run(command):
+        if "-E" in command:
+            return run.macros
+        time.sleep(0.1)
+        run.compiled.append(command)
+        with open(command[-1], "wb") as file:
+            file.write(b"library")
+        return ""
+
+    run.macros, run.compiled = "#define __AVX2__ 1\n", []
+    monkeypatch.setattr(kernel, "_compiler", lambda: ["c++"])
+    monkeypatch.setattr(kernel, "_run", run)
+    return run
+
+
+def test_library_is_built_once_and_again_when_anything_differs(
+    monkeypatch, stub_compiler, tmp_path
+):
+    paths = [kernel._build()]
+    assert kernel._build() == paths[0] and len(stub_compiler.compiled) == 1
+    assert paths[0].read_bytes() == b"library"
+
+    source = tmp_path / "agru_kernel.cpp"
+    source.write_text(kernel.SOURCE.read_text() + "// changed\n")
+    monkeypatch.setattr(kernel, "SOURCE", source)
+    paths.append(kernel._build())
+    stub_compiler.macros += "#define __AVX512F__ 1\n"  # another processor
+    paths.append(kernel._build())
+    stub_compiler.macros += '#define __VERSION__ "13"\n'  # another compiler
+    paths.append(kernel._build())
+    monkeypatch.setattr(kernel, "FLAGS", [*kernel.FLAGS, "-g"])
+    paths.append(kernel._build())
+    monkeypatch.setenv("RNNBENCH_ISA", "avx2")
+    paths.append(kernel._build())
+    assert len(set(paths)) == len(stub_compiler.compiled) == 6
+
+
+def test_builders_at_the_same_time_compile_once(stub_compiler):
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: kernel._build(), range(4)))
+    assert len(set(paths)) == len(stub_compiler.compiled) == 1
+
+
+def test_broken_build_leaves_nothing_behind(stub_compiler, fresh_load, monkeypatch):
+    def run(command):
+        if "-E" in command:
+            return ""
+        with open(command[-1], "wb") as file:
+            file.write(b"half a lib")
+        raise kernel._Unavailable("the C++ compiler failed: error")
+
+    monkeypatch.setattr(kernel, "_run", run)
+    assert kernel.path_in_use() == "loop: the C++ compiler failed: error"
+    assert not list(fresh_load.glob("*.so"))
+
+
+def test_layer_returns_the_last_state_of_the_loop():
+    model, x, h_0 = make(20, 3)
+    layer = (x, h_0[0], model.weight_ih_l0, *model._split_hidden_weight(0))
+    states, last = agru_layer(*layer, model.bias_l0, model.epsilon())
+    assert torch.equal(last, states[-1])
+    torch.testing.assert_close(states, agru_loop(*layer, model.bias_l0, model.epsilon()))
