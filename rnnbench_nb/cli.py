@@ -1,5 +1,6 @@
 """The command line: thin; it validates, calls Snakemake, and says how it ended."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,15 @@ import click
 import psutil
 from filelock import FileLock, Timeout
 
-from rnnbench_nb.config import PROJECT, Protocol, load_protocol, parse_yaml, to_yaml
+from rnnbench_nb.config import (
+    PROJECT,
+    Protocol,
+    RunParameters,
+    load_protocol,
+    parse_yaml,
+    to_yaml,
+    validate,
+)
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.files import write_file
 
@@ -171,6 +180,21 @@ def verify(report):
     click.echo(f"{report / 'results.csv'} agrees with the predictions of {len(rows)} runs.")
 
 
+@main.command()
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all rows to a file.")
+@click.option("--full", is_flag=True, help="The whole grid of shapes, about half an hour.")
+@click.option("--shape", "shapes", multiple=True, metavar="T,H,B,THREADS", help="Only this shape.")
+def bench(path, full, shapes):
+    """Time training steps and inference of the models, in turn in one process."""
+    from rnnbench_nb import bench
+
+    named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
+    report = bench.run(named or (bench.GRID if full else bench.SHORT), click.echo)
+    report |= {} if named else bench.run_parts(click.echo)
+    if path:
+        write_file(path, json.dumps(report, indent=1) + "\n")
+
+
 def _overrides(seed, runs, models, settings) -> dict:
     """The values that the options lay over the parameter file; each key at most once."""
     pairs = [("seed", value) for value in seed]
@@ -250,23 +274,22 @@ def _write_parameters(out: Path, protocol: Protocol) -> None:
     """Write protocol.yaml and variants/, unless finished runs there had other parameters."""
     for name, parameters in protocol.parameterisations().items():
         path = out / "variants" / f"{name}.yaml"
-        text = to_yaml(parameters)
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            there = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        if path.exists():
+            values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            there = validate(RunParameters, values, str(path)).model_dump()
             here = parameters.model_dump()
-            changed = [key for key in here if key != "seed" and there.get(key) != here[key]]
-            if changed and any(out.glob(f"runs/{name}-seed*")):
+            changed = [key for key in here if key != "seed" and there[key] != here[key]]
+            if not changed:  # a key that has come since has its default: nothing to run again
+                continue
+            if any(out.glob(f"runs/{name}-seed*")):
                 key = changed[0]
                 raise UserError(
                     f"{out}: it holds runs of {name} with other parameters ({key}: "
-                    f"{there.get(key)!r} there, {here[key]!r} asked for); name another "
+                    f"{there[key]!r} there, {here[key]!r} asked for); name another "
                     "--output-dir, or delete that folder."
                 )
-        _write_if_changed(path, text)
-    _write_if_changed(out / "protocol.yaml", to_yaml(protocol))
-
-
-def _write_if_changed(path: Path, text: str) -> None:
+        write_file(path, to_yaml(parameters))
+    path, text = out / "protocol.yaml", to_yaml(protocol)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_file(path, text)
 

@@ -40,7 +40,7 @@ class DataParameters(Frozen):
 
 
 class ModelParameters(Frozen):
-    """The cell and its size; gamma, epsilon and learnable_epsilon are the A-GRU's."""
+    """The cell and its size; gamma and all below it are the A-GRU's."""
 
     model: str = "agru"
     hidden_size: Size = 128
@@ -49,6 +49,7 @@ class ModelParameters(Frozen):
     gamma: Finite = 0.01
     epsilon: Positive = 1.0
     learnable_epsilon: bool = True
+    recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
 
 
 class OptimiserParameters(Frozen):

@@ -202,7 +202,7 @@ def _gru_jacobian(step: Step) -> Tensor:
 
 def _agru_step(cell: AGRU, x: Tensor, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     x_z, x_r, x_c = F.linear(x, cell.weight_ih_l0, cell.bias_l0).chunk(3, -1)
-    u_z, u_r, _ = cell.weight_hh_l0.chunk(3)
+    u_z, u_r = cell.hidden_weights()[0].chunk(2)
     z, r = (x_z + h @ u_z.T).sigmoid(), (x_r + h @ u_r.T).sigmoid()
     c = (x_c + (r * h) @ cell.recurrent_matrix().T).tanh()
     return h + cell.epsilon() * z * c, {"z": z, "r": r, "c": c}
@@ -221,7 +221,7 @@ def agru_terms(step: Step) -> dict[str, Tensor]:
     """
     z, r, c = step.gates.values()
     h, epsilon = step.before, step.cell.epsilon()
-    u_z, u_r, _ = step.cell.weight_hh_l0.chunk(3)
+    u_z, u_r = step.cell.hidden_weights()[0].chunk(2)
     d_a = _scale_rows(z * (1 - c**2), step.cell.recurrent_matrix())  # (B, H, H)
     by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
     return {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnbench_nb import results
-from rnnbench_nb.config import PROJECT, RunParameters, load_protocol, project_path, to_yaml
+from rnnbench_nb.config import PROJECT, RunParameters, load_protocol, project_path, validate
 from rnnbench_nb.data import Part, Split, as_sequence, load, resolve, split
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
@@ -95,7 +95,7 @@ class _State:
     """All that training changes; it is what a checkpoint holds."""
 
     def __init__(self, model: SequenceClassifier, parameters: RunParameters):
-        self.parameters = to_yaml(parameters)
+        self.parameters = parameters
         self.model = model
         self.optimiser = _optimiser(model, parameters)
         self.schedule = _schedule(self.optimiser, parameters)
@@ -117,7 +117,7 @@ class _State:
 
     def save(self, path: Path) -> None:
         content = {
-            "parameters": self.parameters,
+            "parameters": self.parameters.model_dump(),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -141,7 +141,8 @@ class _State:
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
             report(f"{path} is damaged: training starts again from the first epoch.")
             return
-        if content["parameters"] != self.parameters:
+        there = validate(RunParameters, content["parameters"], str(path))
+        if there != self.parameters:
             raise UserError(
                 f"{path.parent} holds a run with other parameters; name another output folder, "
                 "or delete that one."
@@ -291,12 +292,17 @@ def train_run(
         report: Takes the lines of progress.
 
     Returns:
-        The finished run.
+        The finished run; one that was finished before is read, not trained again.
 
     Raises:
         UserError: The run cannot be trained; run.json then says why.
     """
     folder = Path(folder)
+    if (folder / "run.json").exists():
+        run = results.load_run(folder)
+        if run.record["status"] == results.COMPLETED and run.parameters == parameters:
+            report(f"{parameters.run} is finished: its results are read from {folder}.")
+            return run
     record = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
     record |= {"status": results.FAILED, **results.environment()}
     try:

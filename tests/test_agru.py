@@ -336,3 +336,21 @@ def test_repr_names_what_is_not_default():
         "AGRU(2, 3, num_layers=2, bias=False, batch_first=True, dropout=0.1, gamma=2.0, "
         "learnable_epsilon=False)"
     )
+
+
+@pytest.mark.parametrize("control", ["frozen", "free"])
+def test_controls_change_only_the_recurrent_matrix(control):
+    model = AGRU(3, 5, gamma=0.1, recurrence=control).double()
+    gates, w = model.hidden_weights()
+    a = {"frozen": w - w.T, "free": w}[control] - 0.1 * torch.eye(5)
+    torch.testing.assert_close(model.recurrent_matrix(), a)
+    x, h = torch.rand(4, 2, 3, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64)
+    expected = agru_loop(x, h, model.weight_ih_l0, gates, a, model.bias_l0, model.epsilon())
+    torch.testing.assert_close(model(x)[0], expected)
+    trained = dict(model.named_parameters())
+    assert trained["weight_hh_l0"].shape == ((10, 5) if control == "frozen" else (15, 5))
+
+
+def test_an_unknown_recurrence_is_refused():
+    with pytest.raises(ValueError, match="recurrence must be antisymmetric, frozen or free"):
+        AGRU(3, 5, recurrence="symmetric")

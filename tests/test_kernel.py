@@ -448,28 +448,28 @@ def stub_compiler(monkeypatch, fresh_load):
 def test_library_is_built_once_and_again_when_anything_differs(
     monkeypatch, stub_compiler, tmp_path
 ):
-    paths = [kernel._build()]
-    assert kernel._build() == paths[0] and len(stub_compiler.compiled) == 1
+    paths = [kernel.build(kernel.SOURCE)]
+    assert kernel.build(kernel.SOURCE) == paths[0] and len(stub_compiler.compiled) == 1
     assert paths[0].read_bytes() == b"library"
 
     source = tmp_path / "agru_kernel.cpp"
     source.write_text(kernel.SOURCE.read_text() + "// changed\n")
     monkeypatch.setattr(kernel, "SOURCE", source)
-    paths.append(kernel._build())
+    paths.append(kernel.build(kernel.SOURCE))
     stub_compiler.macros += "#define __AVX512F__ 1\n"  # another processor
-    paths.append(kernel._build())
+    paths.append(kernel.build(kernel.SOURCE))
     stub_compiler.macros += '#define __VERSION__ "13"\n'  # another compiler
-    paths.append(kernel._build())
+    paths.append(kernel.build(kernel.SOURCE))
     monkeypatch.setattr(kernel, "FLAGS", [*kernel.FLAGS, "-g"])
-    paths.append(kernel._build())
+    paths.append(kernel.build(kernel.SOURCE))
     monkeypatch.setenv("RNNBENCH_ISA", "avx2")
-    paths.append(kernel._build())
+    paths.append(kernel.build(kernel.SOURCE))
     assert len(set(paths)) == len(stub_compiler.compiled) == 6
 
 
 def test_builders_at_the_same_time_compile_once(stub_compiler):
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda _: kernel._build(), range(4)))
+        paths = list(pool.map(lambda _: kernel.build(kernel.SOURCE), range(4)))
     assert len(set(paths)) == len(stub_compiler.compiled) == 1
 
 
@@ -479,7 +479,7 @@ def test_broken_build_leaves_nothing_behind(stub_compiler, fresh_load, monkeypat
             return ""
         with open(command[-1], "wb") as file:
             file.write(b"half a lib")
-        raise kernel._Unavailable("the C++ compiler failed: error")
+        raise kernel.Unavailable("the C++ compiler failed: error")
 
     monkeypatch.setattr(kernel, "_run", run)
     assert kernel.path_in_use() == "loop: the C++ compiler failed: error"
@@ -488,7 +488,7 @@ def test_broken_build_leaves_nothing_behind(stub_compiler, fresh_load, monkeypat
 
 def test_layer_returns_the_last_state_of_the_loop():
     model, x, h_0 = make(20, 3)
-    layer = (x, h_0[0], model.weight_ih_l0, *model._split_hidden_weight(0))
+    layer = (x, h_0[0], model.weight_ih_l0, *model.hidden_weights(0))
     states, last = agru_layer(*layer, model.bias_l0, model.epsilon())
     assert torch.equal(last, states[-1])
     torch.testing.assert_close(states, agru_loop(*layer, model.bias_l0, model.epsilon()))

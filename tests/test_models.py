@@ -4,7 +4,7 @@ from torch import nn
 
 from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.models import FORGET_BIAS, MODELS, build_model, count
+from rnnbench_nb.models import FORGET_BIAS, MODELS, Model, build_model, count
 from rnnbench_nb.seeds import generator
 
 
@@ -25,6 +25,11 @@ def build(model, input_size=28, **values):
 def test_parameter_counts(model, total, free, pixel):
     assert count(*build(model)) == (total, free)
     assert count(*build(model, input_size=1))[0] == pixel
+
+
+@pytest.mark.parametrize(("control", "total"), [("frozen", 61_579 - 128**2), ("free", 61_579)])
+def test_the_controls_have_no_redundant_parameters(control, total):
+    assert count(*build("agru", recurrence=control)) == (total, total)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -82,8 +87,16 @@ def test_only_the_antisymmetric_matrix_is_tracked():
     assert build("gru")[0].tracked() == {}
 
 
+def test_a_frozen_matrix_is_drawn_by_the_seed_like_the_others():
+    first, other = (build("agru", recurrence="frozen", seed=seed)[0] for seed in (42, 43))
+    again = build("agru", recurrence="frozen")[0]
+    w, w_other = first.cell.weight_frozen_l0, other.cell.weight_frozen_l0
+    assert 0.08 < w.abs().max() <= 1 / 128**0.5
+    assert torch.equal(w, again.cell.weight_frozen_l0) and not torch.equal(w, w_other)
+
+
 def test_a_new_row_is_all_that_a_new_model_needs(monkeypatch):
-    row = MODELS["gru"]._replace(cell=lambda _, **sizes: nn.RNN(**sizes), redundant=lambda h: h)
+    row = Model(lambda _, **sizes: nn.RNN(**sizes), lambda parameters: parameters.hidden_size)
     monkeypatch.setitem(MODELS, "rnn", row)
     built, parameters = build("rnn")
     assert built(torch.rand(2, 4, 28)).shape == (2, 10)

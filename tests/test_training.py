@@ -52,6 +52,7 @@ FALLING = {"learning_rate": 5.0, "epochs": 5}  # so that the validation loss als
         ({"model": "gru"}, {}), ({"reading": "pixel"}, {}), ({"seed": 43}, {}),
         ({"hidden_size": 9}, {}), ({"num_layers": 2}, {}), ({"dropout": 0.5}, {}),
         ({"gamma": 0.5}, {}), ({"epsilon": 0.5}, {}), ({"learnable_epsilon": False}, {}),
+        ({"recurrence": "frozen"}, {}), ({"recurrence": "free"}, {}),
         ({"batch_size": 64}, {}), ({"epochs": 3}, {}), ({"learning_rate": 0.02}, {}),
         ({"optimiser": "adamw"}, {}), ({"optimiser": "sgd"}, {}), ({"weight_decay": 0.1}, {}),
         ({"clip_norm": 0.01}, {}), ({"clip_norm": None}, {"clip_norm": 0.01}),
@@ -94,12 +95,19 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, tmp_path):
 def test_a_damaged_checkpoint_is_told_and_trained_over(tiny, tmp_path):
     train_run(tiny, tmp_path, **QUIET)
     best = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "run.json").unlink()
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     lines = []
     train_run(tiny, tmp_path, report=lines.append)
     assert "checkpoint.pt is damaged: training starts again" in lines[0]
     assert (tmp_path / "best.safetensors").read_bytes() == best
+
+
+def test_a_finished_run_is_read_not_trained_again(tiny, tmp_path, monkeypatch):
+    first = train_run(tiny, tmp_path, **QUIET)
+    monkeypatch.setattr(training, "fit", None)
+    assert train_run(tiny, tmp_path, **QUIET).record == first.record
 
 
 def test_another_runs_folder_is_refused(tiny, tmp_path):
@@ -190,6 +198,12 @@ def test_weight_decay_leaves_the_step_size_alone(tiny):
     assert decay[id(model.cell.log_epsilon_l0)] == 0.0
     assert decay[id(model.cell.weight_hh_l0)] == 0.5
     assert len(decay) == len(list(model.parameters()))
+
+
+def test_a_frozen_matrix_stays_and_weight_decay_cannot_reach_it(tiny, tmp_path):
+    parameters = change(tiny, recurrence="frozen", weight_decay=0.5)
+    w = train_run(parameters, tmp_path, **QUIET).recurrent["weight_hh"]
+    assert (w == w[0]).all()
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])

@@ -26,12 +26,12 @@ class Model(NamedTuple):
     Attributes:
         cell: Makes the cell from `input_size, hidden_size, num_layers, dropout, batch_first`
             and the model parameters.
-        redundant: Per layer of H units, the parameters that only ever act together with others
-            (see `count`).
+        redundant: Per layer, the parameters that only ever act together with others (see
+            `count`).
     """
 
     cell: Callable[..., nn.Module]
-    redundant: Callable[[int], int]
+    redundant: Callable[[ModelParameters], int]
 
 
 def _agru(parameters: ModelParameters, **sizes) -> AGRU:
@@ -40,16 +40,22 @@ def _agru(parameters: ModelParameters, **sizes) -> AGRU:
         gamma=parameters.gamma,
         epsilon=parameters.epsilon,
         learnable_epsilon=parameters.learnable_epsilon,
+        recurrence=parameters.recurrence,
     )
+
+
+def _agru_redundant(parameters: ModelParameters) -> int:
+    """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; the controls as W."""
+    n = parameters.hidden_size
+    return n * (n + 1) // 2 if parameters.recurrence == "antisymmetric" else 0
 
 
 MODELS = {
     # torch's two bias vectors act as their sum: in all four gates of the LSTM ...
-    "lstm": Model(lambda _, **sizes: nn.LSTM(**sizes), lambda hidden: 4 * hidden),
+    "lstm": Model(lambda _, **sizes: nn.LSTM(**sizes), lambda p: 4 * p.hidden_size),
     # ... and in two gates of the GRU, whose candidate has the reset gate between them.
-    "gru": Model(lambda _, **sizes: nn.GRU(**sizes), lambda hidden: 2 * hidden),
-    # W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2.
-    "agru": Model(_agru, lambda hidden: hidden * (hidden + 1) // 2),
+    "gru": Model(lambda _, **sizes: nn.GRU(**sizes), lambda p: 2 * p.hidden_size),
+    "agru": Model(_agru, _agru_redundant),
 }
 
 
@@ -78,7 +84,7 @@ class SequenceClassifier(nn.Module):
         """What is kept of the cell at every epoch: of an A-GRU, W (H, H) and epsilon (layer 0)."""
         if not isinstance(self.cell, AGRU):
             return {}
-        w = self.cell.weight_hh_l0[2 * self.cell.hidden_size :]
+        _, w = self.cell.hidden_weights()
         return {"weight_hh": w.detach().clone(), "epsilon": self.cell.epsilon().detach().clone()}
 
 
@@ -109,14 +115,13 @@ def build_model(
     )
     model = SequenceClassifier(cell, classes, parameters.dropout)
     bound = 1 / math.sqrt(parameters.hidden_size)
-    for name, parameter in model.named_parameters():
+    for name, tensor in model.state_dict().items():  # buffers too: a frozen W is drawn as well
         if "weight" in name:
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            nn.init.uniform_(tensor, -bound, bound, generator=generator)
         elif "bias" in name:
-            nn.init.zeros_(parameter)
+            nn.init.zeros_(tensor)
         if isinstance(cell, nn.LSTM) and "bias_ih" in name:  # gates i, f, g, o
-            with torch.no_grad():
-                parameter.view(4, -1)[1] = FORGET_BIAS
+            tensor.view(4, -1)[1] = FORGET_BIAS
     return model
 
 
@@ -127,5 +132,5 @@ def count(model: SequenceClassifier, parameters: ModelParameters) -> tuple[int, 
     and an antisymmetric n x n matrix counts n (n - 1) / 2.
     """
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    redundant = MODELS[parameters.model].redundant(parameters.hidden_size)
+    redundant = MODELS[parameters.model].redundant(parameters)
     return total, total - parameters.num_layers * redundant

@@ -114,7 +114,10 @@ class AGRU(nn.Module):
     """Antisymmetric GRU with the interface of torch.nn.GRU (see `agru_loop` for the equation).
 
     The recurrent matrix of the candidate is A = W - W^T - gamma I, so its eigenvalues are
-    -gamma +- i lambda. It is computed from the current W at every call and never kept.
+    -gamma +- i lambda. It is computed from the current W at every call and never kept. Two
+    controls ask whether that matters: ``frozen`` leaves W as it was drawn (a buffer
+    ``weight_frozen_l{l}``, so that ``weight_hh_l{l}`` is (2H, H)), and ``free`` takes
+    A = W - gamma I.
 
     Layer l holds the parameters ``weight_ih_l{l}`` (3H, D; above the first layer 3H, H), rows
     [z | r | candidate]; ``weight_hh_l{l}`` (3H, H), rows [U_z | U_r | W]; ``bias_l{l}`` (3H,);
@@ -132,9 +135,10 @@ class AGRU(nn.Module):
         gamma: Damping, any finite number: a hyperparameter, never part of the state dict.
         epsilon: Step size at the start, positive.
         learnable_epsilon: Whether the step size is trained; otherwise it is a buffer.
+        recurrence: antisymmetric, or one of the controls frozen and free.
 
     Raises:
-        ValueError: If a size, dropout, gamma or epsilon is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class AGRU(nn.Module):
         gamma: float = 0.01,
         epsilon: float = 1.0,
         learnable_epsilon: bool = True,
+        recurrence: str = "antisymmetric",
     ) -> None:
         """Check the arguments, which the class describes, and draw the weights."""
         super().__init__()
@@ -163,6 +168,8 @@ class AGRU(nn.Module):
             raise ValueError(f"gamma must be a finite number, got {gamma!r}")
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise ValueError(f"epsilon must be a positive finite number, got {epsilon!r}")
+        if recurrence not in ("antisymmetric", "frozen", "free"):
+            raise ValueError(f"recurrence must be antisymmetric, frozen or free: {recurrence!r}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -171,10 +178,15 @@ class AGRU(nn.Module):
         self.dropout = float(dropout)
         self.gamma = float(gamma)
         self.learnable_epsilon = learnable_epsilon
+        self.recurrence = recurrence
+        trained = 2 if recurrence == "frozen" else 3  # blocks of H rows
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size
             self._add_parameter("weight_ih", layer, torch.empty(3 * hidden_size, width))
-            self._add_parameter("weight_hh", layer, torch.empty(3 * hidden_size, hidden_size))
+            self._add_parameter("weight_hh", layer, torch.empty(trained * hidden_size, hidden_size))
+            if recurrence == "frozen":
+                frozen = torch.empty(hidden_size, hidden_size)
+                self.register_buffer(f"weight_frozen_l{layer}", frozen)
             self._add_parameter("bias", layer, torch.empty(3 * hidden_size) if bias else None)
             log_epsilon = torch.tensor(math.log(epsilon))
             if learnable_epsilon:
@@ -190,28 +202,28 @@ class AGRU(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weights uniformly from +-1/sqrt(H) and set the biases to zero."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for name, parameter in self.named_parameters():
+        for name, tensor in self.state_dict(keep_vars=True).items():
             if name.startswith("weight"):
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(tensor, -bound, bound)
             elif name.startswith("bias"):
-                nn.init.zeros_(parameter)
+                nn.init.zeros_(tensor)
 
     def epsilon(self, layer: int = 0) -> Tensor:
         """Return the current step size of a layer, a positive scalar tensor."""
         return getattr(self, f"log_epsilon_l{layer}").exp()
 
     def recurrent_matrix(self, layer: int = 0) -> Tensor:
-        """Return A = W - W^T - gamma I (H, H) of a layer, computed from the current W."""
-        return self._antisymmetric(self._split_hidden_weight(layer)[1])
-
-    def _split_hidden_weight(self, layer: int) -> tuple[Tensor, ...]:
-        """Split a layer's weight_hh into the gates' (2H, H) and the candidate's W (H, H)."""
-        sizes = [2 * self.hidden_size, self.hidden_size]
-        return getattr(self, f"weight_hh_l{layer}").split(sizes)
-
-    def _antisymmetric(self, w: Tensor) -> Tensor:
+        """Return A (H, H) of a layer, W - W^T - gamma I, computed from the current W."""
+        _, w = self.hidden_weights(layer)
         identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
-        return w - w.T - self.gamma * identity
+        return (w if self.recurrence == "free" else w - w.T) - self.gamma * identity
+
+    def hidden_weights(self, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Return a layer's recurrent weights: the gates' [U_z | U_r] (2H, H), and W (H, H)."""
+        weight = getattr(self, f"weight_hh_l{layer}")
+        if self.recurrence == "frozen":
+            return weight, getattr(self, f"weight_frozen_l{layer}")
+        return weight.split([2 * self.hidden_size, self.hidden_size])
 
     def forward(self, input: Tensor, h_0: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run all layers over a batch of sequences.
@@ -256,13 +268,13 @@ class AGRU(nn.Module):
         for layer in range(self.num_layers):
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)
-            gate_weight, w = self._split_hidden_weight(layer)
+            gate_weight, _ = self.hidden_weights(layer)
             x, last = agru_layer(
                 x,
                 states[layer],
                 getattr(self, f"weight_ih_l{layer}"),
                 gate_weight,
-                self._antisymmetric(w),
+                self.recurrent_matrix(layer),
                 getattr(self, f"bias_l{layer}"),
                 self.epsilon(layer),
             )
@@ -286,4 +298,6 @@ class AGRU(nn.Module):
         parts.append(f"gamma={self.gamma}")
         if not self.learnable_epsilon:
             parts.append("learnable_epsilon=False")
+        if self.recurrence != "antisymmetric":
+            parts.append(f"recurrence={self.recurrence!r}")
         return ", ".join(parts)

@@ -48,7 +48,7 @@ _load_lock = threading.Lock()
 _spare = defaultdict(list)  # memory given back, by the power of two of its size
 
 
-class _Unavailable(Exception):
+class Unavailable(Exception):
     """Why there is no kernel, in a few words."""
 
 
@@ -58,7 +58,7 @@ def _compiler() -> list[str]:
     for command in commands[:1] if commands[0] else commands[1:]:
         if shutil.which(command[0]):
             return command
-    raise _Unavailable("no C++ compiler found")
+    raise Unavailable("no C++ compiler found")
 
 
 def _run(command: list[str]) -> str:
@@ -68,14 +68,14 @@ def _run(command: list[str]) -> str:
         )
     except subprocess.CalledProcessError as error:
         first_line = (error.stderr.strip() or str(error)).splitlines()[0]
-        raise _Unavailable(f"the C++ compiler failed: {first_line}") from error
+        raise Unavailable(f"the C++ compiler failed: {first_line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _Unavailable(f"the C++ compiler could not run: {error}") from error
+        raise Unavailable(f"the C++ compiler could not run: {error}") from error
     return done.stdout
 
 
-def _build() -> Path:
-    """Return the path of the library, compiled now unless the cache holds it.
+def build(source: Path) -> Path:
+    """Return the path of a C++ source's library, compiled now unless the cache holds it.
 
     Its name is a hash of the source, the flags and all macros that the compiler predefines under
     them, which name its version and every instruction set it may use on this processor.
@@ -85,9 +85,9 @@ def _build() -> Path:
         raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
     command = [*_compiler(), *FLAGS, *ISA_FLAGS[isa]]
     macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *command, macros]).encode()).hexdigest()
+    key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
     folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
-    library = folder / f"agru_kernel-{key[:20]}.so"
+    library = folder / f"{source.stem}-{key[:20]}.so"
     if library.exists():
         return library
     try:
@@ -96,10 +96,10 @@ def _build() -> Path:
             if not library.exists():
                 with tempfile.TemporaryDirectory() as scratch:
                     built = Path(scratch) / library.name
-                    _run([*command, str(SOURCE), "-o", str(built)])
+                    _run([*command, str(source), "-o", str(built)])
                     write_file(library, built.read_bytes())
     except (OSError, Timeout, UserError) as error:
-        raise _Unavailable(f"the cache {folder} cannot be used: {error}") from error
+        raise Unavailable(f"the cache {folder} cannot be used: {error}") from error
     return library
 
 
@@ -107,8 +107,8 @@ def _build() -> Path:
 def _load_once() -> ctypes.CDLL | str:
     """Return the library, or why there is none; say which in one line of the log."""
     try:
-        library = ctypes.CDLL(str(_build()))
-    except (_Unavailable, OSError) as error:
+        library = ctypes.CDLL(str(build(SOURCE)))
+    except (Unavailable, OSError) as error:
         logger.warning("A-GRU: slower loop over time steps, %s", error)
         return str(error)
     pointer = ctypes.c_void_p

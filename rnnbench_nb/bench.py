@@ -1,0 +1,285 @@
+"""How long a training step and an inference take: all models in one process, turn by turn.
+
+Every measurement goes round the models, so that a machine whose speed drifts slows all of them
+alike; ratios of medians are the result, times alone are not.
+"""
+
+import ctypes
+import itertools
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rnnbench_nb.config import RunParameters
+from rnnbench_nb.data import Part, as_sequence
+from rnnbench_nb.models import MODELS, build_model, kernel
+from rnnbench_nb.seeds import generator
+from rnnbench_nb.training import evaluate
+
+CLASSES = 10
+TASKS = ("train", "infer")
+
+
+class Shape(NamedTuple):
+    """T steps of D features, H hidden units, B sequences, on a number of threads."""
+
+    steps: int
+    hidden: int
+    batch: int
+    threads: int
+    precision: str = "highest"  # torch.set_float32_matmul_precision, for torch's own products
+
+    @property
+    def features(self) -> int:
+        """D: a row of 28 pixels, or a single one."""
+        return 28 if self.steps == 28 else 1
+
+
+REFERENCE = Shape(28, 128, 128, 1)
+SHORT = [REFERENCE, REFERENCE._replace(threads=2), REFERENCE._replace(precision="medium")]
+LONG = REFERENCE._replace(steps=784)
+SHORT += [LONG]
+GRID = [
+    Shape(*shape) for shape in itertools.product((28, 784), (64, 128, 256), (32, 128, 512), (1, 2))
+]
+GRID += [
+    Shape(steps, 128, 128, threads, "medium")
+    for steps, threads in itertools.product((28, 784), (1, 2))
+]
+
+
+def step_of(model: str, task: str, shape: Shape) -> Callable[[], None]:
+    """A function that does one whole training step, or one inference, of a model.
+
+    A training step is zero_grad, forward, linear head, cross entropy, backward, clipping by norm
+    and fused Adam. `loop` is the A-GRU without its kernel.
+    """
+    name = "agru" if model == "loop" else model
+    parameters = RunParameters(model=name, hidden_size=shape.hidden)
+    classifier = build_model(parameters, shape.features, CLASSES, generator(0, "initialisation"))
+    random = generator(0, "order")
+    inputs = torch.rand(shape.batch, shape.steps, shape.features, generator=random)
+    labels = torch.randint(CLASSES, (shape.batch,), generator=random)
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
+
+    def train() -> None:
+        optimiser.zero_grad()
+        F.cross_entropy(classifier(inputs), labels).backward()
+        nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+        optimiser.step()
+
+    @torch.inference_mode()
+    def infer() -> None:
+        classifier(inputs)
+
+    run = train if task == "train" else infer
+    if model != "loop":
+        return run
+
+    def without_kernel() -> None:
+        with mock.patch.object(kernel, "serves", lambda tensors: False):
+            run()
+
+    return without_kernel
+
+
+def measure(
+    shape: Shape, tasks: tuple[str, ...] = TASKS, models: tuple[str, ...] = (*MODELS, "loop"),
+    rounds: int = 11, seconds: float = 4.0,
+) -> Iterator[dict]:  # fmt: skip
+    """Time the models in turn, `rounds` times or until `seconds` are over, after one warm-up.
+
+    Yields:
+        One row a task, model and round: the fields of `shape`, `task, model, round, seconds`.
+    """
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(shape.threads)
+    torch.set_float32_matmul_precision(shape.precision)
+    try:
+        for task in tasks:
+            steps = {model: step_of(model, task, shape) for model in models}
+            for step in steps.values():
+                step()
+            deadline = time.perf_counter() + seconds
+            for number in range(rounds):
+                if number >= 3 and time.perf_counter() > deadline:
+                    break
+                for model, step in steps.items():
+                    start = time.perf_counter()
+                    step()
+                    elapsed = time.perf_counter() - start
+                    row = {"task": task, "model": model, "round": number, "seconds": elapsed}
+                    yield shape._asdict() | row
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def operations(shape: Shape) -> int:
+    """Floating-point operations of the products in one A-GRU training step.
+
+    Forward 3H (D + H + 1) multiply-adds for each step and sequence, backward as many for the
+    weights and 3 H^2 for the state; two operations each. Activations are not counted.
+    """
+    forward = 3 * shape.hidden * (shape.features + shape.hidden + 1)
+    return 2 * shape.steps * shape.batch * (2 * forward + 3 * shape.hidden**2)
+
+
+def arithmetic_limit(rounds: int = 7) -> float:
+    """Operations a second that one core reaches in fused multiply-adds, the best of `rounds`.
+
+    NaN where there is no C++ compiler.
+    """
+    try:
+        library = ctypes.CDLL(str(kernel.build(kernel.SOURCE.with_name("arithmetic_limit.cpp"))))
+    except (kernel.Unavailable, OSError):
+        return math.nan
+    library.peak.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+    library.peak.restype = ctypes.c_int64
+    sink, best = np.zeros(1, np.float32), 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        done = library.peak(2_000_000, sink.ctypes.data)
+        best = max(best, done / (time.perf_counter() - start))
+    return best
+
+
+MEMORY = """
+import resource, sys, torch
+from rnnbench_nb.bench import Shape, step_of
+torch.set_num_threads(1)
+step = step_of(sys.argv[1], "train", Shape(*map(int, sys.argv[2:6])))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(), step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def memory(model: str, shape: Shape) -> float:
+    """MiB that two training steps add to the peak of a process of their own (Linux)."""
+    sizes = map(str, (shape.steps, shape.hidden, shape.batch, shape.threads))
+    command = [sys.executable, "-c", MEMORY, model, *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def summarise(rows: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """Medians and ratios.
+
+    Args:
+        rows: The rows of `measure`.
+        limit: `arithmetic_limit` of one core.
+
+    Returns:
+        One row a shape, task and model: `milliseconds` (median), `spread` (interquartile range
+        over median), `gru_ratio` and `lstm_ratio` (their median over this one's: above 1 is
+        faster), `limit_share` (A-GRU in training: of the arithmetic limit of its threads).
+    """
+    keys = [*Shape._fields, "task"]
+    groups = rows.groupby([*keys, "model"], sort=False)["seconds"]
+    quartiles = groups.quantile([0.25, 0.5, 0.75]).unstack()
+    table = pd.DataFrame({"milliseconds": 1e3 * quartiles[0.5]})
+    table["spread"] = (quartiles[0.75] - quartiles[0.25]) / quartiles[0.5]
+    for baseline in ("gru", "lstm"):
+        of_baseline = table["milliseconds"].xs(baseline, level="model")
+        table[f"{baseline}_ratio"] = of_baseline / table["milliseconds"]
+    table = table.reset_index()
+    shapes = [Shape(*row) for row in table[list(Shape._fields)].itertuples(index=False)]
+    fastest = [limit * shape.threads for shape in shapes]
+    rate = np.array([operations(shape) for shape in shapes]) / (table["milliseconds"] / 1e3)
+    ours = (table["model"] == "agru") & (table["task"] == "train")
+    return table.assign(limit_share=(rate / fastest).where(ours))
+
+
+def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
+    """Measure these shapes, saying each as it is done.
+
+    Returns:
+        `machine`; `limit`, the operations a second of one core; and `rows`, those of `measure`.
+    """
+    limit, rows = arithmetic_limit(), []
+    report(f"{machine()['processor']}, {limit / 1e9:.0f} GFLOP/s a core; {kernel.path_in_use()}")
+    for shape in shapes:
+        measured = list(measure(shape))
+        table = summarise(pd.DataFrame(measured), limit)
+        for row in table[table["model"] == "agru"].itertuples():
+            report(
+                f"{row.task:5}  T {shape.steps:3}  H {shape.hidden:3}  B {shape.batch:3}  "
+                f"threads {shape.threads}  {shape.precision:7}  {row.milliseconds:8.2f} ms  "
+                f"{row.gru_ratio:.2f} x GRU  {row.lstm_ratio:.2f} x LSTM"
+                + ("" if math.isnan(row.limit_share) else f"  {row.limit_share:.0%} of the limit")
+            )
+        rows += measured
+    return {"machine": machine(), "limit": limit, "rows": rows}
+
+
+def run_parts(report: Callable[[str], None] = print) -> dict:
+    """Seconds of an epoch of row MNIST by part, and memory at T = 784, for each model."""
+    parts = {model: epoch_parts(model) for model in MODELS}
+    for model, seconds in parts.items():
+        told = "  ".join(f"{part} {value:.2f}" for part, value in seconds.items())
+        report(f"epoch  {model:4}  {sum(seconds.values()):6.2f} s: {told}")
+    used = {model: memory(model, LONG) for model in MODELS}
+    told = ", ".join(f"{model} {value:.0f} MiB" for model, value in used.items())
+    report(f"memory of a training step at T = {LONG.steps}: {told}")
+    return {"parts": parts, "memory": used}
+
+
+def machine() -> dict:
+    """What was measured on: processor, versions, and the A-GRU's path."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": named[0] if named else sys.platform,
+        "torch": torch.__version__,
+        "path": kernel.path_in_use(),
+    }
+
+
+def epoch_parts(model: str, images: int = 51_000, evaluated: int = 9_000) -> dict[str, float]:
+    """Seconds of an epoch of row MNIST by part, on one thread and made-up images.
+
+    Returns:
+        `data` (picking and converting batches), `forward`, `backward`, `optimiser` (with the
+        clipping) and `evaluation` of the validation images.
+    """
+    parameters = RunParameters(model=model)
+    classifier = build_model(parameters, 28, CLASSES, generator(0, "initialisation"))
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
+    random = generator(0, "order")
+    pictures = torch.randint(256, (images, 28, 28), generator=random).byte()
+    labels = torch.randint(CLASSES, (images,), generator=random)
+    parts = dict.fromkeys(("data", "forward", "backward", "optimiser", "evaluation"), 0.0)
+    clock = time.perf_counter()
+
+    def book(part: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        parts[part] += now - clock
+        clock = now
+
+    for batch in torch.randperm(images, generator=random).split(parameters.batch_size):
+        inputs, wanted = as_sequence(pictures[batch], "row"), labels[batch]
+        book("data")
+        loss = F.cross_entropy(classifier(inputs), wanted)
+        book("forward")
+        optimiser.zero_grad()
+        loss.backward()
+        book("backward")
+        nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+        optimiser.step()
+        book("optimiser")
+    evaluate(classifier, Part(pictures[:evaluated], labels[:evaluated]), "row")
+    book("evaluation")
+    return parts
