@@ -7,6 +7,8 @@ variants = protocol.parameterisations()
 analyses = ["03_compare"]
 if any(parameters.model == "agru" for parameters in variants.values()):
     analyses.append("04_eigenvalues")
+if len({parameters.model for parameters in variants.values()}) < len(variants):
+    analyses.append("06_ablation")  # one model in several variants
 if all(parameters.num_layers == 1 for parameters in variants.values()):
     analyses.append("07_gradients")
 runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]

@@ -4,29 +4,48 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import yaml
 from statsmodels.regression.linear_model import OLS
 
 from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.results import Run
 
-INTERVALS = {"": 1, "family_": None}  # prefix of the columns: number of comparisons (None: all)
+NO_CHANGE = {"seed", "offline_fallback", "device"}  # set differently, they change no model
 
 
 def changes(variants: Mapping[str, RunParameters], reference: str) -> dict[str, dict]:
     """The parameters in which each other variant differs from the reference, with their values.
 
     Raises:
-        UserError: The reference is none of the variants.
+        UserError: The reference is none of these variants.
     """
     if reference not in variants:
-        raise UserError(f"The reference {reference!r} is none of the variants {list(variants)}.")
-    base = variants[reference].model_dump(exclude={"variant", "seed"})
+        raise UserError(
+            f"The reference {reference!r} has no finished run; name one of {', '.join(variants)}."
+        )
+    base = variants[reference].model_dump(exclude={"variant", *NO_CHANGE})
     return {
         name: {key: value for key in base if (value := getattr(parameters, key)) != base[key]}
         for name, parameters in variants.items()
         if name != reference
     }
+
+
+def settings(values: Mapping) -> str:
+    """Parameters as people read them: `gamma 0.5 and learnable_epsilon no`."""
+    words = {True: "yes", False: "no", None: "none"}
+    texts = [
+        f"{key} {words[value] if isinstance(value, bool | None) else value}"
+        for key, value in values.items()
+    ]
+    return " and ".join(texts)
+
+
+def options(values: Mapping) -> str:
+    """Parameters as the command line takes them: `--set gamma=0.5`."""
+    texts = {key: yaml.safe_dump(value).split("\n")[0] for key, value in values.items()}
+    return " ".join(f"--set {key}={text}" for key, text in texts.items())
 
 
 def validation_scores(runs: list[Run]) -> pd.DataFrame:
@@ -89,9 +108,11 @@ def effects(
     which = [f"variant_{name}" for name in others]
     table["difference"] = fit.params.reindex(which).to_numpy()
     known = fit.df_resid > 0 and not np.allclose(fit.resid, 0, atol=1e-12)
-    for prefix, number in INTERVALS.items():
-        ends = fit.conf_int((1 - level) / (number or len(others))).reindex(which).to_numpy()
-        table[[f"{prefix}low", f"{prefix}high"]] = ends if known else np.nan
+    for prefix, comparisons in (("", 1), ("family_", max(len(others), 1))):
+        ends = [f"{prefix}low", f"{prefix}high"]
+        table[ends] = np.nan
+        if known:
+            table[ends] = fit.conf_int((1 - level) / comparisons).reindex(which).to_numpy()
     table = table.assign(margin=margin, level=level)
     return table.assign(verdict=[_verdict(row) for row in table.to_dict("records")])
 

@@ -37,7 +37,7 @@ mpl.rcParams |= {
 
 
 def label(variant: str) -> str:
-    """The name of a variant in figures: `agru` is A-GRU, `agru_139` A-GRU-139, others are theirs."""
+    """The name of a variant in figures: `agru` is A-GRU, `agru_139` A-GRU-139, others stay."""
     model, _, rest = variant.partition("_")
     return "-".join([LABELS[model], rest]).rstrip("-") if model in LABELS else variant
 
@@ -368,4 +368,32 @@ def reliability(bins: pd.DataFrame) -> Figure:
     curve.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     counts.set(xlabel="Confidence", ylabel="Answers (log scale)", yscale="log", xlim=(0, 1.02))
     _legend_below(figure, curve)
+    return figure
+
+
+def speed(table: pd.DataFrame) -> Figure:
+    """The A-GRU's speed over that of torch's GRU and LSTM, from `bench.summarise`."""
+    ours = table[(table["model"] == "agru") & (table["precision"] == "highest")]
+    shape = ours.apply(
+        lambda row: f"T {row['steps']}, H {row['hidden']}, B {row['batch']}, {row['threads']} thr.",
+        axis=1,
+    )
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9.5, 1.4 + 0.45 * shape.nunique()), sharex=True, sharey=True
+    )
+    for ax, (task, title) in zip(
+        axes, {"train": "Training step", "infer": "Inference"}.items(), strict=True
+    ):
+        part = ours["task"] == task
+        for baseline in ("gru", "lstm"):
+            ax.plot(
+                ours.loc[part, f"{baseline}_ratio"], shape[part], MARKERS[baseline],
+                color=COLOURS[baseline], label=f"times as fast as {label(baseline)}",
+            )  # fmt: skip
+        ax.axvline(1, color="0.3", linestyle="--", linewidth=1)
+        ax.set(title=title, xlabel="Ratio (above 1: the A-GRU is faster)", xlim=(0, None))
+    axes[0].invert_yaxis()
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     return figure
