@@ -331,8 +331,8 @@ def _parse_idx(content: bytes) -> torch.Tensor:
     """Return the uint8 tensor in an idx file: two zeros, type, rank, big-endian sizes, values."""
     rank = content[3]
     shape = np.frombuffer(content, ">i4", rank, offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    return torch.tensor(values.reshape(shape))
+    values = np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * rank)  # torch may write
+    return torch.from_numpy(values.reshape(shape))
 
 
 def _digits() -> list[torch.Tensor]:

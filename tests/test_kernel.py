@@ -467,6 +467,17 @@ def test_library_is_built_once_and_again_when_anything_differs(
     assert len(set(paths)) == len(stub_compiler.compiled) == 6
 
 
+def test_compiler_without_openmp_builds_for_one_thread(monkeypatch, stub_compiler):
+    def run(command):
+        if "-fopenmp" in command:
+            raise kernel.Unavailable("the C++ compiler failed: unsupported option '-fopenmp'")
+        return stub_compiler(command)
+
+    monkeypatch.setattr(kernel, "_run", run)
+    assert kernel.build(kernel.SOURCE).read_bytes() == b"library"
+    assert len(stub_compiler.compiled) == 1
+
+
 def test_builders_at_the_same_time_compile_once(stub_compiler):
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: kernel.build(kernel.SOURCE), range(4)))

@@ -70,7 +70,7 @@ def test_training_by_hand_refuses_an_unknown_key(tmp_path):
     assert "unknown key 'gama'; the nearest known key is 'gamma'" in str(error.value)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS if path.stem > "03"])
+@pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
 def test_a_notebook_that_reads_runs_works_from_a_fresh_clone(name, tmp_path):
     executed = execute(name, tmp_path / "out.ipynb", output_dir=str(tmp_path / "none"))
     text = "".join(

@@ -81,6 +81,7 @@ class _KernelLayer(torch.autograd.Function):
             grad_output=grads[0],
             grad_last=grads[1],
             need_x=ctx.needs_input_grad[0],
+            need_h_0=ctx.needs_input_grad[1],
         )
 
 

@@ -16,26 +16,33 @@
 // columns that no sum reads.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
 // A vector fills a register; a tile of rows x 2 vectors of sums, and its factors, fill them all.
 #if defined(__AVX512F__)
+#define NAME "AVX-512"
 constexpr int kVectorBytes = 64, kTileRows = 8;
 #elif defined(__AVX2__)
+#define NAME "AVX2"
 constexpr int kVectorBytes = 32, kTileRows = 6;
 #elif defined(__aarch64__)
+#define NAME "NEON"
 constexpr int kVectorBytes = 16, kTileRows = 8;
 #else
+#define NAME "128-bit vectors"
 constexpr int kVectorBytes = 16, kTileRows = 4;
+#endif
+#if defined(_OPENMP)
+#define THREADS ""
+#else
+#define THREADS ", one thread"
 #endif
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -179,14 +186,12 @@ struct Rows {
 };
 
 // Runs task(0), ..., task(count - 1) on so many threads; which thread runs which is left open.
+// OpenMP's threads are those that torch's own operations have just used.
 template <class Task>
 static void parallel(Index count, Index threads, Task task) {
-  std::atomic<Index> next{0};
-  auto work = [&] { for (Index i; (i = next++) < count;) task(i); };
-  std::vector<std::thread> others;
-  for (Index i = 1; i < std::min(threads, count); i++) others.emplace_back(work);
-  work();
-  for (auto& other : others) other.join();
+  [[maybe_unused]] const int used = static_cast<int>(std::max<Index>(1, std::min(threads, count)));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(used)
+  for (Index i = 0; i < count; i++) task(i);
 }
 
 // A layer's sizes and arguments; T steps, B batch, D input, H hidden.
@@ -217,11 +222,13 @@ struct Gradients {
   const float* output;  // (T, B, H), 1 between units, any strides between the rest; null for zero
   Index output_step, output_row;
   const float* last;    // (B, H), to be added at the last step; null for zero
-  float *x, *h_0, *weight_ih, *gate_weight, *recurrent, *bias;  // as in Layer; x, bias or null
+  // As in Layer; x, h_0 and bias null where they are not wanted.
+  float *x, *h_0, *weight_ih, *gate_weight, *recurrent, *bias;
   double epsilon;
 };
 
-extern "C" Index agru_vector_bytes() { return kVectorBytes; }
+extern "C" const char* agru_name() { return NAME THREADS; }
+extern "C" Index agru_lanes() { return kLanes; }
 
 // Writes the states to output (T, B, H), and z, r, c to gates (T, B, 3, padded H) unless null.
 extern "C" void agru_forward(const Layer* layer_, float* output, float* gates) {
@@ -361,9 +368,11 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
             store(dh[i] + unit, load(dh[i] + unit) + sum);
           };
         };
-        product(rows, padded, hidden, {d, delta.stride, 1}, u_z, add_to_dh(z));
-        product(rows, padded, hidden, {d + padded, delta.stride, 1}, u_r,
-                add_to_dh(z + 2 * padded));
+        if (t > 0 || grad.h_0) {
+          product(rows, padded, hidden, {d, delta.stride, 1}, u_z, add_to_dh(z));
+          product(rows, padded, hidden, {d + padded, delta.stride, 1}, u_r,
+                  add_to_dh(z + 2 * padded));
+        }
 
         if (grad.x) {
           std::fill_n(dx[0], rows * dx.stride, 0.f);
@@ -390,7 +399,8 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
                 {delta[0] + 2 * padded, delta.stride, kPanel}, add_to(sums + 2 * padded));
         filled = 0;
       }
-      for (Index i = 0; i < rows; i++) copy(grad.h_0 + (first + i) * hidden, dh[i], hidden);
+      for (Index i = 0; grad.h_0 && i < rows; i++)
+        copy(grad.h_0 + (first + i) * hidden, dh[i], hidden);
     }
     partial_epsilon[task] = epsilon_sum;
   });

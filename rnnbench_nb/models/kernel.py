@@ -36,8 +36,7 @@ from rnnbench_nb.files import write_file
 SOURCE = Path(__file__).with_name("agru_kernel.cpp")
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 ISA_FLAGS = {"native": [NATIVE], "avx2": ["-march=x86-64-v3"], "baseline": []}
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread"]
-VECTOR_NAMES = {64: "AVX-512", 32: "AVX2", 16: "128-bit vectors"}
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
 BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
 
 WEIGHTS = ("h_0", "weight_ih", "gate_weight", "recurrent", "bias")  # as agru_loop takes them
@@ -75,15 +74,23 @@ def _run(command: list[str]) -> str:
 
 
 def build(source: Path) -> Path:
-    """Return the path of a C++ source's library, compiled now unless the cache holds it.
-
-    Its name is a hash of the source, the flags and all macros that the compiler predefines under
-    them, which name its version and every instruction set it may use on this processor.
-    """
+    """Return the path of a C++ source's library, for one thread where there is no OpenMP."""
     isa = os.environ.get("RNNBENCH_ISA", "native")
     if isa not in ISA_FLAGS:
         raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
     command = [*_compiler(), *FLAGS, *ISA_FLAGS[isa]]
+    try:
+        return _build_by([*command, "-fopenmp"], source)
+    except Unavailable:
+        return _build_by(command, source)
+
+
+def _build_by(command: list[str], source: Path) -> Path:
+    """Return the path of the library by this compiler command, run now unless the cache holds it.
+
+    Its name is a hash of the source, the command and all macros that the compiler predefines under
+    it, which name its version and every instruction set it may use on this processor.
+    """
     macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
     key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
     folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
@@ -112,11 +119,11 @@ def _load_once() -> ctypes.CDLL | str:
         logger.warning("A-GRU: slower loop over time steps, %s", error)
         return str(error)
     pointer = ctypes.c_void_p
-    library.agru_vector_bytes.restype = ctypes.c_int64
+    library.agru_name.restype, library.agru_lanes.restype = ctypes.c_char_p, ctypes.c_int64
     library.agru_forward.argtypes = [pointer] * 3
     library.agru_backward.argtypes = [pointer] * 4
     library.agru_forward.restype = library.agru_backward.restype = None
-    logger.info("A-GRU: kernel (%s)", VECTOR_NAMES[library.agru_vector_bytes()])
+    logger.info("A-GRU: kernel (%s)", library.agru_name().decode())
     return library
 
 
@@ -130,7 +137,7 @@ def path_in_use() -> str:
     library = _load()
     if isinstance(library, str):
         return f"loop: {library}"
-    return f"kernel ({VECTOR_NAMES[library.agru_vector_bytes()]})"
+    return f"kernel ({library.agru_name().decode()})"
 
 
 def serves(tensors: list[Tensor]) -> bool:
@@ -232,7 +239,7 @@ def forward(
     *weights, epsilon = weights_and_epsilon
     x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
     library, layer = _load(), _layer(x, weights, epsilon)
-    lanes = library.agru_vector_bytes() // 4
+    lanes = library.agru_lanes()
     padded = math.ceil(layer.hidden / lanes) * lanes
     output = _empty(layer.steps, layer.batch, layer.hidden)
     gates = _empty(layer.steps, layer.batch, 3, padded) if keep else None
@@ -248,6 +255,7 @@ def backward(
     grad_output: Tensor | None,
     grad_last: Tensor | None,
     need_x: bool,
+    need_h_0: bool,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of the arguments of `forward`, in their order.
 
@@ -259,6 +267,7 @@ def backward(
         grad_output: Gradient of the states (T, B, H), or None for zero.
         grad_last: Gradient to be added at the last state (B, H), or None for zero.
         need_x: Whether the gradient of x is wanted; it is None otherwise.
+        need_h_0: Whether that of h_0 is wanted.
     """
     *weights, epsilon = weights_and_epsilon
     x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
@@ -266,7 +275,8 @@ def backward(
     grad_output = None if grad_output is None else _rows(grad_output)
     grad_last = None if grad_last is None else grad_last.contiguous()
     grad_x = _empty(*x.shape) if need_x else None
-    grads = [None if w is None else torch.empty_like(w) for w in weights]
+    wanted = [need_h_0, *(w is not None for w in weights[1:])]
+    grads = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted, strict=True)]
     strides = (0, 0) if grad_output is None else grad_output.stride()[:2]
     pointers = map(_pointer, (grad_last, grad_x, *grads))
     gradients = _Gradients(_pointer(grad_output), *strides, *pointers)
