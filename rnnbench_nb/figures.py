@@ -95,7 +95,7 @@ def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: b
         if not frame.empty:  # a report none of whose runs finished has empty axes
             sns.lineplot(
                 frame[frame["split"] == split], x="epoch", y=value, hue="model", style="model",
-                errorbar="sd", err_kws={"alpha": 0.15, "linewidth": 0}, ax=ax,
+                errorbar=("pi", 100), err_kws={"alpha": 0.15, "linewidth": 0}, ax=ax,
                 palette=look(history["variant"], COLOURS), legend=ax is axes[0],
                 dashes=look(history["variant"], DASHES),
             )  # fmt: skip
@@ -109,12 +109,12 @@ def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: b
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss against epoch: mean over seeds, band of one standard deviation."""
+    """Loss against epoch: mean over seeds, band from the lowest to the highest."""
     return _curves(history, "loss", "Cross entropy (nats, log scale)", 1, log=True)
 
 
 def accuracy_curves(history: pd.DataFrame) -> Figure:
-    """Accuracy against epoch: mean over seeds, band of one standard deviation."""
+    """Accuracy against epoch: mean over seeds, band from the lowest to the highest."""
     return _curves(history, "accuracy", "Accuracy (%)", 100, log=False)
 
 
@@ -311,7 +311,7 @@ def _interval(
 def error_curves(history: pd.DataFrame) -> Figure:
     """Error against epoch on a log scale, which keeps apart what accuracy near 1 presses together.
 
-    Lines are means over seeds, bands one standard deviation.
+    Lines are means over seeds, bands go from the lowest to the highest.
     """
     errors = history.assign(error=1 - history["accuracy"].astype(float))
     figure = _curves(errors, "error", "Error (%, log scale)", 100, log=True)

@@ -224,9 +224,10 @@ def summarise(report: Path, protocol: Protocol, runs: list[Path]) -> dict[str, A
         "done": done,
         "when": [f"{when:%d %B %Y, %H:%M} UTC".lstrip("0") for when in (*whens[:1], *whens[-1:])],
         "where": {
-            key: " / ".join(sorted({_plain(run[key]) for run in done if key in run}))
-            for key in ("device", "machine", "commit", "versions")
+            key: " / ".join(dict.fromkeys(_plain(run[key]) for run in done if key in run))
+            for key in ("device", "machine", "versions")
         },
+        "commits": list(dict.fromkeys(run.get("commit", "unknown")[:10] for run in done)),
         "results": results.formatted(results.summary(table)) if done else None,
         "figures": {
             name: caption
