@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pandas as pd
 import pytest
@@ -64,7 +65,13 @@ def test_an_epoch_by_part():
     assert all(seconds > 0 for seconds in parts.values())
 
 
-def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_holds_at_least_the_saved_states():
+    shape = Shape(200, 64, 128, 1)
+    assert bench.memory("agru", shape) > 4 * 200 * 128 * 64 / 2**20
+
+
+def test_the_command_writes_what_it_measured(tmp_path):
     path = tmp_path / "bench.json"
     result = rnnbench("bench", "--json", path, "--shape", "28,8,4,1")
     assert result.returncode == 0, result.stderr
