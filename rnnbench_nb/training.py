@@ -301,7 +301,7 @@ def train_run(
     if (folder / "run.json").exists():
         run = results.load_run(folder)
         if run.record["status"] == results.COMPLETED and run.parameters == parameters:
-            report(f"{parameters.run} is finished: its results are read from {folder}.")
+            report(f"{parameters.run} is finished: its results are read, not trained again.")
             return run
     record = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
     record |= {"status": results.FAILED, **results.environment()}
