@@ -105,7 +105,7 @@ def kill_everything(command: subprocess.Popen) -> None:
 def unbroken(tmp_path_factory):
     """A parameter file whose training takes some seconds, and its report."""
     folder = tmp_path_factory.mktemp("unbroken")
-    parameters = write_tiny(folder / "p.yaml", models="[agru]", epochs=60, patience=60)
+    parameters = write_tiny(folder / "p.yaml", models="[agru]", epochs=150, patience=150)
     whole = rnnbench("run", parameters, "--output-dir", folder / "out")
     assert whole.returncode == 0, whole.stderr
     return parameters, folder / "out"
