@@ -1,9 +1,12 @@
 """The command line: thin; it validates, calls Snakemake, and says how it ended."""
 
+import getpass
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -260,7 +263,34 @@ def _claim(out: Path) -> FileLock:
     for orphan in orphans:
         orphan.kill()
     psutil.wait_procs(orphans, timeout=10)
+    if (out / ".snakemake/slurm_logs").exists():
+        _cancel_slurm_jobs(out)
     return lock
+
+
+def _cancel_slurm_jobs(out: Path) -> None:
+    """End the Slurm jobs that a killed command left at work on an output folder."""
+    if not shutil.which("squeue"):
+        return
+    query = ["squeue", "--user", getpass.getuser(), "--noheader", "--format=%i %k %Z"]
+    for _ in range(90):  # Slurm gives a job 30 seconds to end itself
+        listed = subprocess.run(query, capture_output=True, text=True, check=False)
+        if listed.returncode:
+            raise UserError(
+                f"{out}: Slurm does not say whether a killed command's jobs are at work there "
+                f"({listed.stderr.strip()}); try again when squeue works."
+            )
+        lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+        jobs = [job for job, comment, folder in lines
+                if comment.startswith("rule_") and folder == str(out.resolve())]  # fmt: skip
+        if not jobs:
+            return
+        subprocess.run(["scancel", *jobs], check=False)
+        time.sleep(1)
+    raise UserError(
+        f"{out}: the Slurm jobs {', '.join(jobs)} of a killed command are still at work there; "
+        "end them with scancel and try again."
+    )
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
@@ -304,9 +334,14 @@ def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool) -> int
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
     command += ["--directory", str(out), "--profile", str(profile)]
     subprocess.run([*command, "--unlock"], env=environment, capture_output=True, check=False)
-    command += ["--cores", str(jobs)] if jobs else []
+    command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
     command += ["--dry-run", "--quiet", "host"] if dry_run else []
-    return subprocess.run(command, env=environment, check=False).returncode
+    with subprocess.Popen(command, env=environment) as snakemake:
+        while True:
+            try:
+                return snakemake.wait()
+            except KeyboardInterrupt:  # Snakemake has it too, and ends its jobs before itself
+                continue
 
 
 def _problems(out: Path, protocol: Protocol) -> list[str]:
