@@ -49,10 +49,11 @@ def metrics(label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 def environment() -> dict:
     """The versions, commit, machine and time that a run's record states."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "snakemake", "papermill")
-    commit = subprocess.run(
-        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "commit": commit or "unknown",

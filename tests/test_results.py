@@ -13,6 +13,7 @@ from rnnbench_nb.results import (
     HISTORY_COLUMNS,
     RESULT_COLUMNS,
     collect,
+    environment,
     formatted,
     load_run,
     metrics,
@@ -50,6 +51,11 @@ def test_a_finished_run_comes_back_in_one_line(report):
     assert (w == run.recurrent["weight_hh"][0]).all()
     assert not torch.equal(run.initial_model.head.weight, run.model.head.weight)
     assert {"versions", "commit", "device", "started", "finished"} < run.record.keys()
+
+
+def test_a_machine_without_git_has_an_unknown_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] == "unknown"
 
 
 def test_a_loaded_run_is_the_trained_one_to_the_last_bit(report):
