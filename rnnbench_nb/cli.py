@@ -70,7 +70,7 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
     lock = _claim(out)
     with lock:
         _write_parameters(out, protocol)
-        for marker in out.glob("**/*.failed"):  # what failed is tried again
+        for marker in [] if dry_run else out.glob("**/*.failed"):  # what failed is tried again
             marker.with_suffix("").unlink(missing_ok=True)
             marker.unlink()
         index = out / "index.html"
@@ -191,7 +191,10 @@ def bench(path, full, shapes):
     """Time training steps and inference of the models, in turn in one process."""
     from rnnbench_nb import bench
 
-    named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
+    try:
+        named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
+    except (TypeError, ValueError) as error:
+        raise UserError("--shape: write four whole numbers, such as 28,128,128,1.") from error
     report = bench.run(named or (bench.GRID if full else bench.SHORT), click.echo)
     report |= {} if named else bench.run_parts(click.echo)
     if path:

@@ -42,9 +42,6 @@ FIGURES = {
 FILES = ["results_summary.md", "results.csv", "history.csv", "protocol.yaml"]
 
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
 class Page(NamedTuple):
     """One executed notebook: its file name without ending, its heading, its body as HTML."""
 
@@ -175,9 +172,6 @@ def render(name: str, path: Path) -> Page:
         for cell in notebook.cells
         if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
     ]
-    for cell in notebook.cells:  # a page cannot move sliders: what they showed stands beside them
-        if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     stopped = failed or any(output.output_type == "error" for output in outputs)
     exporter = _Exporter(

@@ -79,3 +79,9 @@ def test_the_command_writes_what_it_measured(tmp_path):
     assert {row["model"] for row in written["rows"]} == {"lstm", "gru", "agru", "loop"}
     assert written["machine"]["path"].startswith(("kernel", "loop"))
     assert "x GRU" in result.stdout
+
+
+def test_a_wrong_shape_gets_one_sentence():
+    result = rnnbench("bench", "--shape", "28,128")
+    assert result.returncode == 1
+    assert result.stderr.startswith("rnnbench: --shape: write four whole numbers")

@@ -193,6 +193,15 @@ def test_two_commands_on_one_folder_are_refused(tmp_path):
     assert "another rnnbench is at work there" in one_sentence(result)
 
 
+def test_a_dry_run_leaves_what_failed_in_its_place(report, tmp_path):
+    shutil.copytree(report, tmp_path / "out")
+    marker = tmp_path / "out/notebooks/03_compare.ipynb.failed"
+    marker.touch()
+    parameters = report.parent / "tiny.yaml"
+    rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
+    assert marker.exists() and marker.with_suffix("").exists()
+
+
 def test_a_dry_run_says_what_would_run(tmp_path):
     parameters = write_tiny(tmp_path / "p.yaml", runs=3)
     result = rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
