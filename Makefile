@@ -1,10 +1,10 @@
-# make report, test, test-slurm, lab, lint: each makes the environment first if it is missing.
+# make report, test, test-slow, test-slurm, lab, lint: each makes the environment first if it is missing.
 PYTHON ?= python3
 PARAMS ?= params/quick.yaml
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: report test test-slurm lab lint env clean
+.PHONY: report test test-slow test-slurm lab lint env clean
 
 report: env
 	@$(BIN)/rnnbench run "$(PARAMS)" $(if $(RUNS),--runs "$(RUNS)") \
@@ -12,6 +12,9 @@ report: env
 
 test: env
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+test-slow: env
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
 
 test-slurm: env
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/slurm/run.sh

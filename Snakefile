@@ -40,6 +40,7 @@ localrules:
 rule all:
     input:
         "index.html",
+        expand("{run}/02_train.ipynb", run=runs),  # one that was deleted is made again
 
 
 rule explore_data:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -26,6 +27,7 @@ from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.files import write_file
 
 MARK = "RNNBENCH_OUTPUT"  # in the environment of everything that works on an output folder
+FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
 
 
 class _OneSentence(click.Group):
@@ -66,6 +68,7 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
     if not profile_folder.is_dir():
         known = ", ".join(sorted(folder.name for folder in profile_folder.parent.iterdir()))
         raise UserError(f"--profile: profiles/ has no {profile!r}; it must be one of {known}.")
+    _require_executor(profile_folder)
     protocol = _check(protocol)
     lock = _claim(out)
     with lock:
@@ -80,13 +83,16 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
             f"{variants * protocol.runs} trainings ({variants} variants, {protocol.runs} seeds) on "
             f"{protocol.dataset}; what each is doing stands in {out / 'logs'}."
         )
-        code = _snakemake(out, profile_folder, jobs, dry_run)
+        on_gpu = profile == "local" and protocol.device != "cpu" and _has_gpu()
+        code = _snakemake(out, profile_folder, jobs, dry_run, on_gpu)
         if dry_run:
             sys.exit(code)
         if code or not index.exists():
+            full = shutil.disk_usage(out).free < FULL
+            why = "for the disk is full; free some space" if full else f"{out / 'logs'} says why"
             raise UserError(
-                f"{out}: the workflow stopped early; {out / 'logs'} says why, and the same command "
-                "goes on from what is finished."
+                f"{out}: the workflow stopped early, {why}, and the same command goes on from what "
+                "is finished."
             )
         problems = _problems(out, protocol)
         for problem in problems:
@@ -163,6 +169,7 @@ def publish(report):
               for name in ("run.json", "predicted.safetensors")]  # fmt: skip
     notebooks = ["notebooks/*.ipynb", *(f"runs/{path.name}/*.ipynb" for path in shown)]
     published = PROJECT / "reports/published" / report.resolve().name
+    shutil.rmtree(published, ignore_errors=True)  # nothing of an earlier publication stays
     for pattern in light + notebooks:
         for path in report.glob(pattern):
             write_file(published / path.relative_to(report), path.read_bytes())
@@ -247,6 +254,18 @@ def _check_names(protocol: Protocol) -> None:
         lookup(READINGS, "reading", variant.reading)
 
 
+def _require_executor(profile: Path) -> None:
+    """Refuse a profile whose Snakemake executor is not installed."""
+    settings = parse_yaml((profile / "config.yaml").read_text(encoding="utf-8"), str(profile))
+    executor = settings.get("executor", "local")
+    module = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
+    if executor != "local" and find_spec(module) is None:
+        plugin = module.replace("_", "-")
+        raise UserError(
+            f"--profile {profile.name} needs {plugin}; install it: pip install {plugin}."
+        )
+
+
 def _claim(out: Path) -> FileLock:
     """Take the output folder for this command alone, and end what a killed one left running."""
     try:
@@ -327,8 +346,8 @@ def _write_parameters(out: Path, protocol: Protocol) -> None:
         write_file(path, text)
 
 
-def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool) -> int:
-    """Run the workflow in `out`; its exit code."""
+def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool, on_gpu: bool) -> int:
+    """Run the workflow in `out`, one training at a time if it is `on_gpu`; its exit code."""
     from rnnbench_nb.data import data_folder
 
     environment = {**os.environ, MARK: str(out), "PYTHONUNBUFFERED": "1"}
@@ -338,6 +357,8 @@ def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool) -> int
     command += ["--directory", str(out), "--profile", str(profile)]
     subprocess.run([*command, "--unlock"], env=environment, capture_output=True, check=False)
     command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
+    if on_gpu:  # a training at a time: `gpu` is what the machine has, and what a training takes
+        command += ["--resources", "gpu=1", "--set-resources", "train:gpu=1"]
     command += ["--dry-run", "--quiet", "host"] if dry_run else []
     with subprocess.Popen(command, env=environment) as snakemake:
         while True:
@@ -345,6 +366,12 @@ def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool) -> int
                 return snakemake.wait()
             except KeyboardInterrupt:  # Snakemake has it too, and ends its jobs before itself
                 continue
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _problems(out: Path, protocol: Protocol) -> list[str]:

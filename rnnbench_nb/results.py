@@ -77,7 +77,7 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch and split (`HISTORY_COLUMNS`)."""
-        return read_csv(self.folder / "history.csv")
+        return read_csv(self.folder / "history.csv", f"delete {self.folder} and run it again")
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
@@ -130,8 +130,9 @@ def load_run(folder: Path | str) -> Run:
     """
     path = Path(folder) / "run.json"
     try:
-        return Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Run(path.parent, record | {"status": record["status"]})
+    except (OSError, ValueError, TypeError, KeyError) as error:  # or no record of a run
         raise UserError(
             f"{path} is missing or damaged; delete {path.parent} and run it again."
         ) from error
@@ -153,16 +154,19 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write_file(path, frame.to_csv(index=False))
 
 
-def read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path, remedy: str = "make the report again") -> pd.DataFrame:
     """Read a tidy frame.
 
     Raises:
         UserError: The file is missing or damaged.
     """
     try:
-        return pd.read_csv(StringIO(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("the last line is cut off")
+        return pd.read_csv(StringIO(text))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged; make the report again.") from error
+        raise UserError(f"{path} is missing or damaged; {remedy}.") from error
 
 
 def result_row(record: dict) -> dict:
@@ -196,11 +200,14 @@ def collect(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict]]:
         try:
             run = load_run(folder)
             if run.record["status"] == COMPLETED:
+                run.predictions  # noqa: B018 (it must be readable, as the history must)
                 histories.append(run.history)
             records.append(run.record)
-        except (UserError, KeyError):
+        except UserError as error:
             variant, _, seed = folder.name.rpartition("-seed")
             reason = f"it did not finish; logs/{folder.name}.txt says how far it got"
+            if (folder / "run.json").exists():  # it did, and was damaged afterwards
+                reason = str(error)
             records.append(
                 {"variant": variant, "seed": int(seed), "status": MISSING, "reason": reason}
             )

@@ -28,6 +28,7 @@ FORMATS = [  # of an output, best first: no scripts and no widgets
     "text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg",
     "text/plain",
 ]  # fmt: skip
+RUN_PAGES = 100  # in a report of more runs only the first seed's and the failed ones have a page
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
 DATASET_NAMES = {
     "mnist": "MNIST",
@@ -121,7 +122,11 @@ def build(report: Path | str) -> Path:
     report = Path(report)
     protocol = load_protocol(report / "protocol.yaml")
     runs = results.run_folders(report, protocol)
-    pages = [render(name, path) for name, path in find_notebooks(report, runs).items()]
+    shown = runs
+    if len(runs) > RUN_PAGES:
+        first = f"-seed{protocol.seed}"
+        shown = [run for run in runs if run.name.endswith(first) or _has_failed(run)]
+    pages = [render(name, path) for name, path in find_notebooks(report, shown).items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -147,6 +152,10 @@ def build(report: Path | str) -> Path:
     values = {**shared, **summarise(report, protocol, runs), "page": None, "root": ""}
     write_file(report / "index.html", environment.get_template("index.html.j2").render(values))
     return report / "index.html"
+
+
+def _has_failed(run: Path) -> bool:
+    return (run / "02_train.ipynb.failed").is_file()
 
 
 def find_notebooks(report: Path, runs: list[Path]) -> dict[str, Path]:

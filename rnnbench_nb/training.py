@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnbench_nb import results
-from rnnbench_nb.config import PROJECT, RunParameters, load_protocol, project_path, validate
+from rnnbench_nb.config import PROJECT, RunParameters, load_protocol, project_path
 from rnnbench_nb.data import Part, Split, as_sequence, load, resolve, split
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
@@ -138,10 +138,11 @@ class _State:
             return
         try:
             content = torch.load(path, weights_only=True)  # tensors and plain values only
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            there = RunParameters(**content["parameters"])
+        except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
+                pickle.UnpicklingError):  # fmt: skip
             report(f"{path} is damaged: training starts again from the first epoch.")
             return
-        there = validate(RunParameters, content["parameters"], str(path))
         if there != self.parameters:
             raise UserError(
                 f"{path.parent} holds a run with other parameters; name another output folder, "

@@ -25,6 +25,15 @@ def rnnbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+def one_sentence(result):
+    """The error of a command that failed: one line, no traceback."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr + result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("rnnbench: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
 def write_tiny(path: Path, **values) -> Path:
     """A small parameter file."""
     settings = {**TINY, "models": ["lstm", "agru"], "runs": 1, **values}

@@ -1,6 +1,10 @@
 import pytest
 import yaml
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from rnnbench_nb.cli import main
 from rnnbench_nb.config import (
     PROJECT,
     Protocol,
@@ -132,3 +136,73 @@ def test_conda_users_get_the_same_dependencies():
     assert sorted(by_pip[:-1]) == sorted(wanted)
     assert by_pip[-1] == "-e ."
     assert f"python{project['requires-python']}" in listed
+
+
+TEXT = st.text("aeé0.:,-#&*!|>'\"[]{}%@$() \t\n\0\ud800", max_size=6)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.floats(allow_nan=True, width=32),
+    st.floats(1e-4, 0.9),
+    st.sampled_from(["gru", "row", "pixel", "digits", "adam", "none", "free", "1e-3", "", "../x"]),
+    TEXT,
+    st.lists(st.sampled_from(["lstm", "gru", "agru", "rnn"]), max_size=3),
+    st.dictionaries(TEXT, st.integers(), max_size=2),
+)
+
+
+@st.composite
+def mutated_files(draw):
+    """The text of a parameter file of the project with one thing in it changed."""
+    text = draw(st.sampled_from(FILES)).read_text()
+    values = yaml.safe_load(text)
+    keys = sorted(set(values) | set(Protocol.model_fields))
+    kind = draw(st.sampled_from(["leave out", "number", "value", "key", "variant", "text"]))
+    if kind == "leave out":
+        values.pop(draw(st.sampled_from(sorted(values))))
+    elif kind == "number":
+        numbers = [key for key, value in values.items() if type(value) in (int, float)]
+        key = draw(st.sampled_from(numbers))
+        values[key] = type(values[key])(values[key] * draw(st.sampled_from([0, 1, 2, 3, 50])))
+    elif kind == "value":
+        values[draw(st.sampled_from(keys))] = draw(VALUES)
+    elif kind == "key":
+        values[draw(TEXT | st.sampled_from([k[:-1] for k in keys]))] = draw(VALUES)
+    elif kind == "variant":
+        changed = draw(st.dictionaries(st.sampled_from(keys), VALUES, max_size=1))
+        values["variants"] = {
+            draw(st.sampled_from(["a", "b-1", "ü", "a b", "../a", "$(a)"])): changed
+        }
+    if kind != "text":
+        return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+    at = draw(st.integers(0, len(text)))
+    return text[:at] + draw(TEXT) + text[at + draw(st.integers(0, 3)) :]
+
+
+def test_500_mutated_files_give_parameters_or_one_sentence(tmp_path):
+    path, valid = tmp_path / "p.yaml", []
+
+    @settings(
+        max_examples=500,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(mutated_files())
+    def check(text):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        result = CliRunner().invoke(main, ["check", str(path)])
+        valid.append(result.exit_code == 0)
+        if valid[-1]:
+            assert load_protocol(path).parameterisations()
+        else:
+            assert isinstance(result.exception, SystemExit)
+            assert result.exit_code == 1
+            assert len(result.stderr.splitlines()) == 1
+            assert result.stderr.startswith("rnnbench: ")
+
+    check()
+    assert len(valid) >= 500
+    assert 0.3 < sum(valid) / len(valid) < 0.7

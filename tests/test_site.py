@@ -304,3 +304,16 @@ def test_a_page_that_is_too_big_is_refused(report, monkeypatch):
     monkeypatch.setattr(site, "PAGE_LIMIT", 10_000)
     with pytest.raises(UserError, match=r"pages/05_extra\.html would be 0\.\d MB"):
         page(report, ran("1", new_output("stream", name="stdout", text="x" * 100_000)))
+
+
+def test_of_many_runs_the_first_seed_and_the_failed_ones_have_pages(report, monkeypatch):
+    monkeypatch.setattr(site, "RUN_PAGES", 3)
+
+    def runs_with_a_page():
+        site.build(report)
+        return {path.stem.removeprefix("02_train-") for path in report.glob("pages/02_train-*")}
+
+    assert runs_with_a_page() == {"lstm-seed42", "gru-seed42"}
+    assert "Runs without a link have no page here." in (report / "index.html").read_text()
+    (report / "runs/lstm-seed43/02_train.ipynb.failed").touch()
+    assert runs_with_a_page() == {"lstm-seed42", "gru-seed42", "lstm-seed43"}

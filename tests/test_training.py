@@ -92,12 +92,16 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, tmp_path):
     assert whole.history[timeless].equals(resumed.history[timeless])
 
 
-def test_a_damaged_checkpoint_is_told_and_trained_over(tiny, tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "of another program"])
+def test_a_damaged_checkpoint_is_told_and_trained_over(tiny, tmp_path, damage):
     train_run(tiny, tmp_path, **QUIET)
     best = (tmp_path / "best.safetensors").read_bytes()
     (tmp_path / "run.json").unlink()
     checkpoint = tmp_path / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    if damage == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    else:
+        torch.save({"parameters": "of long ago"}, checkpoint)
     lines = []
     train_run(tiny, tmp_path, report=lines.append)
     assert "checkpoint.pt is damaged: training starts again" in lines[0]

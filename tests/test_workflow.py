@@ -3,29 +3,17 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
-import pandas as pd
-import psutil
 import pytest
-from conftest import RNNBENCH, rnnbench, write_tiny
+from click.testing import CliRunner
+from conftest import one_sentence, rnnbench, write_tiny
 
+from rnnbench_nb import cli
 from rnnbench_nb.config import PROJECT
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.results import load_run, read_csv, write_csv
-
-TIMES = ["seconds"]
-
-
-def one_sentence(result):
-    """The error of a command that failed: one line, no traceback."""
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr + result.stdout
-    lines = [line for line in result.stderr.splitlines() if line.startswith("rnnbench: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def test_a_report_has_all_that_was_promised(report):
@@ -90,60 +78,6 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
     assert "bad, seed 42, is failed" in (out / "results_summary.md").read_text()
     assert "the loss is" in (out / "index.html").read_text()
     assert (out / "pages/02_train-bad-seed42.html").exists()
-
-
-def kill_everything(command: subprocess.Popen) -> None:
-    family = psutil.Process(command.pid).children(recursive=True)
-    command.kill()
-    command.wait()
-    for process in family:
-        if process.is_running():
-            process.send_signal(signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """A parameter file whose training takes some seconds, and its report."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    parameters = write_tiny(folder / "p.yaml", models="[agru]", epochs=150, patience=150)
-    whole = rnnbench("run", parameters, "--output-dir", folder / "out")
-    assert whole.returncode == 0, whole.stderr
-    return parameters, folder / "out"
-
-
-@pytest.mark.parametrize("all_of_it", [True, False], ids=["everything", "only the command"])
-def test_killed_in_training_then_the_same_command_gives_the_same_results(
-    unbroken, tmp_path, all_of_it
-):
-    parameters, whole = unbroken
-    out = tmp_path / "broken"
-    arguments = ["run", str(parameters), "--output-dir", str(out)]
-    command = subprocess.Popen(
-        [RNNBENCH, *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    checkpoint = out / "runs/agru-seed42/checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    if all_of_it:
-        kill_everything(command)
-    else:
-        command.kill()
-        command.wait()
-    assert not (out / "runs/agru-seed42/run.json").exists()
-    again = rnnbench(*arguments)
-    assert again.returncode == 0, again.stderr
-    for table in ("results.csv", "history.csv"):
-        frames = [read_csv(folder / table).drop(columns=TIMES) for folder in (whole, out)]
-        pd.testing.assert_frame_equal(*frames, check_exact=True)
-    assert not [p for p in psutil.process_iter() if _mark(p) == str(out)]
-
-
-def _mark(process):
-    try:
-        return process.environ().get("RNNBENCH_OUTPUT")
-    except psutil.Error:
-        return None
 
 
 @pytest.mark.parametrize(
@@ -257,10 +191,12 @@ def test_verifying_recomputes_the_table_from_the_predictions(report, tmp_path):
 
 def test_publishing_copies_the_light_part(report):
     published = PROJECT / "reports/published/tiny"
+    (published / "runs/lstm-seed7").mkdir(parents=True)  # of an earlier publication
     try:
         result = rnnbench("publish", report)
         assert result.returncode == 0, result.stderr
         assert (published / "index.html").exists()
+        assert not (published / "runs/lstm-seed7").exists()
         assert (published / "pages/02_train-agru-seed42.html").exists()
         assert (published / "runs/agru-seed42/predicted.safetensors").exists()
         endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
@@ -268,3 +204,46 @@ def test_publishing_copies_the_light_part(report):
         assert not list(published.glob("**/best.safetensors"))
     finally:
         shutil.rmtree(published, ignore_errors=True)
+
+
+def stand_in(folder, name, script):
+    """A program of this name, found before any other."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_slurm_jobs_of_a_killed_command_are_ended_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    out, queue = tmp_path / "a report", tmp_path / "queue"
+    queue.write_text(f"7 rule_train {out}\n8 rule_train /elsewhere\n9 my_own {out}\n")
+    stand_in(tmp_path, "squeue", f"cat {queue}")
+    stand_in(tmp_path, "scancel", f'sed -i "/^$1 /d" {queue}')
+    cli._cancel_slurm_jobs(out)
+    assert queue.read_text() == f"8 rule_train /elsewhere\n9 my_own {out}\n"
+    stand_in(tmp_path, "squeue", "echo the controller is away >&2; exit 1")
+    with pytest.raises(UserError, match=r"Slurm does not say .* \(the controller is away\); try"):
+        cli._cancel_slurm_jobs(out)
+
+
+def test_a_profile_whose_executor_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda module: None)
+    arguments = ["run", str(write_tiny(tmp_path / "p.yaml")), "--output-dir", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.main, [*arguments, "--profile", "slurm"])
+    assert result.stderr == (
+        "rnnbench: --profile slurm needs snakemake-executor-plugin-slurm; install it: "
+        "pip install snakemake-executor-plugin-slurm.\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_trainings_on_a_gpu_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_has_gpu", lambda: True)
+    parameters = str(write_tiny(tmp_path / "p.yaml", models="[gru]", runs=3, epochs=30))
+    result = CliRunner().invoke(
+        cli.main, ["run", parameters, "--output-dir", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    records = [load_run(folder).record for folder in tmp_path.glob("out/runs/*")]
+    times = sorted((record["started"], record["finished"]) for record in records)
+    assert all(times[i][1] <= times[i + 1][0] for i in range(2))

@@ -1,0 +1,124 @@
+"""A thousand runs: what planning, running and collecting cost, with a stub in place of training."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import venv
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from conftest import write_tiny
+from test_faults import working_on
+
+from rnnbench_nb.config import PROJECT, load_protocol
+from rnnbench_nb.results import (
+    HISTORY_COLUMNS,
+    metrics,
+    read_csv,
+    run_folders,
+    write_csv,
+    write_record,
+    write_tensors,
+)
+
+SEEDS, VARIANTS, IMAGES = 100, 10, 10_000
+STUB = """#!/bin/sh
+case "$2" in
+    runs/*) exec cp -r "{store}/$(dirname "$2")" runs ;;
+    *) exec "{papermill}" "$@" ;;
+esac
+"""
+
+
+def write_run(folder, parameters, record, label, random):
+    """A finished run of the real size: 10,000 predictions, 50 epochs."""
+    record = {**record, "variant": parameters.name, "seed": parameters.seed}
+    wrong = random.random(IMAGES) < random.uniform(0.01, 0.02)
+    predicted = np.where(wrong, (label + 1) % 10, label).astype(np.uint8)
+    logits = 8 * np.eye(10, dtype=np.float32)[predicted] + random.random((IMAGES, 10)) / 2
+    record["test"] = {**metrics(label, predicted), "loss": 0.05}
+    record["parameters"] = parameters.model_dump()
+    record |= {"epochs": 50, "best_epoch": 40}
+    write_tensors(folder / "logits.safetensors", {"logits": torch.from_numpy(logits).float()})
+    pair = {"label": torch.from_numpy(label), "predicted": torch.from_numpy(predicted)}
+    write_tensors(folder / "predicted.safetensors", pair)
+    frame = pd.DataFrame(
+        {"epoch": np.arange(1, 51).repeat(2), "split": ["train", "validation"] * 50}
+    )
+    frame["loss"], frame["accuracy"] = 1 / frame["epoch"], 1 - 0.2 / frame["epoch"]
+    frame = frame.assign(variant=parameters.name, model="gru", seed=parameters.seed, seconds=8.0)
+    frame = frame.assign(learning_rate=1e-3, gradient_norm=1.0)
+    write_csv(folder / "history.csv", frame[HISTORY_COLUMNS])
+    write_record(folder, record)
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_plan_run_and_collect_without_pain(report, tmp_path, capsys):
+    values = [f"v{i}: {{model: gru, gamma: {i / 100}}}" for i in range(VARIANTS)]
+    parameters = write_tiny(
+        tmp_path / "p.yaml", models="[gru]", runs=SEEDS, num_layers=2, epochs=50,
+        variants=f"{{{', '.join(values)}}}",
+    )  # fmt: skip
+    finished, store = report / "runs/lstm-seed42", tmp_path / "store"
+    record = json.loads((finished / "run.json").read_text())
+    random, label = np.random.default_rng(0), np.arange(IMAGES, dtype=np.uint8) % 10
+    protocol = load_protocol(parameters)
+    for folder in run_folders(store, protocol):
+        name, _, seed = folder.name.rpartition("-seed")
+        own = protocol.parameterisations()[name].model_copy(update={"seed": int(seed)})
+        write_run(folder, own, record, label, random)
+        shutil.copy(finished / "02_train.ipynb", folder)
+
+    bin = tmp_path / "environment/bin"  # this environment, except that papermill trains nothing
+    venv.create(bin.parent, symlinks=True)
+    (site,) = bin.parent.glob("lib/*/site-packages")
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "all.pth").write_text(f"{packages}\n{PROJECT}\n")
+    real = shutil.which("papermill")
+    (bin / "papermill").write_text(STUB.format(store=store, papermill=real))
+    (bin / "papermill").chmod(0o755)
+
+    out, peak, stop = tmp_path / "out", [0], threading.Event()
+
+    def watch():
+        while not stop.wait(0.2):
+            sizes = [memory(process) for process in working_on(out)]
+            peak.append(max(sizes, default=0))
+
+    def command(*arguments):
+        start = time.monotonic()
+        code = "from rnnbench_nb.cli import main; main()"
+        done = subprocess.run(
+            [bin / "python", "-c", code, *map(str, arguments)], cwd=PROJECT, text=True,
+            capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return time.monotonic() - start
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run = ["run", parameters, "--output-dir", out]
+    measured = {"plan": command(*run, "--dry-run"), "run": command(*run)}
+    measured |= {"resume": command(*run), "collect": command("collect", out)}
+    measured |= {"render": command("render", out)}
+    stop.set()
+    watcher.join()
+    with capsys.disabled():
+        text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in measured.items())
+        print(f"\n{SEEDS * VARIANTS} runs: {text}; largest process {max(peak) / 1e6:.0f} MB")
+    assert len(read_csv(out / "results.csv").query("status == 'completed'")) == SEEDS * VARIANTS
+    assert len(list(out.glob("pages/02_train-*.html"))) == SEEDS * VARIANTS
+    assert max(peak) < 1e9
+
+
+def memory(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
