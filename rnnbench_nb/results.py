@@ -84,7 +84,7 @@ class Run:
         """`label` (N,) and `predicted` (N,), both uint8, over the test images in order."""
         return self._tensors("predicted")
 
-    @cached_property
+    @property  # not cached: a thousand runs of these would fill the memory
     def logits(self) -> np.ndarray:
         """Class scores (N, K), float32, over the test images in order."""
         return self._tensors("logits")["logits"]
