@@ -53,8 +53,8 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory) -> Path:
-    """A finished report, in a folder whose name has a space and a quote."""
-    folder = tmp_path_factory.mktemp("a report's home")
+    """A finished report, in a folder whose name a shell, HTML or ASCII would trip over."""
+    folder = tmp_path_factory.mktemp("""a report's "höme" $(false); <b>&""")
     out = folder / "tiny"
     finished = rnnbench("run", write_tiny(folder / "tiny.yaml"), "--output-dir", out)
     assert finished.returncode == 0, finished.stderr

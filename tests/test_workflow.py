@@ -65,7 +65,7 @@ def test_leaving_a_model_out_changes_nothing_for_the_others(report, tmp_path):
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
-    variants = "{good: {model: gru}, bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, " \
+    variants = "{größe: {model: gru}, bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, " \
                "clip_norm: null}}"  # fmt: skip
     parameters = write_tiny(tmp_path / "p.yaml", variants=variants, models="[gru, lstm]")
     out = tmp_path / "out"
@@ -73,7 +73,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
     message = one_sentence(result)
     assert "bad-seed42 failed: bad-seed42: the loss is" in message
     assert re.search(r"in epoch 1 at step \d \(the last finite loss was", message)
-    assert load_run(out / "runs/good-seed42").record["status"] == "completed"
+    assert load_run(out / "runs/größe-seed42").record["status"] == "completed"
     assert read_csv(out / "results.csv")["status"].tolist() == ["completed", "failed"]
     assert "bad, seed 42, is failed" in (out / "results_summary.md").read_text()
     assert "the loss is" in (out / "index.html").read_text()
