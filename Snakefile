@@ -40,7 +40,9 @@ localrules:
 rule all:
     input:
         "index.html",
-        expand("{run}/02_train.ipynb", run=runs),  # one that was deleted is made again
+        # Named here, a notebook that failed or was deleted is made again.
+        expand("{run}/02_train.ipynb", run=runs),
+        expand("notebooks/{name}.ipynb", name=["01_data", *analyses]),
 
 
 rule explore_data:

@@ -362,7 +362,8 @@ def sentence(row: Mapping) -> str:
     if n == 0:
         return f"{a} and {b} have no seed in common, so they cannot be compared."
     over = "in the one common seed" if n == 1 else f"on average over {n} common seeds"
-    details = [f"exact sign-flip {_p(row['p'])}"]
+    exact = "exact " if 2 ** row["n"] <= SIGNS else ""
+    details = [f"{exact}sign-flip {_p(row['p'])}"]
     if row["comparisons"] > 1:
         details.append(f"{_p(row['p_holm'])} after Holm over {row['comparisons']} comparisons")
     if not np.isnan(row["low"]):

@@ -360,3 +360,16 @@ def test_time_to_accuracy():
     assert table["epoch"].tolist()[:2] == [1, 2] and table["seconds"].tolist()[:2] == [11, 32]
     assert table.loc[2, ["epoch", "seconds"]].isna().all()
     assert list(table.columns) == ["variant", "seed", "level", "epoch", "seconds"]
+
+
+def test_many_seeds_get_sampled_signs_and_the_sentence_does_not_call_them_exact():
+    differences = np.random.default_rng(0).normal(0.2, 1.0, 100)
+    p = stats.sign_flip_p(differences)
+    assert p == stats.sign_flip_p(differences)  # the same signs each time
+    assert p == pytest.approx(scipy_stats.ttest_1samp(differences, 0).pvalue, rel=1)
+    runs = pd.DataFrame(
+        {"variant": name, "seed": range(30), "accuracy": values}
+        for name, values in zip("ab", np.random.default_rng(1).random((2, 30)), strict=True)
+    ).explode(["seed", "accuracy"])
+    (row,) = stats.compare(runs.astype({"accuracy": float}), 0.002).to_dict("records")
+    assert "; sign-flip p" in stats.sentence(row)
