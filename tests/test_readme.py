@@ -1,25 +1,28 @@
 """What the README says of the result is what the published runs give."""
 
+import pytest
+
 from rnnbench_nb import figures, stats
 from rnnbench_nb.config import PROJECT
 from rnnbench_nb.results import formatted, load_run, read_csv, summary
 
 README = (PROJECT / "README.md").read_text()
-PUBLISHED = PROJECT / "reports/published/row_mnist"
 
 
 def rows(*columns):
     return ["| " + " | ".join(map(str, row)) + " |" for row in zip(*columns, strict=True)]
 
 
-def test_the_tables_are_those_of_the_published_runs():
-    results = read_csv(PUBLISHED / "results.csv")
+@pytest.mark.parametrize("report", ["row_mnist", "controls"])
+def test_the_tables_are_those_of_the_published_runs(report):
+    published = PROJECT / "reports/published" / report
+    results = read_csv(published / "results.csv")
     results = results.assign(variant=results["variant"].map(figures.label))
     table = formatted(summary(results))
     columns = ["variant", "seeds", "accuracy %", "parameters", "free", "epochs"]
     expected = rows(*(table[name] for name in columns))
     right = {}
-    for folder in (PUBLISHED / "runs").iterdir():
+    for folder in (published / "runs").iterdir():
         run = load_run(folder)
         key = figures.label(run.parameters.name), run.parameters.seed
         right[key] = run.predictions["predicted"] == run.predictions["label"]
