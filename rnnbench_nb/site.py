@@ -125,7 +125,8 @@ def build(report: Path | str) -> Path:
     shown = runs
     if len(runs) > RUN_PAGES:
         first = f"-seed{protocol.seed}"
-        shown = [run for run in runs if run.name.endswith(first) or _has_failed(run)]
+        shown = [run for run in runs
+                 if run.name.endswith(first) or _has_failed(run / "02_train.ipynb")]  # fmt: skip
     pages = [render(name, path) for name, path in find_notebooks(report, shown).items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -154,8 +155,8 @@ def build(report: Path | str) -> Path:
     return report / "index.html"
 
 
-def _has_failed(run: Path) -> bool:
-    return (run / "02_train.ipynb.failed").is_file()
+def _has_failed(notebook: Path) -> bool:
+    return notebook.with_name(f"{notebook.name}.failed").is_file()
 
 
 def find_notebooks(report: Path, runs: list[Path]) -> dict[str, Path]:
@@ -171,7 +172,7 @@ def render(name: str, path: Path) -> Page:
     Raises:
         UserError: One of its formulas cannot be rendered.
     """
-    failed = path.with_name(f"{path.name}.failed").is_file()
+    failed = _has_failed(path)
     try:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError, AttributeError):  # nbformat's own derive from these

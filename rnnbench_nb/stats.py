@@ -12,7 +12,7 @@ from math import ceil, log2
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.special import logsumexp
+from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -283,8 +283,8 @@ def reliability_table(logits: np.ndarray, label: np.ndarray, bins: int = 15) -> 
         One row a bin: `low, high, count`, and mean `confidence` and `accuracy` (NaN if empty).
     """
     parts = np.array_split(logits, len(logits) // 10_000 + 1)  # for the memory of a large sweep
-    confidence = np.concatenate([part.max(1) - logsumexp(part, axis=1) for part in parts])
-    confidence = np.exp(confidence).clip(0, 1)
+    confidence = np.concatenate([softmax(part.astype(float), axis=1).max(1) for part in parts])
+    confidence = confidence.clip(0, 1)
     right = (np.argmax(logits, axis=1) == label).astype(float)
     means, edges, bin_of = stats.binned_statistic(
         confidence, [confidence, right], "mean", bins=bins, range=(0, 1)

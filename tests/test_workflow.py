@@ -202,6 +202,8 @@ def test_publishing_copies_the_light_part(report):
         endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
         assert endings == {".html", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".safetensors"}
         assert not list(published.glob("**/best.safetensors"))
+        assert "is not finished" in one_sentence(rnnbench("publish", published))
+        assert (published / "index.html").exists()
     finally:
         shutil.rmtree(published, ignore_errors=True)
 
