@@ -50,6 +50,7 @@ class ModelParameters(Frozen):
     epsilon: Positive = 1.0
     learnable_epsilon: bool = True
     recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
+    initial_scale: NotNegative = 1.0
 
 
 class OptimiserParameters(Frozen):

@@ -94,7 +94,8 @@ def build_model(
     """The classifier that the parameters describe, initialised by one policy for all models.
 
     Every weight is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU and the
-    same for each gate; every bias is 0, but the LSTM's forget gate starts at `FORGET_BIAS`.
+    same for each gate; every bias is 0, but the LSTM's forget gate starts at `FORGET_BIAS`. The
+    A-GRU's W is then multiplied by `initial_scale`, which is 1 outside ablations.
 
     Args:
         parameters: The cell, its size and options.
@@ -122,6 +123,9 @@ def build_model(
             nn.init.zeros_(tensor)
         if isinstance(cell, nn.LSTM) and "bias_ih" in name:  # gates i, f, g, o
             tensor.view(4, -1)[1] = FORGET_BIAS
+    if isinstance(cell, AGRU):
+        for layer in range(cell.num_layers):
+            cell.hidden_weights(layer)[1].detach().mul_(parameters.initial_scale)
     return model
 
 
