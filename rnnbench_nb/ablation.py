@@ -14,16 +14,33 @@ from rnnbench_nb.results import Run
 NO_CHANGE = {"seed", "offline_fallback", "device"}  # set differently, they change no model
 
 
-def changes(variants: Mapping[str, RunParameters], reference: str) -> dict[str, dict]:
-    """The parameters in which each other variant differs from the reference, with their values.
+def families(variants: Mapping[str, RunParameters], reference: str = "") -> list[list[str]]:
+    """The variants that are compared with one another, each family's reference first.
+
+    Families are models if every model has several variants (a search for each model's best);
+    else all variants are one.
+
+    Args:
+        variants: Their parameters, by name.
+        reference: The reference of its family; that of another family, or of all if it is empty,
+            is its first variant.
 
     Raises:
         UserError: The reference is none of these variants.
     """
-    if reference not in variants:
+    if reference and reference not in variants:
         raise UserError(
             f"The reference {reference!r} has no finished run; name one of {', '.join(variants)}."
         )
+    found = {}
+    for name, parameters in variants.items():
+        found.setdefault(parameters.model, []).append(name)
+    several = list(found.values()) if min(map(len, found.values())) > 1 else [list(variants)]
+    return [sorted(family, key=lambda name: name != reference) for family in several]
+
+
+def changes(variants: Mapping[str, RunParameters], reference: str) -> dict[str, dict]:
+    """The parameters in which each other variant differs from the reference, with their values."""
     base = variants[reference].model_dump(exclude={"variant", *NO_CHANGE})
     return {
         name: {key: value for key in base if (value := getattr(parameters, key)) != base[key]}

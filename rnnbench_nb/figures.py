@@ -275,7 +275,9 @@ def paired_differences(
             ax.axhline(y - 0.5, color="0.75", linewidth=0.8)
     ax.set_yticks(range(len(rows)), names or [f"{row['a']} − {row['b']}" for row in rows])
     ax.set(xlim=edges, ylim=(len(rows) - 0.5, -0.5))
-    better = "the first is better" if names is None else f"better than {rows[0]['b']}"
+    bases = {row["b"] for row in rows}
+    better = f"better than {bases.pop() if len(bases) == 1 else 'its reference'}"
+    better = better if names else "the first is better"
     ax.set_xlabel(f"Difference (points of accuracy), right of 0: {better}")
     ax.grid(axis="y", visible=False)
     _legend_below(figure, ax)

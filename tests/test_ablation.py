@@ -35,8 +35,17 @@ def test_changes_are_what_differs_and_nothing_else():
     assert (
         ablation.settings({"clip_norm": None, "num_layers": 1}) == "clip_norm none and num_layers 1"
     )
-    with pytest.raises(UserError, match="'other' has no finished run; name one of base, damped"):
-        ablation.changes(variants, "other")
+
+
+def test_models_are_families_where_each_has_several_variants():
+    models = {"a": "gru", "b": "agru", "c": "agru", "d": "gru"}
+    variants = {name: RunParameters(variant=name, model=model) for name, model in models.items()}
+    assert ablation.families(variants) == [["a", "d"], ["b", "c"]]
+    assert ablation.families(variants, "c") == [["a", "d"], ["c", "b"]]
+    del variants["d"]
+    assert ablation.families(variants, "b") == [["b", "a", "c"]]
+    with pytest.raises(UserError, match="'other' has no finished run; name one of a, b, c"):
+        ablation.families(variants, "other")
 
 
 @pytest.mark.parametrize("value", [0.5, 1e-5, False, None, 3, "adamw"])
