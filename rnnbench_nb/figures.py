@@ -103,8 +103,7 @@ def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: b
         ax.xaxis.get_major_locator().set_params(integer=True)
         if log:
             ax.set_yscale("log")
-    if axes[0].get_legend():
-        axes[0].get_legend().set_title(None)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -223,7 +222,7 @@ def class_errors(errors: pd.DataFrame) -> Figure:
         palette=look(errors["variant"], COLOURS), ax=ax,
     )  # fmt: skip
     ax.set(xlabel="Class", ylabel="Test error (%)", ylim=(0, None))
-    ax.legend(title=None)
+    legend_below(figure, ax)
     return figure
 
 
@@ -280,12 +279,12 @@ def paired_differences(
     better = better if names else "the first is better"
     ax.set_xlabel(f"Difference (points of accuracy), right of 0: {better}")
     ax.grid(axis="y", visible=False)
-    _legend_below(figure, ax)
+    legend_below(figure, ax)
     return figure
 
 
-def _legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
-    """The legend of one of the axes, each label once, under the whole figure."""
+def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
+    """The legend of one of the axes, each label once, in four columns under the whole figure."""
     handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
     if ax.get_legend():
         ax.get_legend().remove()
@@ -294,6 +293,7 @@ def _legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
             handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
             fontsize="small",
         )  # fmt: skip
+        figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // 4))
 
 
 def _interval(
@@ -304,9 +304,9 @@ def _interval(
     if np.isnan(ends).any():
         return
     ax.plot(np.clip(ends, *edges), [y, y], solid_capstyle="butt", zorder=3, **line)
-    for end, edge, marker in zip(ends, edges, "<>", strict=True):
-        if abs(end) > abs(edge):
-            place = edge - 0.015 * np.sign(edge) * np.ptp(edges)
+    for end, edge, marker, inwards in zip(ends, edges, "<>", (1, -1), strict=True):
+        if inwards * (edge - end) > 0:
+            place = edge + inwards * 0.015 * np.ptp(edges)
             ax.plot(place, y, marker=marker, color=line["color"], markersize=7, zorder=3)
 
 
@@ -345,7 +345,7 @@ def learning_speed(times: pd.DataFrame) -> Figure:
                 palette=look(frame["variant"], COLOURS),
             )  # fmt: skip
         ax.set(xlabel="Validation accuracy (%)", ylabel=title, ylim=(0, None))
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -369,7 +369,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
         counts.plot((table["low"] + table["high"]) / 2, table["count"], linewidth=1, **style)
     curve.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     counts.set(xlabel="Confidence", ylabel="Answers (log scale)", yscale="log", xlim=(0, 1.02))
-    _legend_below(figure, curve)
+    legend_below(figure, curve)
     return figure
 
 

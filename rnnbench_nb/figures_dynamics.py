@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rnnbench_nb.figures import COLOURS, DASHES, label, labelled, look
+from rnnbench_nb.figures import COLOURS, DASHES, label, labelled, legend_below, look
 
 
 def spectrum(panels: dict[str, np.ndarray], epsilon: dict[str, float]) -> Figure:
@@ -86,7 +86,7 @@ def stability_through_training(places: pd.DataFrame) -> Figure:
         )  # fmt: skip
         ax.set(title=title, xlabel="Epoch (0: initialisation)", ylabel="")
     axes[1, 0].axhline(1, color="0.3", linestyle="--", linewidth=1)
-    axes[0, 0].legend(title=None)
+    legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -124,7 +124,7 @@ def _by_moment(frame: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) ->
             errorbar="sd", err_kws={"alpha": 0.15, "linewidth": 0}, legend=ax is axes[0], ax=ax,
         )  # fmt: skip
         ax.set(title=moment.capitalize(), xlabel=xlabel, ylabel=ylabel)
-    axes[0].legend(title=None)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -186,8 +186,11 @@ def trajectories(paths: pd.DataFrame, shares: dict[str, np.ndarray]) -> Figure:
         shares: Variant to the fractions of the variance along the two directions.
     """
     variants = list(paths["variant"].unique())
-    figure, axes = plt.subplots(1, len(variants), figsize=(3.4 * len(variants), 3.6), squeeze=False)
-    for ax, variant in zip(axes[0], variants, strict=True):
+    rows, columns = -(-len(variants) // 4), min(len(variants), 4)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3.6 * rows), squeeze=False)
+    for ax in axes.flat[len(variants) :]:
+        ax.set_visible(False)
+    for ax, variant in zip(axes.flat, variants, strict=False):
         sns.lineplot(
             paths[paths["variant"] == variant].sort_values("class", kind="stable"),
             x="first", y="second", hue="class", units="image",
