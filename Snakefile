@@ -9,8 +9,8 @@ if any(parameters.model == "agru" for parameters in variants.values()):
     analyses.append("04_eigenvalues")
 if len({parameters.model for parameters in variants.values()}) < len(variants):
     analyses.append("06_ablation")  # one model in several variants
-if all(parameters.num_layers == 1 for parameters in variants.values()):
-    analyses.append("07_gradients")
+if len(variants) <= 8 and all(parameters.num_layers == 1 for parameters in variants.values()):
+    analyses.append("07_gradients")  # one line a variant: more than eight cannot be told apart
 runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
 output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):

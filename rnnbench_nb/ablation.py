@@ -9,7 +9,7 @@ from statsmodels.regression.linear_model import OLS
 
 from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import Run
+from rnnbench_nb.results import COMPLETED
 
 NO_CHANGE = {"seed", "offline_fallback", "device"}  # set differently, they change no model
 
@@ -65,20 +65,22 @@ def options(values: Mapping) -> str:
     return " ".join(f"--set {key}={text}" for key, text in texts.items())
 
 
-def validation_scores(runs: list[Run]) -> pd.DataFrame:
+def validation_scores(results: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
     """The validation accuracy of each finished run at the epoch that it chose.
+
+    Args:
+        results: `RESULT_COLUMNS`, of `results.collect` or of a report's results.csv.
+        history: `HISTORY_COLUMNS`, likewise.
 
     Returns:
         `variant, seed, accuracy` (fraction), `free_parameters`, `seconds` (per epoch).
     """
-    rows = []
-    for run in runs:
-        record, history = run.record, run.history.query("split == 'validation'")
-        row = {name: record[name] for name in ("variant", "seed")}
-        row["accuracy"] = history.set_index("epoch").loc[record["best_epoch"], "accuracy"]
-        row["free_parameters"] = record["free_parameter_count"]
-        rows.append(row | {"seconds": record["seconds"] / record["epochs"]})
-    return pd.DataFrame(rows, columns=["variant", "seed", "accuracy", "free_parameters", "seconds"])
+    done = results[results["status"] == COMPLETED].drop(columns="accuracy")
+    chosen = history[history["split"] == "validation"].rename(columns={"epoch": "best_epoch"})
+    keys = ["variant", "seed", "best_epoch"]
+    scores = done.astype({"best_epoch": int}).merge(chosen[[*keys, "accuracy"]], on=keys)
+    scores["seconds"] = scores["seconds"] / scores["epochs"]
+    return scores[["variant", "seed", "accuracy", "free_parameters", "seconds"]]
 
 
 def effects(

@@ -8,7 +8,6 @@ from scipy import stats as scipy_stats
 from rnnbench_nb import ablation
 from rnnbench_nb.config import RunParameters, parse_yaml
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import Run
 
 COLUMNS = ["variant", "seed", "accuracy"]
 
@@ -54,16 +53,22 @@ def test_options_read_back_as_what_they_were(value):
     assert parse_yaml(text, "") == value
 
 
-def test_validation_scores_are_those_of_the_chosen_epoch(tmp_path):
-    history = "epoch,split,accuracy\n1,train,0.1\n1,validation,0.8\n2,train,0.9\n2,validation,0.7\n"
-    (tmp_path / "history.csv").write_text(history)
-    record = {"variant": "a", "seed": 3, "best_epoch": 1, "epochs": 2, "seconds": 5.0}
-    (row,) = ablation.validation_scores(
-        [Run(tmp_path, record | {"free_parameter_count": 10})]
-    ).to_dict("records")
-    assert row == {
-        "variant": "a", "seed": 3, "accuracy": 0.8, "free_parameters": 10, "seconds": 2.5,
-    }  # fmt: skip
+def test_validation_scores_are_those_of_the_chosen_epoch():
+    history = pd.DataFrame(
+        [("a", 3, 1, "train", 0.1), ("a", 3, 1, "validation", 0.8), ("a", 3, 2, "validation", 0.9),
+         ("a", 4, 1, "validation", 0.6)],
+        columns=["variant", "seed", "epoch", "split", "accuracy"],
+    )  # fmt: skip
+    results = pd.DataFrame(
+        [("a", 3, 0.5, 10, 2, 1, 5.0, "completed"), ("b", 3, *[None] * 5, "failed"),
+         ("a", 4, 0.5, 10, 4, 1, 2.0, "completed")],
+        columns=["variant", "seed", "accuracy", "free_parameters", "epochs", "best_epoch",
+                 "seconds", "status"],
+    )  # fmt: skip
+    assert ablation.validation_scores(results, history).to_dict("records") == [
+        {"variant": "a", "seed": 3, "accuracy": 0.8, "free_parameters": 10, "seconds": 2.5},
+        {"variant": "a", "seed": 4, "accuracy": 0.6, "free_parameters": 10, "seconds": 0.5},
+    ]
 
 
 def test_two_variants_are_the_paired_t_test():
