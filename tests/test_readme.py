@@ -2,8 +2,8 @@
 
 import pytest
 
-from rnnbench_nb import figures, stats
-from rnnbench_nb.config import PROJECT
+from rnnbench_nb import ablation, figures, stats
+from rnnbench_nb.config import PROJECT, load_protocol
 from rnnbench_nb.results import formatted, load_run, read_csv, summary
 
 README = (PROJECT / "README.md").read_text()
@@ -13,7 +13,7 @@ def rows(*columns):
     return ["| " + " | ".join(map(str, row)) + " |" for row in zip(*columns, strict=True)]
 
 
-@pytest.mark.parametrize("report", ["row_mnist", "controls"])
+@pytest.mark.parametrize("report", ["row_mnist", "controls", "tuned"])
 def test_the_tables_are_those_of_the_published_runs(report):
     published = PROJECT / "reports/published" / report
     results = read_csv(published / "results.csv")
@@ -36,3 +36,17 @@ def test_the_tables_are_those_of_the_published_runs(report):
         pairs["verdict"],
     )
     assert [row for row in expected if row not in README] == []
+
+
+def test_the_tuned_comparison_takes_what_the_search_found_best_on_validation():
+    published = PROJECT / "reports/published/tuning"
+    tables = [read_csv(published / f"{name}.csv") for name in ("results", "history")]
+    means = ablation.validation_scores(*tables).groupby("variant")["accuracy"].mean()
+    search, tuned = (
+        load_protocol(PROJECT / f"params/{name}.yaml").parameterisations()
+        for name in ("tuning", "tuned")
+    )
+    for family in ablation.families(search):
+        best = search[means[family].idxmax()]
+        pair = {"found": best, "taken": tuned[best.model]}
+        assert ablation.changes(pair, "found") == {"taken": {"epochs": 20}}
