@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import yaml
 from statsmodels.regression.linear_model import OLS
 
 from rnnbench_nb.config import RunParameters
@@ -57,12 +56,6 @@ def settings(values: Mapping) -> str:
         for key, value in values.items()
     ]
     return " and ".join(texts)
-
-
-def options(values: Mapping) -> str:
-    """Parameters as the command line takes them: `--set gamma=0.5`."""
-    texts = {key: yaml.safe_dump(value).split("\n")[0] for key, value in values.items()}
-    return " ".join(f"--set {key}={text}" for key, text in texts.items())
 
 
 def validation_scores(results: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:

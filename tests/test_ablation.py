@@ -6,7 +6,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rnnbench_nb import ablation
-from rnnbench_nb.config import RunParameters, parse_yaml
+from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
 
 COLUMNS = ["variant", "seed", "accuracy"]
@@ -45,12 +45,6 @@ def test_models_are_families_where_each_has_several_variants():
     assert ablation.families(variants, "b") == [["b", "a", "c"]]
     with pytest.raises(UserError, match="'other' has no finished run; name one of a, b, c"):
         ablation.families(variants, "other")
-
-
-@pytest.mark.parametrize("value", [0.5, 1e-5, False, None, 3, "adamw"])
-def test_options_read_back_as_what_they_were(value):
-    text = ablation.options({"key": value}).removeprefix("--set key=")
-    assert parse_yaml(text, "") == value
 
 
 def test_validation_scores_are_those_of_the_chosen_epoch():

@@ -57,6 +57,14 @@ def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead():
     assert "".join(line.get_marker() for line in ax.lines if line.get_marker() in "<>") == "<>>"
 
 
+def test_an_interval_far_from_zero_is_not_marked_as_cut():
+    worse = THREE.assign(accuracy=THREE["accuracy"] - 0.012 * (THREE["variant"] == "LSTM"))
+    ax = figures.paired_differences(stats.compare(worse, 0.002).query("n > 0"), worse).axes[0]
+    thin = lines(ax, "0.45", 1.2)[0]
+    assert ax.get_xlim()[0] < thin[0] < thin[1] < -ax.get_xlim()[1]
+    assert not [line for line in ax.lines if line.get_marker() in ("<", ">")]
+
+
 def test_paired_differences_takes_names_parts_groups_and_lives_with_one_seed():
     table = THREE[THREE["seed"] == 0]
     comparison = pd.concat([stats.compare(table, 0.002).query("n > 0")] * 3)
