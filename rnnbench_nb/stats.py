@@ -206,39 +206,6 @@ def two_way_interval(
     return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
 
 
-def two_way_bootstrap(
-    correct_a: np.ndarray,
-    correct_b: np.ndarray,
-    generator: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> tuple[float, float]:
-    """Percentile interval of the accuracy difference, resampling seeds and images both.
-
-    Owen's pigeonhole bootstrap (2007, Ann. Appl. Stat. 1:386). It counts the noise of single
-    answers three times, so it errs on the wide side (`two_way_interval` does not).
-
-    Args:
-        correct_a: Bool (S, N), one row a seed, the seeds paired with those of `correct_b`.
-        correct_b: Bool (S, N).
-        generator: The source of all randomness.
-        level: Nominal coverage.
-        resamples: Number of resamples.
-
-    Returns:
-        The ends, as fractions.
-    """
-    d = np.asarray(correct_a, float) - np.asarray(correct_b, float)  # (S, N)
-    s, n = d.shape
-    d = d[:, d.any(axis=0)]  # an image on which no seed differs adds 0, however often it is drawn
-    chances = np.append(np.full(d.shape[1], 1 / n), 1 - d.shape[1] / n)
-    images = generator.multinomial(n, chances, size=resamples)[:, :-1]
-    seeds = generator.multinomial(s, np.full(s, 1 / s), size=resamples)
-    means = np.einsum("rs,si,ri->r", seeds, d, images, optimize=True) / (s * n)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for one fitted model's accuracy, `correct` of `n` test images."""
     return proportion_confint(correct, n, alpha=1 - level, method="wilson")

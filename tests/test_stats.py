@@ -282,25 +282,6 @@ def test_wilson_by_hand():
     np.testing.assert_allclose(stats.wilson(9880, n), expected)
 
 
-def test_two_way_bootstrap_sees_seeds_and_images():
-    generator = np.random.default_rng(0)
-    n = 10_000
-    by_image = np.zeros((10, n), bool)
-    by_image[:, :100] = True  # b misses the same 100 images with every seed: sd sqrt(.01 * .99 / n)
-    low, high = stats.two_way_bootstrap(by_image, np.zeros_like(by_image), generator)
-    expected = 0.01 + np.array([-1.96, 1.96]) * np.sqrt(0.01 * 0.99 / n)
-    np.testing.assert_allclose([low, high], expected, atol=1.5e-4)
-    by_seed = np.zeros((10, 500), bool)
-    by_seed[:5] = True  # b misses everything with half of the seeds: mean 1/2, sd sqrt(.25 / 10)
-    interval = stats.two_way_bootstrap(by_seed, np.zeros_like(by_seed), generator)
-    np.testing.assert_allclose(interval, scipy_stats.binom.ppf([0.025, 0.975], 10, 0.5) / 10)
-    again = [
-        stats.two_way_bootstrap(by_image, np.roll(by_image, 50, 1), np.random.default_rng(1))
-        for _ in range(2)
-    ]
-    assert again[0] == again[1]
-
-
 def test_mcnemar_per_seed():
     label = np.zeros(12, int)
     a, b = np.ones((2, 12), int), np.ones((2, 12), int)
