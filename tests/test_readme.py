@@ -13,7 +13,7 @@ def rows(*columns):
     return ["| " + " | ".join(map(str, row)) + " |" for row in zip(*columns, strict=True)]
 
 
-@pytest.mark.parametrize("report", ["row_mnist", "controls", "tuned"])
+@pytest.mark.parametrize("report", ["row_mnist", "row_mnist_matched", "controls", "tuned"])
 def test_the_tables_are_those_of_the_published_runs(report):
     published = PROJECT / "reports/published" / report
     results = read_csv(published / "results.csv")
