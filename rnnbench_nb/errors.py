@@ -1,7 +1,7 @@
 """The one error that is meant for the user, and the most common way to raise it."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """One clear sentence: the file, the key or the run; what is wrong; what would be right.
 
     The command line prints the sentence without a traceback and exits with a code that is not 0.

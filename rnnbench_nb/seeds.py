@@ -1,13 +1,17 @@
 """One seed a run, one independent generator for each thing that is random in it."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # The place in this tuple is part of the stream: append, never reorder.
 PURPOSES = ("split", "order", "initialisation", "dropout")
 
 
-def generator(seed: int, purpose: str) -> torch.Generator:
+def generator(seed: int, purpose: str) -> "torch.Generator":
     """Return the generator of one purpose in the run with this seed.
 
     The streams are independent of each other, so what one model draws (its initialisation, say)
@@ -22,5 +26,7 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     Raises:
         ValueError: The purpose is not in `PURPOSES`, or the seed is negative.
     """
+    import torch
+
     sequence = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))
     return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))

@@ -1,6 +1,7 @@
 """The one training loop: fair, resumable, and blind to which cell it trains."""
 
 import copy
+import hashlib
 import io
 import math
 import pickle
@@ -8,24 +9,24 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rnnbench_nb import results
-from rnnbench_nb.config import PROJECT, RunParameters, load_protocol, project_path
-from rnnbench_nb.data import Part, Split, as_sequence, load, resolve, split
+from rnnbench_nb import report as results
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, RunParameters
 from rnnbench_nb.files import write_file
-from rnnbench_nb.models import SequenceClassifier, build_model, count
+from rnnbench_nb.model import SequenceModel, build_model, count
+from rnnbench_nb.provenance import environment, fingerprint
 from rnnbench_nb.seeds import generator
+from rnnbench_nb.tasks import TASKS, Task
+from rnnbench_nb.tasks.base import Part, Split
 
 MOMENTUM = 0.9  # of SGD
-EVALUATION_BATCH = 1000  # images at once where no gradient is wanted
+EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
 
 
 def device_of(parameters: RunParameters) -> torch.device:
@@ -40,20 +41,18 @@ def device_of(parameters: RunParameters) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def _optimiser(model: nn.Module, parameters: RunParameters) -> torch.optim.Optimizer:
-    """The optimiser; weight decay leaves step sizes alone, which it would pull towards 1."""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if "epsilon" not in name]},
-        {"params": [p for name, p in named if "epsilon" in name], "weight_decay": 0.0},
-    ]
+def _optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:
+    """The optimiser; weight decay leaves alone what the cell says knows none."""
+    decayed, others = model.cell.decayed()
+    groups = [{"params": [*decayed, *model.head.parameters()]}]
+    groups += [{"params": others, "weight_decay": 0.0}] if others else []
     kind, options = {
         "adam": (torch.optim.Adam, {}),
         "adamw": (torch.optim.AdamW, {}),
         "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
     }[parameters.optimiser]
     return kind(
-        [group for group in groups if group["params"]],
+        groups,
         lr=parameters.learning_rate,
         weight_decay=parameters.weight_decay,
         fused=True,
@@ -76,26 +75,27 @@ def _schedule(
 
 
 @torch.inference_mode()
-def evaluate(model: SequenceClassifier, data: Part, reading: str) -> tuple[float, float, Tensor]:
-    """Mean loss (nats), accuracy (fraction) and class scores (N, K) of a model on images."""
+def evaluate(model: SequenceModel, part: Part, task: Task) -> tuple[float, float, Tensor]:
+    """Mean loss, mean score and the head's outputs (N, ...) of a model on examples."""
     model.eval()
     device = next(model.parameters()).device
-    logits = torch.cat(
+    outputs = torch.cat(
         [
-            model(as_sequence(images, reading).to(device)).cpu()
-            for images in data.images.split(EVALUATION_BATCH)
+            model(task.inputs(stored).to(device)).cpu()
+            for stored in part.inputs.split(EVALUATION_BATCH)
         ]
     )
-    loss = F.cross_entropy(logits, data.labels).item()
-    accuracy = (logits.argmax(1) == data.labels).double().mean().item()
-    return loss, accuracy, logits
+    loss = task.losses(outputs, part.targets, "mean").item()
+    scores = task.scores(part.targets.numpy(), task.answers(outputs).numpy())
+    return loss, float(scores.mean()), outputs
 
 
 class _State:
     """All that training changes; it is what a checkpoint holds."""
 
-    def __init__(self, model: SequenceClassifier, parameters: RunParameters):
+    def __init__(self, model: SequenceModel, parameters: RunParameters):
         self.parameters = parameters
+        self.fingerprint = fingerprint(parameters.model, parameters.task)
         self.model = model
         self.optimiser = _optimiser(model, parameters)
         self.schedule = _schedule(self.optimiser, parameters)
@@ -105,7 +105,7 @@ class _State:
         self.progress = {
             "epoch": 0,
             "best_epoch": 0,
-            "best_accuracy": -1.0,
+            "best_score": -math.inf,
             "lowest_loss": math.inf,
             "epochs_without_fall": 0,
             "seconds": 0.0,
@@ -118,6 +118,7 @@ class _State:
     def save(self, path: Path) -> None:
         content = {
             "parameters": self.parameters.model_dump(),
+            "fingerprint": self.fingerprint,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -137,30 +138,39 @@ class _State:
         if not path.exists():
             return
         try:
-            content = torch.load(path, weights_only=True)  # tensors and plain values only
-            there = RunParameters(**content["parameters"])
+            content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
+            there = content["parameters"]
+            missing = {"model", "optimiser", "schedule", "order", *self._plain} - set(content)
+            if missing:
+                raise KeyError(*missing)
         except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
                 pickle.UnpicklingError):  # fmt: skip
             report(f"{path} is damaged: training starts again from the first epoch.")
             return
-        if there != self.parameters:
+        if there != self.parameters.model_dump():
             raise UserError(
                 f"{path.parent} holds a run with other parameters; name another output folder, "
                 "or delete that one."
             )
+        if content.get("fingerprint") != self.fingerprint:
+            report(f"{path} is of other code than stands here: training starts again.")
+            return
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.schedule.load_state_dict(content["schedule"])
         self.order.set_state(content["order"])
         torch.set_rng_state(content["dropout"])
-        torch.cuda.set_rng_state_all(content["dropout_cuda"])
+        gpus = content["dropout_cuda"]
+        if len(gpus) == torch.cuda.device_count():  # on another machine they draw anew
+            torch.cuda.set_rng_state_all(gpus)
         for name in self._plain:
             setattr(self, name, content[name])
 
 
 def fit(
-    model: SequenceClassifier,
+    model: SequenceModel,
     data: Split,
+    task: Task,
     parameters: RunParameters,
     folder: Path,
     report: Callable[[str], None] = print,
@@ -168,12 +178,13 @@ def fit(
     """Train a model, with one checkpoint an epoch in `folder`; a killed run resumes from it.
 
     The schedule and early stopping follow the validation loss; the best epoch is the one with
-    the highest validation accuracy, the earliest of equals. Losses are means over images. The
+    the highest validation score, the earliest of equals. Losses are means over examples. The
     figures of the training split are running means while the model learns.
 
     Args:
         model: The model, on its device; changed in place.
-        data: Training and validation images; the test images are not touched.
+        data: Training and validation examples; the test examples are not touched.
+        task: What is learned.
         parameters: The budget and the seed.
         folder: The run's folder.
         report: Takes one line an epoch.
@@ -193,9 +204,9 @@ def fit(
         epoch = progress["epoch"] + 1
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()
-        training = _train_epoch(state, data.train, parameters, device, epoch)
+        training = _train_epoch(state, data.train, task, parameters, device, epoch)
         middle = time.perf_counter()
-        loss, accuracy, _ = evaluate(model, data.validation, parameters.reading)
+        loss, score, _ = evaluate(model, data.validation, task)
         end = time.perf_counter()
         _require_finite(loss, parameters, epoch, "in validation", training["loss"])
 
@@ -203,12 +214,12 @@ def fit(
         row["epoch"] = epoch
         state.history += [
             {**row, "split": "train", **training, "seconds": middle - start, "learning_rate": rate},
-            {**row, "split": "validation", "loss": loss, "accuracy": accuracy}
+            {**row, "split": "validation", "loss": loss, task.score.name: score}
             | {"seconds": end - middle},
         ]
         state.tracked.append(model.tracked())
-        if accuracy > progress["best_accuracy"]:
-            progress |= {"best_accuracy": accuracy, "best_epoch": epoch}
+        if score > progress["best_score"]:
+            progress |= {"best_score": score, "best_epoch": epoch}
             state.best = copy.deepcopy(model.state_dict())
         if loss < progress["lowest_loss"] - parameters.min_delta:
             progress |= {"lowest_loss": loss, "epochs_without_fall": 0}
@@ -221,24 +232,29 @@ def fit(
         state.save(folder / "checkpoint.pt")
         report(
             f"{parameters.run}  epoch {epoch:3d}  training loss {training['loss']:.4f}  "
-            f"validation loss {loss:.4f}  accuracy {100 * accuracy:.2f}%  {end - start:.1f} s"
+            f"validation loss {loss:.4f}  {task.score.name} {task.score.scale * score:.4g}"
+            f"{task.score.unit}  {end - start:.1f} s"
         )
     return state
 
 
 def _train_epoch(
-    state: _State, data: Part, parameters: RunParameters, device: torch.device, epoch: int
+    state: _State,
+    part: Part,
+    task: Task,
+    parameters: RunParameters,
+    device: torch.device,
+    epoch: int,
 ) -> dict[str, float]:
-    """One pass over the training images; mean loss, accuracy and gradient norm before clipping."""
+    """One pass over the training examples; mean loss, score and gradient norm before clipping."""
     state.model.train()
-    loss_sum = correct = norm_sum = 0.0
+    loss_sum = score_sum = norm_sum = 0.0
     last_finite = math.nan
-    batches = torch.randperm(len(data.labels), generator=state.order).split(parameters.batch_size)
+    batches = torch.randperm(len(part.targets), generator=state.order).split(parameters.batch_size)
     for step, batch in enumerate(batches, start=1):
-        inputs = as_sequence(data.images[batch], parameters.reading).to(device)
-        labels = data.labels[batch].to(device)
-        logits = state.model(inputs)
-        loss = F.cross_entropy(logits, labels)
+        targets = part.targets[batch]
+        outputs = state.model(task.inputs(part.inputs[batch]).to(device))
+        loss = task.losses(outputs, targets.to(device), "mean")
         value = loss.item()
         _require_finite(value, parameters, epoch, f"at step {step}", last_finite)
         last_finite = value
@@ -247,12 +263,13 @@ def _train_epoch(
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), parameters.clip_norm or math.inf)
         state.optimiser.step()
         loss_sum += value * len(batch)
-        correct += (logits.argmax(1) == labels).sum().item()
+        answers = task.answers(outputs.detach()).cpu()
+        score_sum += task.scores(targets.numpy(), answers.numpy()).sum()
         norm_sum += norm.item()
-    images = len(data.labels)
+    examples = len(part.targets)
     return {
-        "loss": loss_sum / images,
-        "accuracy": correct / images,
+        "loss": loss_sum / examples,
+        task.score.name: float(score_sum / examples),
         "gradient_norm": norm_sum / len(batches),
     }
 
@@ -263,23 +280,36 @@ def _require_finite(
     if not math.isfinite(loss):
         raise UserError(
             f"{parameters.run}: the loss is {loss} in epoch {epoch} {where} (the last finite loss "
-            f"was {last_finite:.4g}); lower learning_rate, epsilon or clip_norm."
+            f"was {last_finite:.4g}); lower learning_rate or clip_norm."
         )
 
 
-def prepare(
-    parameters: RunParameters, report: Callable[[str], None] = print
-) -> tuple[RunParameters, Split]:
-    """The data of a run, and its parameters with the data set that is really used.
+def _data_hash(data: Split) -> str:
+    """A hash of the examples and targets of all parts, as this run sees them."""
+    digest = hashlib.sha256()
+    for tensor in (tensor for part in data for tensor in part):
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
-    Raises:
-        UserError: The data set is not there and cannot be fetched, or is damaged.
+
+def _finished_elsewhere(record: dict, parameters: RunParameters, folder: Path) -> Path | None:
+    """The folder of the same run, finished in another report of this project.
+
+    It is the same if its parameters are, and the code, the data, the kind of device and the
+    precision that it had; and all the files of a run must be there.
     """
-    dataset = resolve(parameters.dataset, parameters.offline_fallback)
-    if dataset != parameters.dataset:
-        report(f"{parameters.dataset} could not be fetched: this run uses {dataset} instead.")
-        parameters = parameters.model_copy(update={"dataset": dataset})
-    return parameters, split(load(dataset), parameters.seed)
+    alike = ("fingerprint", "data", "device", "precision")
+    for path in sorted((PROJECT / "reports").glob(f"*/runs/*-seed{parameters.seed}/run.json")):
+        try:
+            run = results.load_run(path.parent)
+            same = all(run.record.get(key) == record[key] for key in alike)
+            done = run.record["status"] == results.COMPLETED
+            if done and same and run.parameters.same_as(parameters) and path.parent != folder:
+                if all(run.has(name) for name in ("initial", "best", "outputs", "predicted")):
+                    return path.parent
+        except (UserError, KeyError):
+            continue
+    return None
 
 
 def train_run(
@@ -293,7 +323,8 @@ def train_run(
         report: Takes the lines of progress.
 
     Returns:
-        The finished run; one that was finished before is read, not trained again.
+        The finished run; one that was finished before, here or in another report of the project,
+        is read, not trained again.
 
     Raises:
         UserError: The run cannot be trained; run.json then says why.
@@ -301,64 +332,69 @@ def train_run(
     folder = Path(folder)
     if (folder / "run.json").exists():
         run = results.load_run(folder)
-        if run.record["status"] == results.COMPLETED and run.parameters == parameters:
+        if run.record["status"] == results.COMPLETED and run.parameters.same_as(parameters):
             report(f"{parameters.run} is finished: its results are read, not trained again.")
             return run
     record = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
-    record |= {"status": results.FAILED, **results.environment()}
+    record |= {"status": results.FAILED, **environment()}
     try:
-        parameters, data = prepare(parameters, report)
+        changed, note = TASKS[parameters.task](parameters).resolve()
+        if note:
+            report(f"{note}.")
+            parameters = parameters.model_copy(update=changed)
+        task = TASKS[parameters.task](parameters)
+        data = task.load(parameters.seed)
         device = device_of(parameters)
-        steps, input_size = as_sequence(data.train.images[:1], parameters.reading).shape[1:]
-        classes = len(data.class_names)
+        steps, input_size = task.inputs(data.train.inputs[:1]).shape[1:]
         random = generator(parameters.seed, "initialisation")
-        model = build_model(parameters, input_size, classes, random).to(device)
-        total, free = count(model, parameters)
+        model = build_model(parameters, input_size, task.outputs(), random, task.read).to(device)
+        total, free = count(model)
         record |= {
             "parameters": parameters.model_dump(),
+            "fingerprint": fingerprint(parameters.model, parameters.task),
             "parameter_count": total,
             "free_parameter_count": free,
             "device": str(device),
             "threads": torch.get_num_threads(),
+            "path": model.cell.path(),
+            "precision": torch.get_float32_matmul_precision(),
             "data": {
-                "dataset": parameters.dataset,
-                "reading": parameters.reading,
-                "train": len(data.train.labels),
-                "validation": len(data.validation.labels),
-                "test": len(data.test.labels),
+                **task.describe(),
+                **{name: len(part.targets) for name, part in data._asdict().items()},
                 "steps": steps,
                 "input_size": input_size,
-                "classes": classes,
-                "class_names": list(data.class_names),
+                "outputs": task.outputs(),
+                "hash": _data_hash(data),
             },
         }
-        state = fit(model, data, parameters, folder, report)
+        elsewhere = _finished_elsewhere(record, parameters, folder)
+        if elsewhere:
+            return _take(elsewhere, parameters, folder, report)
+        state = fit(model, data, task, parameters, folder, report)
         model.load_state_dict(state.best)
-        loss, _, logits = evaluate(model, data.test, parameters.reading)
+        loss, _, outputs = evaluate(model, data.test, task)
     except UserError as error:
         results.write_record(folder, {**record, "reason": str(error)})
         raise
-    label, predicted = data.test.labels.numpy(), logits.argmax(1).numpy()
-    write = results.write_tensors
-    write(folder / "initial.safetensors", state.initial)
-    write(folder / "best.safetensors", state.best)
-    write(folder / "logits.safetensors", {"logits": logits})
-    bytes_of = {"label": label, "predicted": predicted}
-    write(
-        folder / "predicted.safetensors",
-        {name: torch.from_numpy(value.astype(np.uint8)) for name, value in bytes_of.items()},
+    label, predicted = data.test.targets.numpy(), task.answers(outputs).numpy()
+    results.write_tensors(
+        folder / "predicted.safetensors", _narrow(label=label, predicted=predicted)
     )
+    tensors = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
     if state.tracked[0]:
         names = state.tracked[0].keys()
         stacked = {name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names}
-        write(folder / "recurrent.safetensors", stacked)
-    history = pd.DataFrame(state.history, columns=results.HISTORY_COLUMNS)
+        tensors["recurrent"] = stacked
+    for name, content in tensors.items():
+        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
+        results.write_tensors(folder / f"{name}.safetensors", arrays)
+    history = pd.DataFrame(state.history, columns=results.history_columns(task.score.name))
     results.write_csv(folder / "history.csv", history)
     record |= {
         "status": results.COMPLETED,
         "epochs": state.progress["epoch"],
         "best_epoch": state.progress["best_epoch"],
-        "test": {**results.metrics(label, predicted), "loss": loss},
+        "test": {**task.metrics(label, predicted), "loss": loss},
         "seconds": state.progress["seconds"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -366,28 +402,28 @@ def train_run(
     return results.load_run(folder)
 
 
-def open_report(output_dir: str) -> list[Path]:
-    """The run folders of a report, for the notebooks that read runs.
+def _narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """Whole numbers in the smallest type that holds all of them; others as they are."""
+    if any(array.dtype.kind not in "iu" for array in arrays.values()):
+        return arrays
+    ends = [end for array in arrays.values() for end in (array.min(), array.max())]
+    kind = np.result_type(*(np.min_scalar_type(end) for end in ends))
+    return {name: array.astype(kind) for name, array in arrays.items()}
 
-    A folder that holds no report yet gets a demonstration in its place (a temporary folder):
-    three models, two seeds and five epochs on digits, some seconds, so that the notebooks can be
-    explored from a fresh clone.
 
-    Args:
-        output_dir: The report's folder, absolute or from the project's folder.
-
-    Returns:
-        The folder of each run that the report's protocol asks for.
-    """
-    report = project_path(output_dir)
-    if (report / "protocol.yaml").exists():
-        return results.run_folders(report, load_protocol(report / "protocol.yaml"))
-    print(f"{report} holds no report yet (make report): a demonstration on digits stands in.")
-    settings = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "runs": 2}
-    protocol = load_protocol(PROJECT / "params/quick.yaml", settings)
-    folders = results.run_folders(Path(mkdtemp()), protocol)
-    variants = protocol.parameterisations().values()
-    each = [v.model_copy(update={"seed": seed}) for v in variants for seed in protocol.seeds]
-    for parameters, folder in zip(each, folders, strict=True):
-        train_run(parameters, folder, report=lambda line: None)
-    return folders
+def _take(
+    source: Path, parameters: RunParameters, folder: Path, report: Callable[[str], None]
+) -> results.Run:
+    """Copy the files of a run that another report has, under this run's name."""
+    for path in source.iterdir():
+        if path.suffix in (".safetensors", ".csv"):
+            write_file(folder / path.name, path.read_bytes())
+    names = {"variant": parameters.name}
+    history = results.read_csv(source / "history.csv").assign(**names)
+    results.write_csv(folder / "history.csv", history)
+    found = results.load_run(source)
+    origin = source.relative_to(PROJECT).as_posix()
+    record = {**found.record, **names, "parameters": parameters.model_dump(), "taken_from": origin}
+    results.write_record(folder, record)
+    report(f"{parameters.run} is finished in {origin}: it is taken from there, not trained again.")
+    return results.load_run(folder)

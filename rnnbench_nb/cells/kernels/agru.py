@@ -1,10 +1,11 @@
-"""The fast path of the A-GRU: agru_kernel.cpp, compiled on first use, called on float32 tensors.
+"""The fast path of the A-GRU: agru.cpp, compiled on first use, called on float32 tensors.
 
-The library is built by the system's C++ compiler into a user cache (the folder in RNNBENCH_CACHE,
-otherwise the platform's own) and rebuilt when the source, the compiler, its flags or the
-processor differ. RNNBENCH_ISA chooses its instructions: ``native`` (all that the processor has,
-the default), ``avx2``, or ``baseline`` (what the compiler assumes by itself). Where it cannot be
-built, the A-GRU runs its plain loop and one line of the logger ``rnnbench_nb`` says so.
+A backend says by itself whether it serves a call (`refusal`), what it is (`name`), and runs it.
+The library is built by the system's C++ compiler into a user cache (the folder in
+RNNBENCH_CACHE, otherwise the platform's own) and rebuilt when the source, the compiler, its flags
+or the processor differ. RNNBENCH_ISA chooses its instructions: ``native`` (all that the processor
+has, the default), ``avx2``, or ``baseline`` (what the compiler assumes by itself). Where it cannot
+be built, the A-GRU runs its plain loop and one line of the logger ``rnnbench_nb`` says so.
 """
 
 import ctypes
@@ -29,17 +30,20 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
+from rnnbench_nb.cells.agru import AGRU
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
+from rnnbench_nb.recurrent import unroll
 
-SOURCE = Path(__file__).with_name("agru_kernel.cpp")
+SOURCE = Path(__file__).with_name("agru.cpp")
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 ISA_FLAGS = {"native": [NATIVE], "avx2": ["-march=x86-64-v3"], "baseline": []}
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
 BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
 
-WEIGHTS = ("h_0", "weight_ih", "gate_weight", "recurrent", "bias")  # as agru_loop takes them
+WEIGHTS = ("h_0", "weight_ih", "gate_weight", "recurrent", "bias")  # as `loop` takes them
 SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
 
 logger = logging.getLogger("rnnbench_nb")
@@ -132,33 +136,108 @@ def _load() -> ctypes.CDLL | str:
         return _load_once()
 
 
-def path_in_use() -> str:
-    """Name the path of float32 on the CPU: ``kernel (AVX-512)``, or ``loop: `` and the reason."""
+def name() -> str:
+    """What runs where nothing is refused, such as ``kernel (AVX-512)``."""
+    return f"kernel ({_load().agru_name().decode()})"
+
+
+def refusal(tensors: list[Tensor]) -> str:
+    """Why the kernel cannot run a layer on these tensors here and now; empty if it can."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "the call is compiled or traced"
+    if torch._C._are_functorch_transforms_active():  # as torch's own Function asks
+        return "a torch.func transform is at work"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"it does not take a {type(tensor).__name__}"
+        if tensor.dtype != torch.float32:
+            return f"it computes in float32, not {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.device.type != "cpu":
+            return f"it runs on the CPU, not on {tensor.device.type}"
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            return "forward-mode differentiation is on"
     library = _load()
-    if isinstance(library, str):
-        return f"loop: {library}"
-    return f"kernel ({library.agru_name().decode()})"
+    return library if isinstance(library, str) else ""
 
 
-def serves(tensors: list[Tensor]) -> bool:
-    """Say whether the kernel can run a layer on these tensors here and now.
+def run(cell: AGRU, x: Tensor, h_0: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor):
+    """Run the cell on x (T, B, D) from h_0 (B, H): all states (T, B, H), and the last (B, H)."""
+    layer = (x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in layer):
+        return _KernelLayer.apply(*layer)
+    states, _ = forward(*layer, keep=False)
+    return states, states[-1]
 
-    It cannot without a compiler, for anything but plain float32 tensors on the CPU, under
-    autocast, under torch.compile and torch.func transforms, or in forward-mode differentiation.
+
+def loop(
+    x: Tensor,
+    h_0: Tensor,
+    weight_ih: Tensor,
+    gate_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None,
+    epsilon: Tensor,
+) -> Tensor:
+    """The states (T, B, H) by the equation itself, one step at a time: what the kernel must give.
+
+    Args:
+        x: Inputs (T, B, D).
+        h_0: Initial state (B, H).
+        weight_ih: Input weights (3H, D), rows [W_z | W_r | V].
+        gate_weight: Recurrent weights of the gates (2H, H), rows [U_z | U_r].
+        recurrent: Recurrent matrix A of the candidate (H, H).
+        bias: Biases (3H,), rows [b_z | b_r | b], or None for none.
+        epsilon: Step size, a scalar tensor.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # as torch's own Function asks
-        and not torch.is_autocast_enabled("cpu")
-        and all(
-            type(t) in (Tensor, torch.nn.Parameter)
-            and t.dtype == torch.float32
-            and t.device.type == "cpu"
-            and forward_ad.unpack_dual(t).tangent is None
-            for t in tensors
+    return unroll(AGRU.step, F.linear(x, weight_ih, bias), h_0, gate_weight, recurrent, epsilon)
+
+
+class _KernelLayer(torch.autograd.Function):
+    """`loop` by the kernel: returns the states (T, B, H) and the last of them (B, H).
+
+    The last state is returned by itself so that a loss on it alone needs no gradient of the
+    size of all states.
+    """
+
+    @staticmethod
+    def forward(ctx, *layer: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        output, gates = forward(*layer, keep=True)
+        ctx.save_for_backward(*layer, output, gates)
+        return output, output[-1].clone()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *layer, output, gates = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
+            return _loop_gradients(layer, ctx.needs_input_grad, grads)
+        if grads == (None, None):
+            return (None,) * len(layer)
+        return backward(
+            *layer,
+            output=output,
+            gates=gates,
+            grad_output=grads[0],
+            grad_last=grads[1],
+            need_x=ctx.needs_input_grad[0],
+            need_h_0=ctx.needs_input_grad[1],
         )
-        and not isinstance(_load(), str)
-    )
+
+
+def _loop_gradients(
+    layer: list[Tensor | None], needed: tuple[bool, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `_KernelLayer` by the loop, which can be differentiated again."""
+    # Aliases, so that an argument computed from another one does not pass its gradient on here.
+    layer = [None if tensor is None else tensor.view_as(tensor) for tensor in layer]
+    states = loop(*layer)
+    pairs = [(s, g) for s, g in zip((states, states[-1]), grads, strict=True) if g is not None]
+    outputs, outer = zip(*pairs, strict=True)
+    wanted = [tensor for tensor, need in zip(layer, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
 
 
 def _empty(*shape: int) -> Tensor:
@@ -182,7 +261,7 @@ def _empty(*shape: int) -> Tensor:
 
 
 class _Layer(ctypes.Structure):
-    """The struct Layer of agru_kernel.cpp."""
+    """The struct Layer of agru.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "batch", "input", "hidden")),
@@ -195,7 +274,7 @@ class _Layer(ctypes.Structure):
 
 
 class _Gradients(ctypes.Structure):
-    """The struct Gradients of agru_kernel.cpp."""
+    """The struct Gradients of agru.cpp."""
 
     _fields_ = [
         ("output", ctypes.c_void_p),
@@ -226,11 +305,11 @@ def _layer(x: Tensor, weights: list[Tensor | None], epsilon: Tensor) -> _Layer:
 def forward(
     x: Tensor, *weights_and_epsilon: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a layer as `agru_loop` does.
+    """Run a layer as `loop` does.
 
     Args:
         x: Inputs (T, B, D).
-        weights_and_epsilon: The other arguments of `agru_loop`, in its order.
+        weights_and_epsilon: The other arguments of `loop`, in its order.
         keep: Whether to return what `backward` needs.
 
     Returns:
@@ -261,7 +340,7 @@ def backward(
 
     Args:
         x: Inputs (T, B, D).
-        weights_and_epsilon: The other arguments of `agru_loop`, in its order.
+        weights_and_epsilon: The other arguments of `loop`, in its order.
         output: The states that `forward` returned (T, B, H).
         gates: What else it returned.
         grad_output: Gradient of the states (T, B, H), or None for zero.

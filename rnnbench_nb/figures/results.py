@@ -1,87 +1,20 @@
-"""One function a figure: a tidy frame or plain arrays in, a matplotlib figure out.
+"""Figures of results: curves, errors, differences, calibration, speed."""
 
-Saving is the caller's job (`save`), as is showing in a notebook (`show`). Every model keeps one
-colour, line style and marker throughout; they differ in greyscale and to the colour-blind.
-"""
-
-import io
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import display
 from matplotlib.figure import Figure
-from sklearn.metrics import ConfusionMatrixDisplay
 
-from rnnbench_nb.files import write_file
+from rnnbench_nb.figures.style import labelled, legend_below, look
 from rnnbench_nb.stats import t_interval, wilson
 
-LABELS = {"lstm": "LSTM", "gru": "GRU", "agru": "A-GRU"}
-COLOURS = {"lstm": "#0072B2", "gru": "#E69F00", "agru": "#882255"}  # after Okabe and Ito (2008)
-DASHES = {"lstm": (4, 1.5), "gru": (1, 1), "agru": (1, 0)}
-MARKERS = {"lstm": "s", "gru": "^", "agru": "o"}
-
-sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-mpl.rcParams |= {
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": "medium",
-    "svg.hashsalt": "rnnbench",  # the same figure gives the same file
-}
-
-
-def label(variant: str) -> str:
-    """The name of a variant in figures: `agru` is A-GRU, `agru_139` A-GRU-139, others stay."""
-    model, _, rest = variant.partition("_")
-    return "-".join([LABELS[model], rest]).rstrip("-") if model in LABELS else variant
-
-
-def look(variants: Iterable[str], table: dict) -> dict:
-    """A row of the table of colours, dashes or markers for each label; others get the next ones.
-
-    A variant such as `agru_139` looks like its model where no other variant is named after it.
-    """
-    variants = list(dict.fromkeys(variants))
-    models = [variant.partition("_")[0] for variant in variants]
-    own = {
-        variant: table[model]
-        for variant, model in zip(variants, models, strict=True)
-        if model in table and (variant == model or models.count(model) == 1)
-    }
-    others = [variant for variant in variants if variant not in own]
-    spare = {
-        id(COLOURS): sns.color_palette("colorblind", max(len(others), 1)),
-        id(DASHES): [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1)],
-        id(MARKERS): ["D", "v", "P", "X"],
-    }[id(table)]
-    extra = {variant: spare[i % len(spare)] for i, variant in enumerate(others)}
-    return {label(variant): (own | extra)[variant] for variant in variants}
-
-
-def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a column `model`, the label of its `variant`."""
-    return frame.assign(model=frame["variant"].map(label))
-
-
-def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG and SVG, `path` being the name without its ending; closes it."""
-    for kind, metadata in (("png", None), ("svg", {"Date": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        write_file(f"{path}.{kind}", buffer.getvalue())
-    plt.close(figure)
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Show a figure in a notebook, with a text for those who cannot see it; closes it."""
-    display(figure, metadata={"image/png": {"alt": alt}})
-    plt.close(figure)
+if TYPE_CHECKING:
+    from rnnbench_nb.report import Report
 
 
 def _curves(history: pd.DataFrame, value: str, ylabel: str, scale: float, log: bool) -> Figure:
@@ -117,7 +50,7 @@ def accuracy_curves(history: pd.DataFrame) -> Figure:
     return _curves(history, "accuracy", "Accuracy (%)", 100, log=False)
 
 
-def test_comparison(results: pd.DataFrame) -> Figure:
+def test_errors(results: pd.DataFrame) -> Figure:
     """Test error of every seed, with each variant's mean and 95% t interval over seeds."""
     frame = labelled(results[results["status"] == "completed"])
     frame["error"] = 100 * (1 - frame["accuracy"].astype(float))
@@ -142,72 +75,6 @@ def test_comparison(results: pd.DataFrame) -> Figure:
     ax.grid(axis="y", visible=False)
     if order:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    return figure
-
-
-def images(
-    pictures: np.ndarray, titles: Sequence[str], columns: int = 8, size: float = 1.15
-) -> Figure:
-    """A grid of grey images (N, h, w), each under its title."""
-    rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(size * columns, (size + 0.25) * rows), squeeze=False
-    )
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
-        ax.set_title(title, fontsize=8)
-    return figure
-
-
-def class_counts(counts: pd.DataFrame) -> Figure:
-    """Images of each class and split, from columns `class, split, images`."""
-    figure, ax = plt.subplots(figsize=(8, 3))
-    sns.barplot(counts, x="class", y="images", hue="split", ax=ax)
-    ax.set(xlabel="Class", ylabel="Images")
-    ax.legend(title=None, ncols=3, loc="lower right")
-    return figure
-
-
-def read_as_sequence(picture: np.ndarray, steps: int = 8) -> Figure:
-    """One image (h, w), its rows as they arrive one a step, and its pixels as one long series."""
-    height, width = picture.shape
-    figure, axes = plt.subplot_mosaic(
-        [["image", "rows"], ["pixels", "pixels"]], figsize=(9, 5), width_ratios=(1, 2.2)
-    )
-    axes["image"].imshow(picture, cmap="gray_r")
-    axes["image"].set(title="The image", xlabel="Column", ylabel="Row")
-    axes["image"].grid(visible=False)
-    shown = np.linspace(0, height - 1, min(steps, height)).round().astype(int)
-    for place, row in enumerate(shown):
-        axes["rows"].plot(place + 0.8 * picture[row] / 255, color="black", linewidth=1)
-    axes["rows"].set_yticks(range(len(shown)), [f"step {row + 1}" for row in shown])
-    axes["rows"].invert_yaxis()
-    axes["rows"].set(title=f"Read row by row: {height} steps of {width}", xlabel="Column")
-    axes["pixels"].plot(picture.reshape(-1) / 255, color="black", linewidth=0.8)
-    axes["pixels"].set(
-        title=f"Read pixel by pixel: {height * width} steps of 1", xlabel="Step", ylabel="Intensity"
-    )
-    return figure
-
-
-def confusion(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Confusion matrix of labels (N,): counts, the diagonal left blank so that errors show."""
-    figure, ax = plt.subplots(figsize=(5.6, 5))
-    matrix = ConfusionMatrixDisplay.from_predictions(
-        truth, predicted, labels=range(len(class_names)), display_labels=class_names, ax=ax,
-        colorbar=False, cmap="Blues",
-    )  # fmt: skip
-    errors = matrix.confusion_matrix.copy()
-    np.fill_diagonal(errors, 0)
-    matrix.im_.set(data=errors, clim=(0, max(errors.max(), 1)))
-    for row, column in np.ndindex(errors.shape):
-        dark = errors[row, column] > errors.max() / 2
-        matrix.text_[row, column].set(color="white" if dark else "black", fontsize=8)
-    ax.grid(visible=False)
-    ax.set(xlabel="Predicted class", ylabel="True class")
-    ax.tick_params(axis="x", rotation=90 if max(map(len, class_names)) > 2 else 0)
     return figure
 
 
@@ -281,19 +148,6 @@ def paired_differences(
     ax.grid(axis="y", visible=False)
     legend_below(figure, ax)
     return figure
-
-
-def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
-    """The legend of one of the axes, each label once, in four columns under the whole figure."""
-    handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    if ax.get_legend():
-        ax.get_legend().remove()
-    if handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
-            fontsize="small",
-        )  # fmt: skip
-        figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // 4))
 
 
 def _interval(

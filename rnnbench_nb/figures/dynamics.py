@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rnnbench_nb.figures import COLOURS, DASHES, label, labelled, legend_below, look
+from rnnbench_nb.figures.style import labelled, legend_below, look
 
 
 def spectrum(panels: dict[str, np.ndarray], epsilon: dict[str, float]) -> Figure:

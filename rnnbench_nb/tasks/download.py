@@ -1,4 +1,4 @@
-"""Data sets: files that are verified, the split of a run, and images read as sequences.
+"""Data sets of images: files that are verified when they arrive and each time they are loaded.
 
 Raw files lie where torchvision puts them (`<folder>/MNIST/raw/train-images-idx3-ubyte`) and come
 from torchvision's mirrors, but its own download is not used: it has no time limit, and afterwards
@@ -13,20 +13,19 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from filelock import FileLock
 
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.files import write_file
-from rnnbench_nb.seeds import generator
+from rnnbench_nb.plugins import torch
 
-VALIDATION_FRACTION = 0.15  # of the training images: 51,000 / 9,000 of MNIST
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SECONDS = 600.0  # for 11 MB (MNIST) or 30 MB (Fashion-MNIST)
 SECONDS_WITH_FALLBACK = 20.0
 
@@ -58,11 +57,13 @@ class Source:
     """Where a data set comes from.
 
     Attributes:
+        title: Its name in text.
         class_names: Name of each label, K of them.
         folder: The folder in the data folder, and the name of torchvision's class.
         sha256: Of each of `FILES`, uncompressed. A data set without files has none.
     """
 
+    title: str
     class_names: tuple[str, ...]
     folder: str = ""
     sha256: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class Source:
 # that its authors publish) are on record in several independent public projects, which agree.
 DATASETS = {
     "mnist": Source(
+        title="MNIST",
         class_names=tuple("0123456789"),
         folder="MNIST",
         sha256=(
@@ -82,6 +84,7 @@ DATASETS = {
         ),
     ),
     "fashion_mnist": Source(
+        title="Fashion-MNIST",
         class_names=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -94,13 +97,7 @@ DATASETS = {
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ),
-    "digits": Source(class_names=tuple("0123456789")),
-}
-
-# Reading: images float32 (B, h, w) in [0, 1] to sequences (B, T, D).
-READINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "row": lambda images: images,  # T = h steps of D = w pixels, from the top
-    "pixel": lambda images: images.flatten(1).unsqueeze(2),  # T = h * w steps of one pixel
+    "digits": Source("the 8 × 8 digits of scikit-learn", class_names=tuple("0123456789")),
 }
 
 
@@ -109,34 +106,17 @@ class Images:
     """A data set in memory: images uint8 (N, h, w), labels int64 (N,), from 0 to K - 1."""
 
     name: str
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
-    class_names: tuple[str, ...]
-
-
-class Part(NamedTuple):
-    """Images uint8 (N, h, w) and their labels int64 (N,)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Split:
-    """The three parts that one run sees."""
-
-    train: Part
-    validation: Part
-    test: Part
+    train_images: "Tensor"
+    train_labels: "Tensor"
+    test_images: "Tensor"
+    test_labels: "Tensor"
     class_names: tuple[str, ...]
 
 
 def data_folder() -> Path:
     """Return the folder of all data sets: RNNBENCH_DATA, or `data` in the project."""
     named = os.environ.get("RNNBENCH_DATA")
-    return Path(named).expanduser() if named else Path(__file__).resolve().parents[1] / "data"
+    return Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "data"
 
 
 def fetch(dataset: str, folder: Path | None = None, seconds: float = SECONDS) -> None:
@@ -158,6 +138,7 @@ def fetch(dataset: str, folder: Path | None = None, seconds: float = SECONDS) ->
     raw = (folder or data_folder()) / source.folder / "raw"
     if not _missing(source, raw):
         return
+    from filelock import FileLock
     from torchvision import datasets  # slow to import: needed only here, and not on the clock
 
     mirrors = getattr(datasets, source.folder).mirrors
@@ -219,45 +200,6 @@ def load(dataset: str) -> Images:
         test_labels=test_labels.long(),
         class_names=source.class_names,
     )
-
-
-def split(images: Images, seed: int) -> Split:
-    """Draw the validation images from the training images; the test images stay as they are.
-
-    The draw has a generator of its own, so every model of one seed gets the same split.
-
-    Args:
-        images: The data set, N training images.
-        seed: The run's seed.
-
-    Returns:
-        N - round(0.15 N) images to train on, round(0.15 N) to validate on, and all test images.
-    """
-    count = len(images.train_labels)
-    order = torch.randperm(count, generator=generator(seed, "split"))
-    validation, train = order.tensor_split([round(VALIDATION_FRACTION * count)])
-    return Split(
-        train=Part(images.train_images[train], images.train_labels[train]),
-        validation=Part(images.train_images[validation], images.train_labels[validation]),
-        test=Part(images.test_images, images.test_labels),
-        class_names=images.class_names,
-    )
-
-
-def as_sequence(images: torch.Tensor, reading: str) -> torch.Tensor:
-    """Read a batch of images as sequences.
-
-    Args:
-        images: uint8 (B, h, w); a batch at a time, since float32 takes four times the memory.
-        reading: A name in `READINGS`.
-
-    Returns:
-        float32 (B, T, D) in [0, 1]: (B, h, w) for 'row', (B, h w, 1) for 'pixel'.
-
-    Raises:
-        UserError: Unknown reading.
-    """
-    return lookup(READINGS, "reading", reading)(images.float() / 255)
 
 
 def _missing(source: Source, raw: Path) -> dict[str, str]:
@@ -327,7 +269,7 @@ def _download(mirrors: list[str], name: str, sha256: str, deadline: float) -> by
     raise OSError("; ".join(failures))
 
 
-def _parse_idx(content: bytes) -> torch.Tensor:
+def _parse_idx(content: bytes) -> "Tensor":
     """Return the uint8 tensor in an idx file: two zeros, type, rank, big-endian sizes, values."""
     rank = content[3]
     shape = np.frombuffer(content, ">i4", rank, offset=4)
@@ -335,7 +277,7 @@ def _parse_idx(content: bytes) -> torch.Tensor:
     return torch.from_numpy(values.reshape(shape))
 
 
-def _digits() -> list[torch.Tensor]:
+def _digits() -> "list[Tensor]":
     """Return scikit-learn's digits (8 x 8, 0 to 16, scaled to 0 to 255), a fifth of them as test.
 
     Returns:

@@ -1,0 +1,131 @@
+"""What the pages of a report compute: one file a page, a report in, frames and findings out.
+
+An analysis is saved in the report, as small CSV files and one JSON file, and shown from what was
+saved, so that a page made from a published report, which has no weights, is the same page.
+"""
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from rnnbench_nb.cells import CELLS, Cell
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, Protocol
+from rnnbench_nb.files import write_file
+from rnnbench_nb.report import Report, read_csv, write_csv
+
+DEFAULT_REPORT = "reports/quick"  # of the notebooks; a demonstration stands in while it is missing
+FEW = 8  # variants: one line each, and more cannot be told apart
+
+
+class Finding(NamedTuple):
+    """A sentence that a page prints, and the numbers in it.
+
+    Attributes:
+        text: Markdown.
+        numbers: Those of the sentence before rounding, by name; plain values.
+        topic: Where on the page it belongs, such as "answer".
+    """
+
+    text: str
+    numbers: dict[str, Any] = {}
+    topic: str = "answer"
+
+
+@dataclass
+class Analysis:
+    """What a page shows: tidy frames by name, and findings in order."""
+
+    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """A frame by its name."""
+        return self.frames[name]
+
+    def texts(self, topic: str) -> list[str]:
+        """The sentences on a topic, in order."""
+        return [finding.text for finding in self.findings if finding.topic == topic]
+
+    def say(self, finding_text: str, topic: str = "answer", **numbers: Any) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(finding_text, numbers, topic))
+
+    def save(self, folder: Path) -> None:
+        """Write the frames as CSV and the findings as JSON."""
+        for name, frame in self.frames.items():
+            write_csv(folder / f"{name}.csv", frame)
+        content = {"frames": list(self.frames), "findings": [f._asdict() for f in self.findings]}
+        write_file(folder / "findings.json", json.dumps(content, indent=1, default=float) + "\n")
+
+
+def load(folder: Path) -> Analysis:
+    """A saved analysis.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    path = folder / "findings.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        findings = [Finding(**finding) for finding in content["findings"]]
+        names = [str(name) for name in content["frames"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is missing or damaged; make the report again.") from error
+    return Analysis({name: read_csv(folder / f"{name}.csv") for name in names}, findings)
+
+
+def analyse(name: str, report: Report, **options: Any) -> Analysis:
+    """The analysis of a page: computed, saved and read back, or of a published report read.
+
+    Args:
+        name: A module here.
+        report: Whose runs are analysed.
+        options: Of the module's `analyse`.
+
+    Raises:
+        UserError: The report lacks what the analysis needs.
+    """
+    folder = report.folder / "analyses" / name
+    weights = all(run.has("best") for run in report.runs)
+    if weights or not (folder / "findings.json").exists():
+        module = importlib.import_module(f"rnnbench_nb.analyses.{name}")
+        found: Analysis = module.analyse(report, **options)
+        if not weights:  # a report of before analyses were saved is read, and left as it is
+            return found
+        found.save(folder)
+    return load(folder)
+
+
+def open_report(output_dir: str) -> Report:
+    """The report in a folder, for the notebooks; a demonstration where the default is missing.
+
+    Raises:
+        UserError: Another folder than the default holds no report.
+    """
+    folder = PROJECT / output_dir
+    if output_dir == DEFAULT_REPORT and not (folder / "protocol.yaml").exists():
+        from rnnbench_nb.demonstration import demonstration
+
+        return demonstration()
+    return Report(folder)
+
+
+# Which page a protocol has: the notebook's name, and what of the protocol asks for it.
+PAGES: dict[str, Callable[[Protocol], bool]] = {
+    "03_compare": lambda protocol: True,
+    "04_eigenvalues": lambda protocol: any(
+        CELLS[parameters.model].recurrent_matrix is not Cell.recurrent_matrix
+        for parameters in protocol.parameterisations.values()
+    ),
+    "06_ablation": lambda protocol: (
+        len({parameters.model for parameters in protocol.parameterisations.values()})
+        < len(protocol.parameterisations)
+    ),
+    "07_gradients": lambda protocol: len(protocol.parameterisations) <= FEW,
+}

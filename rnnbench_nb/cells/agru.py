@@ -1,0 +1,131 @@
+"""The antisymmetric GRU (A-GRU), from its equations."""
+
+import math
+from typing import Literal
+
+from rnnbench_nb.cells.base import Cell, Frozen, torch
+from rnnbench_nb.validation import Finite, NotNegative, Positive
+
+
+class AGRU(Cell):
+    """Antisymmetric GRU with the interface of torch.nn.GRU (see `step` for the equation).
+
+    The recurrent matrix of the candidate is A = W - W^T - gamma I, so its eigenvalues are
+    -gamma +- i lambda. It is computed from the current W at every call and never kept.
+
+    Parameters: ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows
+    [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and the scalar ``log_epsilon``, so
+    that the step size exp(log_epsilon) stays positive however it is trained.
+    """
+
+    name, label = "agru", "A-GRU"
+    colour, dashes, marker = "#882255", (1, 0), "o"
+    blocks = 3
+    no_decay = ("log_epsilon",)  # decay would pull the step size towards 1
+    equation = r"""
+(`rnnbench_nb.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product, with
+the damping $\gamma$ and one learnable step size $\epsilon$:
+
+$$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
+
+$$\Delta h_s = \tanh\left(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h_{s-1}) + b_h\right)$$
+
+$$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
+"""
+
+    class Options(Frozen):
+        """What the A-GRU can be told.
+
+        Attributes:
+            gamma: Damping: a hyperparameter, never part of the state dict.
+            epsilon: Step size at the start.
+            learnable_epsilon: Whether the step size is trained.
+            recurrence: antisymmetric, or a control: frozen leaves W as it was drawn, free takes
+                A = W - gamma I.
+            initial_scale: Factor on the initial W.
+        """
+
+        gamma: Finite = 0.01
+        epsilon: Positive = 1.0
+        learnable_epsilon: bool = True
+        recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
+        initial_scale: NotNegative = 1.0
+
+    def weights(self):
+        """The recurrent weights, and the logarithm of the step size."""
+        h = self.hidden_size
+        return {"gate_weight": (2 * h, h), "candidate_weight": (h, h), "log_epsilon": ()}
+
+    def initialise(self, generator):
+        """Set the step size, scale W, and leave untrained what the options say."""
+        with torch.no_grad():
+            self.log_epsilon.fill_(math.log(self.options.epsilon))
+            self.candidate_weight.mul_(self.options.initial_scale)
+        self.log_epsilon.requires_grad_(self.options.learnable_epsilon)
+        self.candidate_weight.requires_grad_(self.options.recurrence != "frozen")
+
+    def step_size(self):
+        """The current step size epsilon, a positive scalar tensor."""
+        return self.log_epsilon.exp()
+
+    def recurrent_matrix(self):
+        """A (H, H) = W - W^T - gamma I, computed from the current W."""
+        w = self.candidate_weight
+        identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
+        s = w if self.options.recurrence == "free" else w - w.T
+        return s - self.options.gamma * identity
+
+    def prepare(self):
+        """The gates' weights [U_z | U_r], A and epsilon."""
+        return self.gate_weight, self.recurrent_matrix(), self.step_size()
+
+    @staticmethod
+    def step(u, h, gate_weight, a, epsilon):
+        """One step, sigma being the sigmoid and * elementwise.
+
+            z  = sigma(W_z x + U_z h + b_z)        update gate
+            r  = sigma(W_r x + U_r h + b_r)        reset gate
+            c  = tanh(V x + A (r * h) + b)         candidate
+            h' = h + epsilon (z * c)               forward Euler step
+
+        The reset gate acts before the matrix product; torch.nn.GRU's acts after it.
+        """
+        linear, size = torch.nn.functional.linear, len(a)
+        gate_input, candidate_input = u.split([2 * size, size], dim=-1)
+        z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, dim=-1)
+        return h + epsilon * (z * torch.tanh(candidate_input + linear(r * h, a)))
+
+    def redundant(self):
+        """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; a control as W."""
+        n = self.hidden_size
+        return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
+
+    def backends(self):
+        """The C++ kernel."""
+        from rnnbench_nb.cells.kernels import agru as kernel
+
+        return [kernel]
+
+    def jacobian_terms(self, u, h, gate_weight, a, epsilon):
+        """The step Jacobian in three terms, J = I + epsilon K + epsilon G.
+
+        With D = diag(z (1 - c^2)), K = D A diag(r) is the recurrent matrix between frozen gates:
+        not antisymmetric, but at gamma = 0 similar to an antisymmetric matrix, so its spectrum is
+        still imaginary. G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r comes from the
+        gates' own dependence on h.
+
+        Returns:
+            `identity` (H, H), `path` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
+        """
+        linear, size = torch.nn.functional.linear, len(a)
+        gate_input, candidate_input = u.split([2 * size, size], dim=-1)
+        z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, dim=-1)
+        c = torch.tanh(candidate_input + linear(r * h, a))
+        u_z, u_r = gate_weight.chunk(2)
+        d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
+        by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
+        return {
+            "identity": torch.eye(size, dtype=h.dtype, device=h.device),
+            "path": epsilon * d_a * r[:, None, :],
+            "gates": epsilon * ((c * z * (1 - z))[..., None] * u_z + by_reset),
+        }

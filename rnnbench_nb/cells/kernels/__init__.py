@@ -1,0 +1,1 @@
+"""Compiled loops, one Python file and one C++ source a cell."""

@@ -1,0 +1,31 @@
+"""One function a figure: a tidy frame, and the report where variants are drawn; a figure out.
+
+Saving is the caller's job (`save`), as is showing in a notebook (`show`). Nothing here needs torch.
+"""
+
+from rnnbench_nb.figures.data import class_counts, confusion, images, read_as_sequence
+from rnnbench_nb.figures.dynamics import (
+    exponent_spectra,
+    frequency_density,
+    gradient_flow,
+    growth_map,
+    growth_sources,
+    spectrum,
+    stability_through_training,
+    state_norms,
+    trajectories,
+)
+from rnnbench_nb.figures.results import (
+    accuracy_curves,
+    class_errors,
+    error_curves,
+    learning_speed,
+    paired_differences,
+    reliability,
+    speed,
+    test_errors,
+    training_curves,
+)
+from rnnbench_nb.figures.style import save, show
+
+__all__ = [name for name in dir() if name[0] != "_"]

@@ -1,0 +1,93 @@
+"""A recurrent cell and its linear head, started by one policy for all cells."""
+
+import torch
+from torch import Tensor, nn
+
+from rnnbench_nb.cells import module
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import RunParameters
+from rnnbench_nb.recurrent import draw
+
+
+class SequenceModel(nn.Module):
+    """A cell that reads a sequence, and a linear head on the state that is read out.
+
+    Args:
+        cell: A module with the interface of `torch.nn.GRU` or `torch.nn.LSTM`, batch first.
+        outputs: Numbers that the head gives, K.
+        dropout: Probability in [0, 1) of dropping a unit before the head.
+        read: "last" for an answer after the last step, "every" for one after each.
+
+    Raises:
+        UserError: The cell reads in two directions, of which a head on the last state sees one.
+    """
+
+    def __init__(self, cell: nn.Module, outputs: int, dropout: float = 0.0, read: str = "last"):
+        super().__init__()
+        if getattr(cell, "bidirectional", False):
+            raise UserError(
+                f"{type(cell).__name__} reads in two directions, and the last state of one of them "
+                "is read out: half of the model would never learn; make it read in one."
+            )
+        self.cell = cell
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(cell.hidden_size, outputs)
+        self.read = read
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs (B, K), or (B, T, K) where every step is read, of sequences (B, T, D)."""
+        states, last = self.cell(inputs)
+        if self.read == "last":
+            last = last[0] if isinstance(last, tuple) else last  # torch's LSTM gives (h, c)
+            states = last[-1, ..., : self.cell.hidden_size]  # (B, H)
+        return self.head(self.dropout(states))
+
+    def tracked(self) -> dict[str, Tensor]:
+        """What is kept of the cell at every epoch: its recurrent matrix (H, H), its step size."""
+        matrix = self.cell.recurrent_matrix()
+        if matrix is None:
+            return {}
+        step_size = torch.as_tensor(self.cell.step_size())
+        return {"matrix": matrix.detach().clone(), "step_size": step_size.detach().clone()}
+
+
+def build_model(
+    parameters: RunParameters,
+    input_size: int,
+    outputs: int,
+    generator: torch.Generator,
+    read: str = "last",
+) -> SequenceModel:
+    """The model that the parameters describe, initialised by one policy for all cells.
+
+    Every matrix is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU and the
+    same for each gate; every vector is 0. Then the cell sets what its file says (the LSTM its
+    forget bias, the A-GRU its step size).
+
+    Args:
+        parameters: The cell, its size and options.
+        input_size: Features a step, D.
+        outputs: Numbers that the head gives, K.
+        generator: The initialisation's own source of randomness.
+        read: "last" or "every".
+
+    Raises:
+        UserError: The cell is not in the table.
+    """
+    kind = module(parameters.model)
+    options = {name: getattr(parameters, name) for name in kind.Options.model_fields}
+    cell = kind(input_size, parameters.hidden_size, batch_first=True, **options)
+    model = SequenceModel(cell, outputs, parameters.dropout, read)
+    draw(model, parameters.hidden_size, generator)
+    cell.initialise(generator)
+    return model
+
+
+def count(model: SequenceModel) -> tuple[int, int]:
+    """The number of trained parameters, and how many of them are free.
+
+    Free means: not redundant with others. A pair of biases that acts as its sum counts once,
+    and an antisymmetric n x n matrix counts n (n - 1) / 2.
+    """
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return total, total - model.cell.redundant()

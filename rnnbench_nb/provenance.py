@@ -1,0 +1,94 @@
+"""Where numbers come from: the code, the versions and the machine that a run's record states."""
+
+import ast
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.tasks import TASKS
+
+PACKAGE = Path(__file__).parent
+SHARED = ("training.py", "model.py", "recurrent.py", "seeds.py", "cells/base.py", "tasks/base.py")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "snakemake", "papermill")
+
+
+def _stripped(path: Path) -> str:
+    """A source file without comments, docstrings and formatting."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".cpp":
+        return " ".join(re.sub(r"//.*|/\*.*?\*/", " ", text).split())
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant):
+                del body[0]
+    return ast.dump(tree)
+
+
+def _sources(model: str, task: str) -> list[Path]:
+    """The files that the numbers of this cell on this task depend on."""
+    file = CELLS[model].__module__.rpartition(".")[2]
+    kernels = sorted((PACKAGE / "cells/kernels").glob(f"{file}.*"))
+    tasks = PACKAGE / f"tasks/{TASKS[task].__module__.rpartition('.')[2]}.py"
+    found = [PACKAGE / "cells" / f"{file}.py", tasks, *kernels, *(PACKAGE / s for s in SHARED)]
+    return [path for path in found if path.suffix in (".py", ".cpp")]
+
+
+@cache
+def fingerprint(model: str, task: str) -> str:
+    """A hash of the code that the numbers of this cell on this task depend on.
+
+    Comments, docstrings and formatting are set aside.
+    """
+    content = "\0".join(_stripped(path) for path in _sources(model, task))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def commit() -> str:
+    """The project's commit, with `-dirty` where files have changed; "unknown" outside its git."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(PROJECT)]
+    try:
+        top, described = (
+            subprocess.run(
+                [*command, *arguments], env=clean, capture_output=True, text=True, check=False
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "--show-toplevel"],
+                ["describe", "--always", "--dirty", "--abbrev=40"],
+            )
+        )
+    except OSError:  # no git here
+        return "unknown"
+    ours = bool(top) and Path(top).resolve() == PROJECT.resolve()  # not a repository around it
+    return described if ours and described else "unknown"
+
+
+def processor() -> str:
+    """The name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def environment() -> dict:
+    """The versions, commit, machine and time that a run's record states."""
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "commit": commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "processor": processor(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

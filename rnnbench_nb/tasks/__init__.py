@@ -1,0 +1,11 @@
+"""The table of tasks: one file a task, found by name. To add a task, put one file here."""
+
+import sys
+
+from rnnbench_nb.plugins import discover
+from rnnbench_nb.tasks.base import Task
+
+__all__ = ["DEFAULT", "TASKS", "Task"]
+
+TASKS: dict[str, type[Task]] = discover(sys.modules[__name__], Task)
+DEFAULT = "image_sequence"  # what a parameter file means that names no task
