@@ -209,9 +209,6 @@ class _Builtin(_Shared):
         """What depends on the input x (..., D) alone: u (..., blocks H)."""
         return F.linear(x, self.weight_ih_l0, self.bias_ih_l0)
 
-    def prepare(self) -> tuple[Tensor, ...]:
-        return self.weight_hh_l0, self.bias_hh_l0
-
     def path(self) -> str:
         """What runs a sequence."""
         return f"torch.nn.{self.torch_module}"

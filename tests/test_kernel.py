@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import rnnbench_nb
 from rnnbench_nb.cells.kernels import agru as kernel
+from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.recurrent import plain_loop
 
@@ -400,8 +401,8 @@ def test_failing_compiler_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_pa
 def test_unusable_cache_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(kernel, "_compiler", lambda: ["c++"])
-    monkeypatch.setattr(kernel, "_run", lambda command: "macros")
+    monkeypatch.setattr(build, "_compiler", lambda: ["c++"])
+    monkeypatch.setattr(build, "_run", lambda command: "macros")
     lines = run_and_read_notice(caplog)
     assert len(lines) == 1 and "cache" in lines[0] and "cannot be used" in lines[0]
 
@@ -441,47 +442,47 @@ def stub_compiler(monkeypatch, fresh_load):
         return ""
 
     run.macros, run.compiled = "#define __AVX2__ 1\n", []
-    monkeypatch.setattr(kernel, "_compiler", lambda: ["c++"])
-    monkeypatch.setattr(kernel, "_run", run)
+    monkeypatch.setattr(build, "_compiler", lambda: ["c++"])
+    monkeypatch.setattr(build, "_run", run)
     return run
 
 
 def test_library_is_built_once_and_again_when_anything_differs(
     monkeypatch, stub_compiler, tmp_path
 ):
-    paths = [kernel.build(kernel.SOURCE)]
-    assert kernel.build(kernel.SOURCE) == paths[0] and len(stub_compiler.compiled) == 1
+    paths = [build.build(kernel.SOURCE)]
+    assert build.build(kernel.SOURCE) == paths[0] and len(stub_compiler.compiled) == 1
     assert paths[0].read_bytes() == b"library"
 
     source = tmp_path / "agru.cpp"
     source.write_text(kernel.SOURCE.read_text() + "// changed\n")
     monkeypatch.setattr(kernel, "SOURCE", source)
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
     stub_compiler.macros += "#define __AVX512F__ 1\n"  # another processor
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
     stub_compiler.macros += '#define __VERSION__ "13"\n'  # another compiler
-    paths.append(kernel.build(kernel.SOURCE))
-    monkeypatch.setattr(kernel, "FLAGS", [*kernel.FLAGS, "-g"])
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
+    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-g"])
+    paths.append(build.build(kernel.SOURCE))
     monkeypatch.setenv("RNNBENCH_ISA", "avx2")
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
     assert len(set(paths)) == len(stub_compiler.compiled) == 6
 
 
 def test_compiler_without_openmp_builds_for_one_thread(monkeypatch, stub_compiler):
     def run(command):
         if "-fopenmp" in command:
-            raise kernel.Unavailable("the C++ compiler failed: unsupported option '-fopenmp'")
+            raise build.Unavailable("the C++ compiler failed: unsupported option '-fopenmp'")
         return stub_compiler(command)
 
-    monkeypatch.setattr(kernel, "_run", run)
-    assert kernel.build(kernel.SOURCE).read_bytes() == b"library"
+    monkeypatch.setattr(build, "_run", run)
+    assert build.build(kernel.SOURCE).read_bytes() == b"library"
     assert len(stub_compiler.compiled) == 1
 
 
 def test_builders_at_the_same_time_compile_once(stub_compiler):
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda _: kernel.build(kernel.SOURCE), range(4)))
+        paths = list(pool.map(lambda _: build.build(kernel.SOURCE), range(4)))
     assert len(set(paths)) == len(stub_compiler.compiled) == 1
 
 
@@ -491,9 +492,9 @@ def test_broken_build_leaves_nothing_behind(stub_compiler, fresh_load, monkeypat
             return ""
         with open(command[-1], "wb") as file:
             file.write(b"half a lib")
-        raise kernel.Unavailable("the C++ compiler failed: error")
+        raise build.Unavailable("the C++ compiler failed: error")
 
-    monkeypatch.setattr(kernel, "_run", run)
+    monkeypatch.setattr(build, "_run", run)
     assert kernel.refusal([]) == "the C++ compiler failed: error"
     assert not list(fresh_load.glob("*.so"))
 
