@@ -3,6 +3,7 @@ import os
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -244,3 +245,80 @@ def test_one_epoch_of_real_mnist(model, tmp_path):
     state = fit(build_model(parameters, 28, 10, random), data, task, parameters, tmp_path, **QUIET)
     assert state.history[1]["accuracy"] > 0.3  # chance is 0.1, and these are 100 steps
     assert math.isfinite(state.history[0]["gradient_norm"])
+
+
+@pytest.fixture
+def project(monkeypatch, tmp_path):
+    """A project of its own, whose reports a run may be taken from."""
+    monkeypatch.setattr(training, "PROJECT", tmp_path)
+    return tmp_path / "reports"
+
+
+def test_a_run_that_another_report_has_is_taken_from_there(tiny, project, monkeypatch):
+    named = change(tiny, variant="first")
+    first = train_run(named, project / "a/runs/first-seed42", **QUIET)
+    monkeypatch.setattr(training, "fit", None)  # nothing is trained
+    lines = []
+    second = train_run(
+        change(tiny, variant="second"), project / "b/runs/second-seed42", report=lines.append
+    )
+    assert lines == [
+        "second-seed42 is finished in reports/a/runs/first-seed42: it is taken from there, not "
+        "trained again."
+    ]
+    assert second.record["taken_from"] == "reports/a/runs/first-seed42"
+    assert second.record["variant"] == "second" == second.parameters.variant
+    assert set(second.history["variant"]) == {"second"}
+    assert same(first.model.state_dict(), second.model.state_dict())
+    assert second.record["test"] == first.record["test"]
+
+
+@pytest.mark.parametrize("difference", ["parameters", "code", "data", "precision", "weights"])
+def test_a_run_that_differs_is_not_taken(tiny, project, monkeypatch, difference):
+    train_run(tiny, project / "a/runs/agru-seed42", **QUIET)
+    wanted = change(tiny, gamma=0.5) if difference == "parameters" else tiny
+    if difference == "code":
+        monkeypatch.setattr(training, "fingerprint", lambda model, task: "of other code")
+    if difference == "data":
+        monkeypatch.setattr(training, "_data_hash", lambda data: "of other data")
+    if difference == "precision":
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    if difference == "weights":
+        (project / "a/runs/agru-seed42/best.safetensors").unlink()
+    lines = []
+    train_run(wanted, project / "b/runs/agru-seed42", report=lines.append)
+    assert "epoch   1" in lines[0]
+
+
+def test_a_checkpoint_of_other_code_is_told_and_trained_over(tiny, tmp_path, monkeypatch):
+    train_run(tiny, tmp_path, **QUIET)
+    (tmp_path / "run.json").unlink()
+    monkeypatch.setattr(training, "fingerprint", lambda model, task: "of other code")
+    lines = []
+    train_run(tiny, tmp_path, report=lines.append)
+    assert "checkpoint.pt is of other code than stands here: training starts again" in lines[0]
+
+
+def test_a_checkpoint_of_two_gpus_goes_on_without_any(tiny, tmp_path):
+    whole = train_run(tiny, tmp_path / "whole", **QUIET)
+
+    def killed(line):
+        if "epoch   2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(change(tiny, epochs=3), tmp_path / "run", report=killed)
+    path = tmp_path / "run/checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "dropout_cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}, path)
+    lines = []
+    again = train_run(change(tiny, epochs=3), tmp_path / "run", report=lines.append)
+    assert "epoch   3" in lines[0] and len(again.history) == len(whole.history) + 2
+
+
+def test_answers_are_kept_in_a_type_that_holds_them():
+    narrow = training._narrow(label=np.array([0, 300]), predicted=np.array([0, 1]))
+    assert narrow["label"].tolist() == [0, 300] and narrow["label"].dtype == np.uint16
+    assert training._narrow(label=np.array([0, 9]))["label"].dtype == np.uint8
+    assert training._narrow(label=np.array([-1, 9]))["label"].tolist() == [-1, 9]
+    assert training._narrow(label=np.array([0.25]))["label"].tolist() == [0.25]
