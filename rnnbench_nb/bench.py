@@ -264,6 +264,45 @@ def run_parts(report: Callable[[str], None] = print) -> dict:
     return {"parts": parts, "memory": used}
 
 
+def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What was measured as tables: `summarise`; seconds of an epoch by part; MiB of a step."""
+    table = summarise(pd.DataFrame(report["rows"]), report["limit"])
+    parts = pd.DataFrame(report["parts"]).T
+    memory = pd.Series(report["memory"], name=f"MiB, training step at T = {LONG.steps}")
+    return table, parts.assign(total=parts.sum(axis=1)), memory.to_frame()
+
+
+def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[str]:
+    """What the tables say, the machine first, each with its numbers."""
+    told = "; ".join(f"{CELLS[n].label}: {path}" for n, path in report["machine"]["paths"].items())
+    found = [
+        f"{report['machine']['processor']}, torch {report['machine']['torch']}; {told}. One core "
+        f"reaches {report['limit'] / 1e9:.0f} GFLOP/s in fused multiply-adds."
+    ]
+    ours = table[table["model"].isin(FAST) & (table["precision"] == "highest")]
+    for row in ours[ours["task"] == "train"].to_dict("records"):
+        ratios = " and ".join(
+            f"{row[f'{b}_ratio']:.2f} times as fast as torch's {CELLS[b].label}" for b in BASELINES
+        )
+        found.append(
+            f"- {CELLS[row['model']].label}, {row['steps']} steps, {row['hidden']} units, batch "
+            f"{row['batch']}, threads {row['threads']}: a training step takes "
+            f"{row['milliseconds']:.1f} ms, {ratios}, at {100 * row['limit_share']:.0f}% of the "
+            "arithmetic limit."
+        )
+    for name in FAST:
+        shares = [
+            f"{parts.at[name, 'total'] / parts.at[b, 'total']:.2f} of the {CELLS[b].label}'s time"
+            for b in BASELINES
+        ]
+        rest = parts.loc[name, ["data", "evaluation"]].sum() / parts.at[name, "total"]
+        found.append(
+            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and "
+            f"{100 * rest:.0f}% of it is data and evaluation rather than training."
+        )
+    return found
+
+
 def machine() -> dict:
     """What was measured on: processor, version of torch, and what runs each cell."""
     paths = {name: module(name)(1, 1).path() for name in BASELINES + FAST}

@@ -35,6 +35,28 @@ def test_summary_by_hand():
     assert table.set_index("model")["limit_share"][["gru", "lstm"]].isna().all()
 
 
+def test_the_sentences_say_what_was_measured():
+    times = {"gru": 0.3, "lstm": 0.6, "agru": 0.1, "agru loop": 0.2}
+    rows = [
+        REFERENCE._asdict() | {"task": "train", "model": model, "round": i, "seconds": seconds}
+        for model, seconds in times.items()
+        for i in range(3)
+    ]
+    parts = dict.fromkeys(("forward", "backward", "optimiser"), 1.0)
+    parts = {name: {"data": data, **parts, "evaluation": 1.0}
+             for name, data in (("gru", 6.0), ("lstm", 1.0), ("agru", 0.0))}  # fmt: skip
+    machine = {"processor": "P", "torch": "2", "paths": {"agru": "kernel (AVX2)"}}
+    limit = bench.operations(REFERENCE) / 0.1 / 0.5  # half of it is reached
+    report = {"rows": rows, "limit": limit, "parts": parts, "memory": {"agru": 10.0}}
+    table, seconds, memory = bench.tables(report)
+    assert memory.iloc[0, 0] == 10.0 and seconds["total"].tolist() == [10.0, 5.0, 4.0]
+    first, step, epoch = bench.sentences({**report, "machine": machine}, table, seconds)
+    assert first.startswith("P, torch 2; A-GRU: kernel (AVX2). One core reaches")
+    assert "100.0 ms, 3.00 times as fast as torch's GRU and 6.00 times as fast as" in step
+    assert "at 50% of the arithmetic limit" in step
+    assert "takes 0.40 of the GRU's time and 0.80 of the LSTM's time, and 25% of it" in epoch
+
+
 def test_every_model_is_timed_in_turn_and_the_settings_come_back():
     threads = bench.torch.get_num_threads()
     shape = Shape(28, 8, 4, 2, "medium")

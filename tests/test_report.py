@@ -147,8 +147,8 @@ def test_a_folder_without_a_report_is_named(tmp_path):
 def test_the_summary_by_hand():
     rows = [
         {"variant": "gru", "model": "gru", "seed": seed, "accuracy": value, "precision": 0.5,
-         "recall": 0.5, "f1": 0.5, "loss": 1.0, "parameters": 61_962, "free_parameters": 61_706, "epochs": epochs,
-         "best_epoch": 1, "status": status}
+         "recall": 0.5, "f1": 0.5, "loss": 1.0, "parameters": 61_962,
+         "free_parameters": 61_706, "epochs": epochs, "best_epoch": 1, "status": status}
         for seed, value, epochs, status in [
             (1, 0.98, 4, "completed"), (2, 0.99, 5, "completed"), (3, 0.1, 9, "failed"),
         ]
