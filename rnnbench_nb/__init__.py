@@ -13,7 +13,7 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("rnnbench_nb")
-    if name[:1] != "_":
+    if name[:1].isupper():
         from rnnbench_nb import cells
 
         for cell in cells.CELLS.values():
