@@ -154,6 +154,7 @@ class _Sweep(Frozen):
     models: list[str] = []
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     variants: dict[Name, dict[str, Any]] = {}
+    note: str = ""
 
     @field_validator("models")
     @classmethod
@@ -173,12 +174,14 @@ class Protocol:
         runs: Number of seeds.
         values: The common values, and the options that are laid over those of cells and tasks.
         variants: The values of each variant, laid over `values`; empty for one variant a cell.
+        note: What the report says at its top, such as that other data stand in.
     """
 
     models: list[str]
     runs: int
     values: dict[str, Any]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def seeds(self) -> list[int]:
@@ -225,9 +228,27 @@ class Protocol:
         values = {**self.values, "epochs": min(epochs, QUICK_EPOCHS)}
         return replace(self, values=values, variants=variants)
 
+    def resolved(self) -> "Protocol":
+        """This protocol with what the tasks of its variants settle on this machine, and the note.
+
+        Raises:
+            UserError: The data of a task are not there and cannot be had.
+        """
+        values, notes = dict(self.values), {self.note: None} if self.note else {}
+        variants = {name: dict(own) for name, own in self.variants.items()}
+        for name, parameters in self.parameterisations.items():
+            settled, note = TASKS[parameters.task](parameters).resolve()
+            for key, value in settled.items():
+                if getattr(parameters, key) != value:
+                    own = variants.get(name, {})
+                    (own if key in own else values)[key] = value
+            notes |= {note: None} if note else {}
+        return replace(self, values=values, variants=variants, note="; ".join(notes))
+
     def dump(self) -> dict[str, Any]:
         """All values, as a parameter file holds them."""
         sweep = {"models": self.models, "runs": self.runs, "variants": self.variants}
+        sweep |= {"note": self.note} if self.note else {}
         return {**{k: v for k, v in self.values.items() if k != "variant"}, **sweep}
 
 
@@ -257,7 +278,7 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
         raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
     if "model" not in common:
         del checked["model"]
-    protocol = Protocol(models, sweep.runs, {**checked, **rest}, sweep.variants)
+    protocol = Protocol(models, sweep.runs, {**checked, **rest}, sweep.variants, sweep.note)
     try:
         protocol.parameterisations  # noqa: B018 (wrong values are told now)
     except UserError as error:
