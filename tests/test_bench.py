@@ -8,6 +8,7 @@ from conftest import rnnbench
 
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
+from rnnbench_nb.cells.kernels import agru as kernel
 
 
 def test_operations_by_hand():
@@ -41,14 +42,14 @@ def test_every_model_is_timed_in_turn_and_the_settings_come_back():
     assert bench.torch.get_num_threads() == threads
     assert bench.torch.get_float32_matmul_precision() == "highest"
     order = [row["model"] for row in rows if row["task"] == "train"]
-    assert order == ["lstm", "gru", "agru", "loop"] * 3
+    assert order == ["gru", "lstm", "agru", "agru loop"] * 3
     assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_the_loop_row_does_without_the_kernel(monkeypatch):
     calls = []
-    monkeypatch.setattr(bench.kernel, "serves", lambda tensors: calls.append(1) or False)
-    bench.step_of("loop", "infer", Shape(28, 8, 4, 1))()
+    monkeypatch.setattr(kernel, "refusal", lambda tensors: calls.append(1) or "not now")
+    bench.step_of("agru loop", "infer", Shape(28, 8, 4, 1))()
     assert not calls
     bench.step_of("agru", "infer", Shape(28, 8, 4, 1))()
     assert calls
@@ -60,7 +61,7 @@ def test_the_limit_is_that_of_a_processor():
 
 
 def test_an_epoch_by_part():
-    parts = bench.epoch_parts("agru", images=300, evaluated=50)
+    parts = bench.epoch_parts("agru", examples=300, evaluated=50)
     assert list(parts) == ["data", "forward", "backward", "optimiser", "evaluation"]
     assert all(seconds > 0 for seconds in parts.values())
 
@@ -76,8 +77,8 @@ def test_the_command_writes_what_it_measured(tmp_path):
     result = rnnbench("bench", "--json", path, "--shape", "28,8,4,1")
     assert result.returncode == 0, result.stderr
     written = json.loads(path.read_text())
-    assert {row["model"] for row in written["rows"]} == {"lstm", "gru", "agru", "loop"}
-    assert written["machine"]["path"].startswith(("kernel", "loop"))
+    assert {row["model"] for row in written["rows"]} == {"lstm", "gru", "agru", "agru loop"}
+    assert written["machine"]["paths"]["agru"].startswith(("kernel", "loop"))
     assert "x GRU" in result.stdout
 
 
