@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 import click
 
@@ -121,8 +122,7 @@ def list_reports():
         for path in sorted(PROJECT.glob(pattern)):
             folder = path.parent.relative_to(PROJECT)
             try:
-                report = Report(path.parent)
-                rows.append((folder.name, _finished(report), _best(report), str(folder)))
+                rows.append((folder.name, *_finished(Report(path.parent)), str(folder)))
             except UserError as error:
                 rows.append((folder.name, "", str(error), str(folder)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -130,26 +130,24 @@ def list_reports():
         click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def _finished(report) -> str:
-    """How many of the runs that a report asks for are finished, as in `29/30`."""
+def _finished(report) -> tuple[str, str]:
+    """How many runs of a report are finished, as in `29/30`, and the best variant's mean score."""
     from rnnbench_nb.report import COMPLETED, load_run
 
+    score, scores = report.task.score, {}
     written = [folder for folder in report.run_folders if (folder / "run.json").exists()]
-    done = [load_run(folder).record["status"] == COMPLETED for folder in written]
-    return f"{sum(done)}/{len(report.run_folders)}"
-
-
-def _best(report) -> str:
-    """The variant with the highest mean score, and that score."""
-    from rnnbench_nb.report import formatted, read_csv, summary
-
-    path = report.folder / "results.csv"
-    table = summary(read_csv(path)) if path.exists() else ()
-    if not len(table):
-        return "no results yet"
-    table = table.assign(variant=table["variant"].map(report.labels))
-    shown = formatted(table.loc[[table[report.task.score.name].idxmax()]], report.task)
-    return f"{shown.iloc[0, 0]}: {shown.columns[2]} {shown.iloc[0, 2]}"
+    for record in (load_run(folder).record for folder in written):
+        if record["status"] == COMPLETED:
+            value = score.scale * record["test"][score.name]
+            scores.setdefault(record["variant"], []).append(value)
+    runs = f"{sum(map(len, scores.values()))}/{len(report.run_folders)}"
+    if not scores:
+        return runs, "no results yet"
+    name = max(scores, key=lambda variant: fmean(scores[variant]))
+    digits = 2 if score.scale > 1 else 4
+    sd = f" ± {stdev(scores[name]):.{digits}f}" if scores[name][1:] else ""
+    mean = f"{fmean(scores[name]):.{digits}f}"
+    return runs, f"{report.labels[name]}: {score.name} {mean}{sd}{score.unit}"
 
 
 @main.command()
@@ -211,18 +209,18 @@ def render(report):
     click.echo(str(site.build(report)))
 
 
-@main.command()
+@main.command("publish")
 @click.argument("report", type=FOLDER)
 @click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
-def publish(report, to):
+def publish_report(report, to):
     """Copy the light part of a finished REPORT to reports/published/<its name>.
 
     Pages (one training a variant), figures, tables, analyses, records and predictions; no weights.
     """
-    from rnnbench_nb import site
+    from rnnbench_nb.publish import publish
 
     to = to or PROJECT / "reports/published" / report.resolve().name
-    click.echo(str(site.publish(report, to)))
+    click.echo(str(publish(report, to)))
 
 
 @main.command()

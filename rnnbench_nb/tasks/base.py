@@ -54,6 +54,7 @@ class Task:
         read: "last" for an answer after the last step, "every" for one after each.
         score: What a test example is judged by.
         metric_names: The columns of results.csv that judge a run, the mean score first.
+        metrics_note: A sentence on what they mean, where it is not plain.
         data_page: The notebook of a report that shows the data; it takes the task's options and
             `seed`. None for no such page.
         Options: The task's own parameters, with types, limits and defaults.
@@ -64,6 +65,7 @@ class Task:
     read: ClassVar[str] = "last"
     score: ClassVar[Score] = Score()
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
+    metrics_note: ClassVar[str] = ""
     data_page: ClassVar[str | None] = None
 
     class Options(Frozen):

@@ -62,6 +62,7 @@ class ImageSequence(Task):
 
     name, label = "image_sequence", "image classification"
     metric_names = ("accuracy", "precision", "recall", "f1")
+    metrics_note = "Precision, recall and F1 are means over the classes."
     data_page = "01_data"
 
     class Options(Frozen):
