@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.tasks import TASKS, Task
 
 PACKAGE = Path(__file__).parent
 SHARED = ("training.py", "model.py", "recurrent.py", "seeds.py", "cells/base.py", "tasks/base.py")
@@ -39,8 +39,10 @@ def _sources(model: str, task: str) -> list[Path]:
     file = CELLS[model].__module__.rpartition(".")[2]
     kernels = sorted((PACKAGE / "cells/kernels").glob(f"{file}.*"))
     kernels += [PACKAGE / "cells/kernels/build.py"] if kernels else []
-    tasks = PACKAGE / f"tasks/{TASKS[task].__module__.rpartition('.')[2]}.py"
-    found = [PACKAGE / "cells" / f"{file}.py", tasks, *kernels, *(PACKAGE / s for s in SHARED)]
+    parts = [kind for kind in TASKS[task].__mro__ if issubclass(kind, Task) and kind is not Task]
+    names = dict.fromkeys(kind.__module__.rpartition(".")[2] for kind in parts)
+    tasks = [PACKAGE / f"tasks/{name}.py" for name in names]  # of a task, and those it is made of
+    found = [PACKAGE / "cells" / f"{file}.py", *tasks, *kernels, *(PACKAGE / s for s in SHARED)]
     return [path for path in found if path.suffix in (".py", ".cpp")]
 
 
