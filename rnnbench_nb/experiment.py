@@ -57,10 +57,15 @@ class OptimiserParameters(Frozen):
 
 
 class TrainingParameters(Frozen):
-    """The budget: patience counts epochs without a fall of min_delta in the validation loss."""
+    """The budget: at most so many epochs, and steps of the optimiser if they are given.
+
+    The last epoch may then be short. Patience counts epochs without a fall of min_delta in the
+    validation loss.
+    """
 
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 42
     epochs: Size = 50
+    steps: Size | None = None
     batch_size: Size = 128
     patience: Size | None = 10
     min_delta: NotNegative = 0.0

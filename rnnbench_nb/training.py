@@ -60,8 +60,21 @@ def _optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.O
     )
 
 
+def epochs_of(parameters: RunParameters, examples: int) -> int:
+    """The epochs of the budget; where steps end it, the last may be short.
+
+    Args:
+        parameters: The budget.
+        examples: To train on.
+    """
+    if not parameters.steps:
+        return parameters.epochs
+    each = math.ceil(examples / parameters.batch_size)
+    return min(parameters.epochs, math.ceil(parameters.steps / each))
+
+
 def _schedule(
-    optimiser: torch.optim.Optimizer, parameters: RunParameters
+    optimiser: torch.optim.Optimizer, parameters: RunParameters, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning-rate schedule, stepped once an epoch."""
     schedules = torch.optim.lr_scheduler
@@ -70,7 +83,7 @@ def _schedule(
             optimiser, factor=parameters.plateau_factor, patience=parameters.plateau_patience
         )
     if parameters.schedule == "cosine":
-        return schedules.CosineAnnealingLR(optimiser, T_max=parameters.epochs)
+        return schedules.CosineAnnealingLR(optimiser, T_max=epochs)
     return schedules.ConstantLR(optimiser, factor=1.0)
 
 
@@ -93,12 +106,12 @@ def evaluate(model: SequenceModel, part: Part, task: Task) -> tuple[float, float
 class _State:
     """All that training changes; it is what a checkpoint holds."""
 
-    def __init__(self, model: SequenceModel, parameters: RunParameters):
+    def __init__(self, model: SequenceModel, parameters: RunParameters, epochs: int):
         self.parameters = parameters
         self.fingerprint = fingerprint(parameters.model, parameters.task)
         self.model = model
         self.optimiser = _optimiser(model, parameters)
-        self.schedule = _schedule(self.optimiser, parameters)
+        self.schedule = _schedule(self.optimiser, parameters, epochs)
         self.order = generator(parameters.seed, "order")
         # Dropout alone draws from torch's global generator.
         torch.manual_seed(generator(parameters.seed, "dropout").initial_seed())
@@ -196,11 +209,12 @@ def fit(
         UserError: The loss is not finite, or the folder holds a run with other parameters.
     """
     device = next(model.parameters()).device
-    state = _State(model, parameters)
+    epochs = epochs_of(parameters, len(data.train.targets))
+    state = _State(model, parameters, epochs)
     state.resume(folder / "checkpoint.pt", report)
     progress = state.progress
     patience = parameters.patience or math.inf
-    while progress["epoch"] < parameters.epochs and progress["epochs_without_fall"] < patience:
+    while progress["epoch"] < epochs and progress["epochs_without_fall"] < patience:
         epoch = progress["epoch"] + 1
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()
@@ -246,11 +260,18 @@ def _train_epoch(
     device: torch.device,
     epoch: int,
 ) -> dict[str, float]:
-    """One pass over the training examples; mean loss, score and gradient norm before clipping."""
+    """One pass over the training examples, or what the budget leaves of it.
+
+    Returns:
+        Means over its examples of loss and score, and over its steps of the gradient's norm before
+        clipping.
+    """
     state.model.train()
     loss_sum = score_sum = norm_sum = 0.0
-    last_finite = math.nan
+    last_finite, examples = math.nan, 0
     batches = torch.randperm(len(part.targets), generator=state.order).split(parameters.batch_size)
+    if parameters.steps:
+        batches = batches[: parameters.steps - (epoch - 1) * len(batches)]
     for step, batch in enumerate(batches, start=1):
         targets = part.targets[batch]
         outputs = state.model(task.inputs(part.inputs[batch]).to(device))
@@ -266,7 +287,7 @@ def _train_epoch(
         answers = task.answers(outputs.detach()).cpu()
         score_sum += task.scores(targets.numpy(), answers.numpy()).sum()
         norm_sum += norm.item()
-    examples = len(part.targets)
+        examples += len(batch)
     return {
         "loss": loss_sum / examples,
         task.score.name: float(score_sum / examples),

@@ -56,6 +56,8 @@ def test_the_row_mnist_protocol_is_the_published_one():
          "write 0.001."),
         ("learning_rate: 1e-7", "write 1.0e-07."),
         ("hidden_size: 0", "hidden_size: input should be greater than or equal to 1, but '0'"),
+        ("steps: 0", "steps: input should be greater than or equal to 1, but '0'"),
+        ("epochs: 0", "epochs: input should be greater than or equal to 1, but '0'"),
         ("batch_size: -3", "batch_size: input should be greater than or equal to 1"),
         ("epsilon: 0", "epsilon: input should be greater than 0"),
         ("epsilon: .nan", "epsilon: input should be a finite number"),

@@ -65,6 +65,7 @@ FALLING = {"learning_rate": 5.0, "epochs": 5}  # so that the validation loss als
         ({"gamma": 0.5}, {}), ({"epsilon": 0.5}, {}), ({"learnable_epsilon": False}, {}),
         ({"recurrence": "frozen"}, {}), ({"recurrence": "free"}, {}),
         ({"batch_size": 64}, {}), ({"epochs": 3}, {}), ({"learning_rate": 0.02}, {}),
+        ({"steps": 11}, {}),
         ({"optimiser": "adamw"}, {}), ({"optimiser": "sgd"}, {}), ({"weight_decay": 0.1}, {}),
         ({"clip_norm": 0.01}, {}), ({"clip_norm": None}, {"clip_norm": 0.01}),
         ({"schedule": "cosine"}, {}),
@@ -101,6 +102,46 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, tmp_path):
         assert (whole.folder / file).read_bytes() == (resumed.folder / file).read_bytes()
     timeless = ["epoch", "split", "loss", "accuracy", "learning_rate", "gradient_norm"]
     assert whole.history[timeless].equals(resumed.history[timeless])
+
+
+STEPS = 10  # in an epoch of the 1,221 digits to train on
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"),
+    [(5, None, 5), (5, 1, 1), (5, STEPS, 1), (5, STEPS + 1, 2), (5, 100, 5)],
+)
+def test_a_budget_holds_epochs_of_which_the_last_may_be_short(tiny, epochs, steps, expected):
+    parameters = change(tiny, epochs=epochs, steps=steps)
+    assert training.epochs_of(parameters, 1221) == expected
+    assert training.epochs_of(parameters, STEPS * parameters.batch_size) == expected
+
+
+def test_a_budget_in_steps_is_kept_to_the_step(tiny, tmp_path, monkeypatch):
+    taken, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda self: taken.append(self.param_groups[0]["lr"]) or step(self),
+    )
+    parameters = change(tiny, epochs=50, steps=2 * STEPS + 3, schedule="cosine")
+    run = train_run(parameters, tmp_path, **QUIET)
+    assert len(taken) == 2 * STEPS + 3 and run.record["epochs"] == 3
+    assert run.record["parameters"]["steps"] == 2 * STEPS + 3
+    rates = [0.01 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]  # of all of it
+    assert taken[::STEPS] == pytest.approx(rates)
+    training_rows = run.history[run.history["split"] == "train"]
+    assert training_rows["learning_rate"].to_list() == pytest.approx(rates)
+
+
+def test_a_short_epoch_gives_the_means_of_what_it_saw(tiny, tmp_path):
+    parameters = change(tiny, learning_rate=1e-30, weight_decay=0.0, steps=2)
+    (task, data), model = data_of(parameters), model_of(parameters)
+    order = torch.randperm(len(data.train.targets), generator=generator(tiny.seed, "order"))
+    seen = order[: 2 * parameters.batch_size]
+    expected, accuracy, _ = evaluate(model, Part(*(part[seen] for part in data.train)), task)
+    row = fit(model, data, task, parameters, tmp_path, **QUIET).history[0]
+    assert row["loss"] == pytest.approx(expected, rel=1e-5) and row["accuracy"] == accuracy
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another program"])
