@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 # The place in this tuple is part of the stream: append, never reorder.
-PURPOSES = ("split", "order", "initialisation", "dropout")
+PURPOSES = ("split", "order", "initialisation", "dropout", "examples", "test")
 
 
 def generator(seed: int, purpose: str) -> "torch.Generator":
