@@ -171,8 +171,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
 @each_cell
 def test_every_cell_learns_every_task(cell, task, tmp_path):
     small = {key: value for key, value in TINY.items() if key in RunParameters.model_fields}
-    if "dataset" in TASKS[task].Options.model_fields:
-        small["dataset"] = "digits"
+    small |= TASKS[task].tiny
     parameters = run_parameters({"model": cell, "task": task, **small}, "the test")
     run = train_run(parameters, tmp_path, **QUIET)
     losses = run.history[run.history["split"] == "train"]["loss"].to_numpy()
@@ -183,8 +182,8 @@ def test_every_cell_learns_every_task(cell, task, tmp_path):
 
 @each_task
 def test_a_task_keeps_its_contract(task):
-    small = {"dataset": "digits"} if "dataset" in TASKS[task].Options.model_fields else {}
-    parameters = run_parameters({"model": next(iter(CELLS)), "task": task, **small}, "the test")
+    small = {"model": next(iter(CELLS)), "task": task, **TASKS[task].tiny}
+    parameters = run_parameters(small, "the test")
     one = TASKS[task](parameters)
     first, again, other = one.load(42), one.load(42), one.load(43)
     for part, same in zip(first, again, strict=True):
@@ -206,6 +205,8 @@ def test_a_task_keeps_its_contract(task):
     right = one.scores(label, label)
     assert (right >= scores).all() and right.mean() > one.memoryless(first)
     assert json.loads(json.dumps(one.describe())) == one.describe()
+    figure = one.mistakes(first.test.inputs[:2], ["first", "second"])
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["first", "second"]
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if make(cell).backends()])

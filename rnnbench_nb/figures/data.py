@@ -13,7 +13,11 @@ from rnnbench_nb.figures.style import legend_below
 
 
 def images(
-    pictures: np.ndarray, titles: Sequence[str], columns: int = 8, size: float = 1.15
+    pictures: np.ndarray,
+    titles: Sequence[str],
+    columns: int = 8,
+    size: float = 1.15,
+    aspect: str = "equal",
 ) -> Figure:
     """A grid of grey images (N, h, w), each under its title."""
     rows = -(-len(pictures) // columns)
@@ -23,7 +27,7 @@ def images(
     for ax in axes.flat:
         ax.axis("off")
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
+        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, aspect=aspect)
         ax.set_title(title, fontsize=8)
     return figure
 

@@ -54,6 +54,7 @@ class Task:
         read: "last" for an answer after the last step, "every" for one after each.
         score: What a test example is judged by.
         metric_names: The columns of results.csv that judge a run, the mean score first.
+        tiny: Options that make it small enough for a test.
         metrics_note: A sentence on what they mean, where it is not plain.
         data_page: The notebook of a report that shows the data; it takes the task's options and
             `seed`. None for no such page.
@@ -65,6 +66,7 @@ class Task:
     read: ClassVar[str] = "last"
     score: ClassVar[Score] = Score()
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
+    tiny: ClassVar[dict[str, Any]] = {}
     metrics_note: ClassVar[str] = ""
     data_page: ClassVar[str | None] = None
 
@@ -137,6 +139,13 @@ class Task:
         """The validation score that a model reaches which sees the last step alone."""
         raise TypeError(f"{type(self).__name__} has no memoryless: write it.")
 
+    def memoryless_loss(self) -> float | None:
+        """The least expected loss of a model without memory, where a formula gives it."""
+        return None
+
     def mistakes(self, examples: "Tensor", texts: list[str]) -> "Figure":
-        """Stored examples as a figure, each under its text."""
-        raise TypeError(f"{type(self).__name__} has no mistakes: write it.")
+        """Stored examples as a figure, each under its text: here the inputs, step by step."""
+        from rnnbench_nb.figures import images
+
+        pictures = 255 * self.inputs(examples).transpose(1, 2)  # (N, D, T)
+        return images(pictures.numpy(), texts, columns=4, size=2.3, aspect="auto")

@@ -64,6 +64,7 @@ class ImageSequence(Task):
     metric_names = ("accuracy", "precision", "recall", "f1")
     metrics_note = "Precision, recall and F1 are means over the classes."
     data_page = "01_data"
+    tiny = {"dataset": "digits"}
 
     class Options(Frozen):
         """Which images, and how they are read.
