@@ -59,12 +59,14 @@ class Source:
     Attributes:
         title: Its name in text.
         class_names: Name of each label, K of them.
+        pixels: Of one image.
         folder: The folder in the data folder, and the name of torchvision's class.
         sha256: Of each of `FILES`, uncompressed. A data set without files has none.
     """
 
     title: str
     class_names: tuple[str, ...]
+    pixels: int = 28 * 28
     folder: str = ""
     sha256: tuple[str, ...] = ()
 
@@ -97,7 +99,9 @@ DATASETS = {
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ),
-    "digits": Source("the 8 × 8 digits of scikit-learn", class_names=tuple("0123456789")),
+    "digits": Source(
+        "the 8 × 8 digits of scikit-learn", class_names=tuple("0123456789"), pixels=64
+    ),
 }
 
 

@@ -1,22 +1,66 @@
 """Classification of images that are read as sequences, row by row or pixel by pixel."""
 
+import hashlib
+from functools import cache
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationInfo, field_validator
 
-from rnnbench_nb.errors import lookup
+from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import download
 from rnnbench_nb.tasks.base import Frozen, Part, Split, Task, torch
+from rnnbench_nb.validation import Size
 
 VALIDATION_FRACTION = 0.15  # of the training images: 51,000 / 9,000 of MNIST
 FITTED = 6000  # training images that are enough for a logistic regression
+BATCH = 500  # images that are sequences at once; long ones take memory
 
 # Reading: images float32 (B, h, w) in [0, 1] to sequences (B, T, D).
 READINGS = {
     "row": lambda images: images,  # T = h steps of D = w pixels, from the top
     "pixel": lambda images: images.flatten(1).unsqueeze(2),  # T = h * w steps of one pixel
 }
+
+# Orders of n pixels; "permuted MNIST" is each of these in another paper (see the names' sources).
+PERMUTATIONS = {
+    "torch_12008": lambda n: _torch_order(n, 12008),  # coRNN, LipschitzRNN
+    "torch_5544": lambda n: _torch_order(n, 5544),  # LEM, UnICORNN
+    "numpy_92916": lambda n: _numpy_order(n, 92916),  # expRNN
+    "numpy_0": lambda n: _numpy_order(n, 0),  # LMU
+    "bit_reversal": lambda n: _bit_reversal(n),  # S4
+}
+
+
+def _torch_order(n: int, seed: int):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _numpy_order(n: int, seed: int):
+    legacy = np.random.RandomState(seed)  # noqa: NPY002 (the published stream)
+    return torch.from_numpy(legacy.permutation(n))
+
+
+def _bit_reversal(n: int):
+    bits = (n - 1).bit_length()
+    mirrored = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return torch.tensor([number for number in mirrored if number < n])
+
+
+@cache
+def permutation(name: str, n: int):
+    """The order (n,) in which n pixels are read, int64: step t reads pixel `order[t]`.
+
+    Raises:
+        UserError: Unknown name.
+    """
+    return lookup(PERMUTATIONS, "permutation", name)(n)
+
+
+def permutation_hash(name: str, n: int) -> str:
+    """The first 16 digits of the SHA-256 of the order's int64 numbers, the lowest byte first."""
+    return hashlib.sha256(permutation(name, n).numpy().astype("<i8")).hexdigest()[:16]
 
 
 def as_sequence(images, reading: str):
@@ -73,11 +117,22 @@ class ImageSequence(Task):
             dataset: A data set of `download.DATASETS`.
             offline_fallback: Taken, and said so, where the data set cannot be fetched.
             reading: By row or by pixel.
+            permutation: Of the pixels, the same for all images; a name in `PERMUTATIONS`.
+            training_examples: The first so many that the split leaves to train on; None for all.
         """
 
         dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
         offline_fallback: Literal["digits"] | None = None
         reading: Literal["row", "pixel"] = "row"
+        permutation: Literal["none", *PERMUTATIONS] = "none"
+        training_examples: Size | None = None
+
+        @field_validator("permutation")
+        @classmethod
+        def _of_pixels(cls, name: str, others: ValidationInfo) -> str:
+            if name != "none" and others.data.get("reading") == "row":
+                raise ValueError("rows cannot be permuted; give reading: pixel, or none")
+            return name
 
     def fetch(self):
         """Download and verify what is missing of the data set."""
@@ -94,24 +149,40 @@ class ImageSequence(Task):
         return {"dataset": used, "offline_fallback": None}, note if used != wanted else ""
 
     def describe(self):
-        """The data set, its reading and its classes."""
-        names = list(download.DATASETS[self.options.dataset].class_names)
-        options = {"dataset": self.options.dataset, "reading": self.options.reading}
-        return {**options, "classes": len(names), "class_names": names}
+        """The data set, its reading and its classes; a permutation with its hash."""
+        source, order = download.DATASETS[self.options.dataset], self.options.permutation
+        found = {"dataset": self.options.dataset, "reading": self.options.reading}
+        if order != "none":
+            found |= {"permutation": order}
+            found |= {"permutation_hash": permutation_hash(order, source.pixels)}
+        names = list(source.class_names)
+        return {**found, "classes": len(names), "class_names": names}
 
     def sentence(self, data):
         """Such as `MNIST, read by row: 28 steps of 28`."""
         title = download.DATASETS[data["dataset"]].title
         steps = f"{data['steps']} steps of {data['input_size']}"
-        return f"{title}, read by {data['reading']}: {steps}"
+        order = ""
+        if "permutation" in data:
+            order = f", permuted by {data['permutation']} ({data['permutation_hash']})"
+        return f"{title}, read by {data['reading']}{order}: {steps}"
 
     def load(self, seed):
         """The images of the data set, those of validation drawn by the seed."""
-        return split(download.load(self.options.dataset), seed)
+        parts, wanted = split(download.load(self.options.dataset), seed), self.options
+        there = len(parts.train.targets)
+        if (wanted.training_examples or 0) > there:
+            raise UserError(
+                f"training_examples: {wanted.dataset} has {there:,}, not "
+                f"{wanted.training_examples:,}; give fewer, or null for all."
+            )
+        first = (tensor[: wanted.training_examples] for tensor in parts.train)
+        return parts._replace(train=Part(*first))
 
     def inputs(self, stored):
         """Images uint8 (B, h, w) as sequences."""
-        return as_sequence(stored, self.options.reading)
+        sequences, name = as_sequence(stored, self.options.reading), self.options.permutation
+        return sequences if name == "none" else sequences[:, permutation(name, sequences.shape[1])]
 
     def outputs(self):
         """One class score for each class."""
@@ -148,11 +219,14 @@ class ImageSequence(Task):
         """That of a logistic regression on the last step of some training images."""
         from sklearn.linear_model import LogisticRegression
 
-        train, validation = (
-            (self.inputs(part.inputs[:FITTED])[:, -1].numpy(), part.targets[:FITTED].numpy())
-            for part in (split.train, split.validation)
+        def last(part: Part) -> tuple[np.ndarray, np.ndarray]:
+            batches = part.inputs[:FITTED].split(BATCH)
+            steps = torch.cat([self.inputs(batch)[:, -1] for batch in batches])
+            return steps.numpy(), part.targets[:FITTED].numpy()
+
+        return float(
+            LogisticRegression(max_iter=300).fit(*last(split.train)).score(*last(split.validation))
         )
-        return float(LogisticRegression(max_iter=300).fit(*train).score(*validation))
 
     def mistakes(self, examples, texts):
         """A grid of images."""
