@@ -76,7 +76,7 @@ def test_the_row_mnist_protocol_is_the_published_one():
         ("models: [gru]\nvariants: {a: {model: lstm}}", "none of the variants uses gru"),
         ("models: [gru]\ngamma: 0.5", "gamma is an option of agru, and nothing here reads it"),
         ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),
-        ("task: guessing", "task: 'guessing' is unknown; it must be one of image_sequence"),
+        ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
         ("num_layers: 1", "unknown key 'num_layers'"),
         ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
         ("base: nowhere", "nowhere.yaml is not there; name a file beside it"),
