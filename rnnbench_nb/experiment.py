@@ -152,13 +152,14 @@ class _Sweep(Frozen):
     """What a parameter file says beside a run's parameters.
 
     A variant is a named set of values laid over the file's own. The seeds are `seed`, `seed + 1`,
-    ..., `seed + runs - 1`.
+    ..., `seed + runs - 1`. `quick` holds what the quick form has instead.
     """
 
     base: str | None = None
     models: list[str] = []
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     variants: dict[Name, dict[str, Any]] = {}
+    quick: dict[str, Any] = {}
     note: str = ""
 
     @field_validator("models")
@@ -180,6 +181,7 @@ class Protocol:
         values: The common values, and the options that are laid over those of cells and tasks.
         variants: The values of each variant, laid over `values`; empty for one variant a cell.
         note: What the report says at its top, such as that other data stand in.
+        short: The values of the quick form, laid over those of every variant.
     """
 
     models: list[str]
@@ -187,6 +189,7 @@ class Protocol:
     values: dict[str, Any]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
+    short: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -224,14 +227,14 @@ class Protocol:
         return [p.model_copy(update={"seed": seed}) for p in self.parameterisations.values()]
 
     def quick(self) -> "Protocol":
-        """This protocol with at most `QUICK_EPOCHS` epochs in every variant."""
-        epochs = self.values["epochs"]
-        variants = {
-            name: {**values, "epochs": min(values.get("epochs", epochs), QUICK_EPOCHS)}
-            for name, values in self.variants.items()
-        }
-        values = {**self.values, "epochs": min(epochs, QUICK_EPOCHS)}
-        return replace(self, values=values, variants=variants)
+        """The quick form: `short`, and at most `QUICK_EPOCHS` epochs, in every variant."""
+
+        def shortened(values: dict[str, Any]) -> dict[str, Any]:
+            epochs = {"epochs": self.values["epochs"], **values, **self.short}["epochs"]
+            return {**values, **self.short, "epochs": min(epochs, QUICK_EPOCHS)}
+
+        variants = {name: shortened(own) for name, own in self.variants.items()}
+        return replace(self, values=shortened(self.values), variants=variants, short={})
 
     def resolved(self) -> "Protocol":
         """This protocol with what the tasks of its variants settle on this machine, and the note.
@@ -254,6 +257,7 @@ class Protocol:
         """All values, as a parameter file holds them."""
         sweep = {"models": self.models, "runs": self.runs, "variants": self.variants}
         sweep |= {"note": self.note} if self.note else {}
+        sweep |= {"quick": self.short} if self.short else {}
         return {**{k: v for k, v in self.values.items() if k != "variant"}, **sweep}
 
 
@@ -274,15 +278,22 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
     rest = {k: v for k, v in rest.items()
             if k in options or k in RunParameters.model_fields or k not in lenient}  # fmt: skip
     _refuse_unread(rest, [*RunParameters.model_fields, *_Sweep.model_fields, *options], where)
-    common = {k: v for k, v in rest.items() if k in RunParameters.model_fields}
+    _refuse_unread(sweep.quick, [*RunParameters.model_fields, *options], f"{where}: quick")
+    common, short = (
+        {k: v for k, v in layer.items() if k in RunParameters.model_fields}
+        for layer in (rest, sweep.quick)
+    )
+    validate(RunParameters, {"model": models[0], **short}, f"{where}: quick")
     checked = validate(RunParameters, {"model": models[0], **common}, where).model_dump()
     if checked["seed"] + sweep.runs > SEEDS:
         raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
     if "model" not in common and len(models) > 1:  # each variant has to say which
         del checked["model"]
-    protocol = Protocol(models, sweep.runs, {**checked, **rest}, sweep.variants, sweep.note)
+    values = {**checked, **rest}
+    protocol = Protocol(models, sweep.runs, values, sweep.variants, sweep.note, sweep.quick)
     try:
         protocol.parameterisations  # noqa: B018 (wrong values are told now)
+        protocol.quick().parameterisations  # noqa: B018 (and those of the quick form)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return protocol

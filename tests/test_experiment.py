@@ -79,6 +79,9 @@ def test_the_row_mnist_protocol_is_the_published_one():
         ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
         ("num_layers: 1", "unknown key 'num_layers'"),
         ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
+        ("quick: {gama: 0.1}", "quick: unknown key 'gama'; the nearest known key is 'gamma'."),
+        ("quick: {epochs: ten}", "quick: epochs: input should be a valid integer, but 'ten'"),
+        ("quick: {reading: line}", "reading: input should be 'row' or 'pixel', but 'line'"),
         ("base: nowhere", "nowhere.yaml is not there; name a file beside it"),
         ("base: p", "its base leads back to itself"),
         ("", "the parameter file is empty"),
@@ -172,6 +175,18 @@ def test_the_quick_form_has_five_epochs_at_most_in_every_variant(tmp_path):
     quick = load(tmp_path, text).quick()
     assert [p.epochs for p in quick.parameterisations.values()] == [5, 5, 3]
     assert load(tmp_path, "model: gru\nepochs: 4").quick().values["epochs"] == 4
+
+
+def test_a_file_says_what_its_quick_form_has_instead(tmp_path):
+    text = "model: gru\nquick: {dataset: digits, steps: 3}\nvariants: {a: {}, b: {steps: 70}}"
+    protocol = load(tmp_path, text)
+    assert [p.steps for p in protocol.parameterisations.values()] == [None, 70]
+    found = protocol.quick().parameterisations.values()
+    assert [(p.steps, p.epochs, p.dataset) for p in found] == 2 * [(3, 5, "digits")]
+    assert load(tmp_path, to_yaml(protocol.dump())) == protocol
+    assert load(tmp_path, to_yaml(protocol.quick().dump())).short == {}
+    shorter = load(tmp_path, "model: gru\nquick: {epochs: 2}").quick()
+    assert shorter.values["epochs"] == 2
 
 
 CELL = "model: str = 'gru'  # cell\nepochs: int = 50\ngamma: float = None\nbase: str = ''"
