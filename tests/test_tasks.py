@@ -213,6 +213,8 @@ def test_losses_of_symbols_are_means_over_all_steps():
         for b in range(2)
     ]
     torch.testing.assert_close(one.losses(outputs, symbols), torch.tensor(losses))
+    last = -outputs[:, -1].log_softmax(1)[[0, 1], symbols[:, -1]]
+    torch.testing.assert_close(one.losses(outputs[:, -1:], symbols[:, -1:]), last)
     answers = one.answers(outputs)
     assert torch.equal(answers, outputs[:, 13:].argmax(2))
     right = [[1.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0], [1.0] * 10]

@@ -19,6 +19,7 @@ class AddingProblem(Synthetic):
     """
 
     name, label = "adding_problem", "the adding problem"
+    loss_label = "Squared error"
     score = Score("negative_mse", 1.0, "", "")
     metric_names = ("negative_mse",)
     metrics_note = "The score is the mean squared error with a minus, so that more is better."

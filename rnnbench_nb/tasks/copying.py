@@ -18,6 +18,7 @@ class CopyingMemory(Synthetic):
     """
 
     name, label, read = "copying_memory", "copying memory", "every"
+    loss_label = "Cross entropy (nats a step)"
     score = Score("recalled")
     metric_names = ("recalled",)
     metrics_note = "Recalled is the share of the ten symbols that are right."
@@ -44,8 +45,12 @@ class CopyingMemory(Synthetic):
         return KINDS + 1
 
     def losses(self, outputs, targets, reduction="none"):
-        """Cross entropy of outputs (B, T + 20, 9), in nats a step."""
-        wanted = torch.nn.functional.pad(targets, (outputs.shape[1] - SYMBOLS, 0))
+        """Cross entropy of outputs (B, T + 20, 9) and symbols (B, 10), in nats a step.
+
+        Fewer steps, with what is wanted at the last of them, are judged alike.
+        """
+        blanks = outputs.shape[1] - targets.shape[1]
+        wanted = torch.nn.functional.pad(targets, (blanks, 0))
         each = torch.nn.functional.cross_entropy(outputs.mT, wanted, reduction="none").mean(1)
         return each.mean() if reduction == "mean" else each
 
