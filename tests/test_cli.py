@@ -11,7 +11,7 @@ from conftest import one_sentence, rnnbench_here, write_tiny
 
 from rnnbench_nb import cli
 from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
-from rnnbench_nb.report import read_csv, write_csv
+from rnnbench_nb.report import Report, formatted, read_csv, summary, write_csv
 from rnnbench_nb.training import train_run
 
 PUBLISHED = sorted(path.parent for path in PROJECT.glob("reports/published/*/protocol.yaml"))
@@ -133,6 +133,15 @@ def test_every_published_report_agrees_with_its_predictions(folder, tmp_path):
     runs = len(list(folder.glob("runs/*/run.json")))
     assert f"agrees with the predictions of {runs} runs." in result.stdout
     assert str(len(read_csv(folder / "results.csv"))) == str(runs)
+
+
+def test_a_control_is_not_called_like_a_column_of_its_table():
+    report = Report(PROJECT / "reports/published/controls")
+    table = formatted(summary(report.results), report.task)
+    assert table.set_index("variant")["free parameters"].to_dict() == {
+        "agru": "53,323", "frozen": "45,195", "free": "61,579",
+    }  # fmt: skip
+    assert not {*report.variants, *report.labels.values()} & set(table)
 
 
 def test_a_number_that_the_predictions_do_not_give_is_named(tmp_path):
