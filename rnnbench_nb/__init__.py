@@ -13,10 +13,10 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("rnnbench_nb")
-    if name[:1] != "_":
-        from rnnbench_nb import cells
+    if name[:1].isupper():
+        from rnnbench_nb.cells import CELLS, module
 
-        for cell in cells.CELLS.values():
+        for cell in CELLS.values():
             if cell.__name__ == name:
-                return cells.module(cell.name)
+                return module(cell.name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

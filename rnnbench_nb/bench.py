@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -21,14 +20,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnnbench_nb.config import RunParameters
-from rnnbench_nb.data import Part, as_sequence
-from rnnbench_nb.models import MODELS, build_model, kernel
+from rnnbench_nb.cells import CELLS, Cell, module
+from rnnbench_nb.cells.kernels import build
+from rnnbench_nb.experiment import run_parameters
+from rnnbench_nb.model import SequenceModel, build_model
+from rnnbench_nb.provenance import processor
+from rnnbench_nb.recurrent import plain_loop
 from rnnbench_nb.seeds import generator
+from rnnbench_nb.tasks import DEFAULT, TASKS
+from rnnbench_nb.tasks.base import Part
 from rnnbench_nb.training import evaluate
 
-CLASSES = 10
-TASKS = ("train", "infer")
+OUTPUTS = 10
+WORK = ("train", "infer")
+LOOP = " loop"  # after a cell's name: the cell without its backends
+BASELINES = [name for name, cell in CELLS.items() if cell.torch_module]
+FAST = [name for name, cell in CELLS.items() if cell.backends is not Cell.backends]
+TIMED = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
 
 
 class Shape(NamedTuple):
@@ -59,18 +67,23 @@ GRID += [
 ]
 
 
-def step_of(model: str, task: str, shape: Shape) -> Callable[[], None]:
-    """A function that does one whole training step, or one inference, of a model.
+def model_of(name: str, shape: Shape) -> SequenceModel:
+    """A cell with a head, ready to train; `name` may end in `LOOP`."""
+    values = {"model": name.removesuffix(LOOP), "hidden_size": shape.hidden}
+    random = generator(0, "initialisation")
+    return build_model(run_parameters(values, "bench"), shape.features, OUTPUTS, random)
+
+
+def step_of(name: str, work: str, shape: Shape) -> Callable[[], None]:
+    """A function that does one whole training step, or one inference, of a cell.
 
     A training step is zero_grad, forward, linear head, cross entropy, backward, clipping by norm
-    and fused Adam. `loop` is the A-GRU without its kernel.
+    and fused Adam.
     """
-    name = "agru" if model == "loop" else model
-    parameters = RunParameters(model=name, hidden_size=shape.hidden)
-    classifier = build_model(parameters, shape.features, CLASSES, generator(0, "initialisation"))
+    classifier = model_of(name, shape)
     random = generator(0, "order")
     inputs = torch.rand(shape.batch, shape.steps, shape.features, generator=random)
-    labels = torch.randint(CLASSES, (shape.batch,), generator=random)
+    labels = torch.randint(OUTPUTS, (shape.batch,), generator=random)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
 
     def train() -> None:
@@ -83,31 +96,32 @@ def step_of(model: str, task: str, shape: Shape) -> Callable[[], None]:
     def infer() -> None:
         classifier(inputs)
 
-    run = train if task == "train" else infer
-    if model != "loop":
+    run = train if work == "train" else infer
+    if not name.endswith(LOOP):
         return run
 
-    def without_kernel() -> None:
-        with mock.patch.object(kernel, "serves", lambda tensors: False):
+    def without_backends() -> None:
+        with plain_loop():
             run()
 
-    return without_kernel
+    return without_backends
 
 
 def measure(
-    shape: Shape, tasks: tuple[str, ...] = TASKS, models: tuple[str, ...] = (*MODELS, "loop"),
+    shape: Shape, work: tuple[str, ...] = WORK, models: list[str] = TIMED,
     rounds: int = 11, seconds: float = 4.0,
 ) -> Iterator[dict]:  # fmt: skip
     """Time the models in turn, `rounds` times or until `seconds` are over, after one warm-up.
 
     Yields:
-        One row a task, model and round: the fields of `shape`, `task, model, round, seconds`.
+        One row a piece of work, model and round: the fields of `shape`, `task` (the work), `model,
+        round, seconds`.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(shape.threads)
     torch.set_float32_matmul_precision(shape.precision)
     try:
-        for task in tasks:
+        for task in work:
             steps = {model: step_of(model, task, shape) for model in models}
             for step in steps.values():
                 step()
@@ -127,7 +141,7 @@ def measure(
 
 
 def operations(shape: Shape) -> int:
-    """Floating-point operations of the products in one A-GRU training step.
+    """Floating-point operations of the products in one training step of a cell with two gates.
 
     Forward 3H (D + H + 1) multiply-adds for each step and sequence, backward as many for the
     weights and 3 H^2 for the state; two operations each. Activations are not counted.
@@ -142,8 +156,9 @@ def arithmetic_limit(rounds: int = 7) -> float:
     NaN where there is no C++ compiler.
     """
     try:
-        library = ctypes.CDLL(str(kernel.build(kernel.SOURCE.with_name("arithmetic_limit.cpp"))))
-    except (kernel.Unavailable, OSError):
+        source = Path(build.__file__).with_name("arithmetic_limit.cpp")
+        library = ctypes.CDLL(str(build.build(source)))
+    except (build.Unavailable, OSError):
         return math.nan
     library.peak.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     library.peak.restype = ctypes.c_int64
@@ -192,22 +207,23 @@ def summarise(rows: pd.DataFrame, limit: float) -> pd.DataFrame:
 
     Returns:
         One row a shape, task and model: `milliseconds` (median), `spread` (interquartile range
-        over median), `gru_ratio` and `lstm_ratio` (their median over this one's: above 1 is
-        faster), `limit_share` (A-GRU in training: of the arithmetic limit of its threads).
+        over median), for each of torch's cells `NAME_ratio` (its median over this one's: above 1
+        is faster), `limit_share` (of the arithmetic limit of its threads, for a cell that has a
+        backend, in training).
     """
     keys = [*Shape._fields, "task"]
     groups = rows.groupby([*keys, "model"], sort=False)["seconds"]
     quartiles = groups.quantile([0.25, 0.5, 0.75]).unstack()
     table = pd.DataFrame({"milliseconds": 1e3 * quartiles[0.5]})
     table["spread"] = (quartiles[0.75] - quartiles[0.25]) / quartiles[0.5]
-    for baseline in ("gru", "lstm"):
+    for baseline in BASELINES:
         of_baseline = table["milliseconds"].xs(baseline, level="model")
         table[f"{baseline}_ratio"] = of_baseline / table["milliseconds"]
     table = table.reset_index()
     shapes = [Shape(*row) for row in table[list(Shape._fields)].itertuples(index=False)]
     fastest = [limit * shape.threads for shape in shapes]
     rate = np.array([operations(shape) for shape in shapes]) / (table["milliseconds"] / 1e3)
-    ours = (table["model"] == "agru") & (table["task"] == "train")
+    ours = table["model"].isin(FAST) & (table["task"] == "train")
     return table.assign(limit_share=(rate / fastest).where(ours))
 
 
@@ -218,16 +234,19 @@ def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
         `machine`; `limit`, the operations a second of one core; and `rows`, those of `measure`.
     """
     limit, rows = arithmetic_limit(), []
-    report(f"{machine()['processor']}, {limit / 1e9:.0f} GFLOP/s a core; {kernel.path_in_use()}")
+    paths = "; ".join(f"{CELLS[name].label}: {path}" for name, path in machine()["paths"].items())
+    report(f"{processor()}, {limit / 1e9:.0f} GFLOP/s a core; {paths}")
     for shape in shapes:
         measured = list(measure(shape))
         table = summarise(pd.DataFrame(measured), limit)
-        for row in table[table["model"] == "agru"].itertuples():
+        for row in table[table["model"].isin(FAST)].to_dict("records"):
+            ratios = "  ".join(f"{row[f'{b}_ratio']:.2f} x {CELLS[b].label}" for b in BASELINES)
+            share = row["limit_share"]
             report(
-                f"{row.task:5}  T {shape.steps:3}  H {shape.hidden:3}  B {shape.batch:3}  "
-                f"threads {shape.threads}  {shape.precision:7}  {row.milliseconds:8.2f} ms  "
-                f"{row.gru_ratio:.2f} x GRU  {row.lstm_ratio:.2f} x LSTM"
-                + ("" if math.isnan(row.limit_share) else f"  {row.limit_share:.0%} of the limit")
+                f"{row['task']:5}  T {row['steps']:3}  H {row['hidden']:3}  B {row['batch']:3}  "
+                f"threads {row['threads']}  {row['precision']:7}  {CELLS[row['model']].label} "
+                f"{row['milliseconds']:8.2f} ms  {ratios}"
+                + ("" if math.isnan(share) else f"  {share:.0%} of the limit")
             )
         rows += measured
     return {"machine": machine(), "limit": limit, "rows": rows}
@@ -235,40 +254,74 @@ def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
 
 def run_parts(report: Callable[[str], None] = print) -> dict:
     """Seconds of an epoch of row MNIST by part, and memory at T = 784, for each model."""
-    parts = {model: epoch_parts(model) for model in MODELS}
+    parts = {model: epoch_parts(model) for model in BASELINES + FAST}
     for model, seconds in parts.items():
         told = "  ".join(f"{part} {value:.2f}" for part, value in seconds.items())
         report(f"epoch  {model:4}  {sum(seconds.values()):6.2f} s: {told}")
-    used = {model: memory(model, LONG) for model in MODELS}
+    used = {model: memory(model, LONG) for model in BASELINES + FAST}
     told = ", ".join(f"{model} {value:.0f} MiB" for model, value in used.items())
     report(f"memory of a training step at T = {LONG.steps}: {told}")
     return {"parts": parts, "memory": used}
 
 
+def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What was measured as tables: `summarise`; seconds of an epoch by part; MiB of a step."""
+    table = summarise(pd.DataFrame(report["rows"]), report["limit"])
+    parts = pd.DataFrame(report["parts"]).T
+    memory = pd.Series(report["memory"], name=f"MiB, training step at T = {LONG.steps}")
+    return table, parts.assign(total=parts.sum(axis=1)), memory.to_frame()
+
+
+def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[str]:
+    """What the tables say, the machine first, each with its numbers."""
+    told = "; ".join(f"{CELLS[n].label}: {path}" for n, path in report["machine"]["paths"].items())
+    found = [
+        f"{report['machine']['processor']}, torch {report['machine']['torch']}; {told}. One core "
+        f"reaches {report['limit'] / 1e9:.0f} GFLOP/s in fused multiply-adds."
+    ]
+    ours = table[table["model"].isin(FAST) & (table["precision"] == "highest")]
+    for row in ours[ours["task"] == "train"].to_dict("records"):
+        ratios = " and ".join(
+            f"{row[f'{b}_ratio']:.2f} times as fast as torch's {CELLS[b].label}" for b in BASELINES
+        )
+        found.append(
+            f"- {CELLS[row['model']].label}, {row['steps']} steps, {row['hidden']} units, batch "
+            f"{row['batch']}, threads {row['threads']}: a training step takes "
+            f"{row['milliseconds']:.1f} ms, {ratios}, at {100 * row['limit_share']:.0f}% of the "
+            "arithmetic limit."
+        )
+    for name in FAST:
+        shares = [
+            f"{parts.at[name, 'total'] / parts.at[b, 'total']:.2f} of the {CELLS[b].label}'s time"
+            for b in BASELINES
+        ]
+        rest = parts.loc[name, ["data", "evaluation"]].sum() / parts.at[name, "total"]
+        found.append(
+            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and "
+            f"{100 * rest:.0f}% of it is data and evaluation rather than training."
+        )
+    return found
+
+
 def machine() -> dict:
-    """What was measured on: processor, versions, and the A-GRU's path."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": named[0] if named else sys.platform,
-        "torch": torch.__version__,
-        "path": kernel.path_in_use(),
-    }
+    """What was measured on: processor, version of torch, and what runs each cell."""
+    paths = {name: module(name)(1, 1).path() for name in BASELINES + FAST}
+    return {"processor": processor(), "torch": torch.__version__, "paths": paths}
 
 
-def epoch_parts(model: str, images: int = 51_000, evaluated: int = 9_000) -> dict[str, float]:
+def epoch_parts(model: str, examples: int = 51_000, evaluated: int = 9_000) -> dict[str, float]:
     """Seconds of an epoch of row MNIST by part, on one thread and made-up images.
 
     Returns:
         `data` (picking and converting batches), `forward`, `backward`, `optimiser` (with the
         clipping) and `evaluation` of the validation images.
     """
-    parameters = RunParameters(model=model)
-    classifier = build_model(parameters, 28, CLASSES, generator(0, "initialisation"))
+    classifier = model_of(model, REFERENCE)
+    task = TASKS[DEFAULT](run_parameters({"model": model}, "bench"))
     optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
     random = generator(0, "order")
-    pictures = torch.randint(256, (images, 28, 28), generator=random).byte()
-    labels = torch.randint(CLASSES, (images,), generator=random)
+    pictures = torch.randint(256, (examples, 28, 28), generator=random).byte()
+    labels = torch.randint(OUTPUTS, (examples,), generator=random)
     parts = dict.fromkeys(("data", "forward", "backward", "optimiser", "evaluation"), 0.0)
     clock = time.perf_counter()
 
@@ -278,8 +331,8 @@ def epoch_parts(model: str, images: int = 51_000, evaluated: int = 9_000) -> dic
         parts[part] += now - clock
         clock = now
 
-    for batch in torch.randperm(images, generator=random).split(parameters.batch_size):
-        inputs, wanted = as_sequence(pictures[batch], "row"), labels[batch]
+    for batch in torch.randperm(examples, generator=random).split(REFERENCE.batch):
+        inputs, wanted = task.inputs(pictures[batch]), labels[batch]
         book("data")
         loss = F.cross_entropy(classifier(inputs), wanted)
         book("forward")
@@ -289,6 +342,6 @@ def epoch_parts(model: str, images: int = 51_000, evaluated: int = 9_000) -> dic
         nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
         optimiser.step()
         book("optimiser")
-    evaluate(classifier, Part(pictures[:evaluated], labels[:evaluated]), "row")
+    evaluate(classifier, Part(pictures[:evaluated], labels[:evaluated]), task)
     book("evaluation")
     return parts

@@ -38,6 +38,7 @@ def _sources(model: str, task: str) -> list[Path]:
     """The files that the numbers of this cell on this task depend on."""
     file = CELLS[model].__module__.rpartition(".")[2]
     kernels = sorted((PACKAGE / "cells/kernels").glob(f"{file}.*"))
+    kernels += [PACKAGE / "cells/kernels/build.py"] if kernels else []
     tasks = PACKAGE / f"tasks/{TASKS[task].__module__.rpartition('.')[2]}.py"
     found = [PACKAGE / "cells" / f"{file}.py", tasks, *kernels, *(PACKAGE / s for s in SHARED)]
     return [path for path in found if path.suffix in (".py", ".cpp")]

@@ -6,6 +6,7 @@ backend of the cell that serves the call, or by the plain loop.
 
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 from torch.nn import functional as F
 
+from rnnbench_nb import plugins
 from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.validation import validate
@@ -207,9 +209,6 @@ class _Builtin(_Shared):
         """What depends on the input x (..., D) alone: u (..., blocks H)."""
         return F.linear(x, self.weight_ih_l0, self.bias_ih_l0)
 
-    def prepare(self) -> tuple[Tensor, ...]:
-        return self.weight_hh_l0, self.bias_hh_l0
-
     def path(self) -> str:
         """What runs a sequence."""
         return f"torch.nn.{self.torch_module}"
@@ -217,6 +216,9 @@ class _Builtin(_Shared):
 
 def module_of(cell: type[Cell]) -> type[nn.Module]:
     """The module of a cell: the cell itself, on the loop of ours or of torch.nn."""
+    for base in cell.__mro__:  # torch is loaded now, and torch.compile cannot look through `torch`
+        file = vars(sys.modules[base.__module__])
+        file.update({"torch": torch} if file.get("torch") is plugins.torch else {})
     bases = (_Builtin, getattr(nn, cell.torch_module)) if cell.torch_module else (Recurrent,)
     names = {"__module__": "rnnbench_nb", "__doc__": cell.__doc__}  # pickled as rnnbench_nb.NAME
     return type(cell.__name__, (cell, *bases), names)

@@ -253,6 +253,11 @@ class Report:
         return self._read[0]
 
     @property
+    def records(self) -> list[dict]:
+        """The records of all runs that the protocol asks for, in order; see `lost`."""
+        return self._read[1]
+
+    @property
     def lost(self) -> list[dict]:
         """The records of the other runs, each with `variant, seed, status, reason`."""
         return self._read[2]

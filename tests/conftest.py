@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnbench_nb.config import PROJECT, RunParameters
+from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters
 
 RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
 TINY = {"dataset": "digits", "hidden_size": 8, "epochs": 2, "learning_rate": 0.01}
@@ -43,7 +43,7 @@ def write_tiny(path: Path, **values) -> Path:
 
 @pytest.fixture
 def tiny() -> RunParameters:
-    return RunParameters(**TINY)
+    return run_parameters({"model": "agru", **TINY}, "the test")
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,15 @@
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from torch.func import jacrev
+from torch.func import jacrev, vmap
 
-from rnnbench_nb.models.agru import AGRU, agru_loop
+import rnnbench_nb
+from rnnbench_nb.cells.kernels.agru import loop as agru_loop
+
+AGRU = rnnbench_nb.AGRU
 
 NAMES = ["x", "h_0", "weight_ih", "gate_weight", "recurrent", "bias", "epsilon"]
 
@@ -35,18 +39,14 @@ def naive_layer(x, h_0, weight_ih, gate_weight, recurrent, bias, epsilon):
 def naive_module(model, x, h_0=None):
     """The module's equation from its state dict alone, in evaluation mode: output, h_n."""
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
-    n = model.hidden_size
-    x = x.double().numpy()
-    last = []
-    for layer in range(model.num_layers):
-        w = weights[f"weight_hh_l{layer}"]
-        matrix = w[2 * n :] - w[2 * n :].T - model.gamma * np.eye(n)
-        start = np.zeros((x.shape[1], n)) if h_0 is None else h_0[layer].double().numpy()
-        bias = weights.get(f"bias_l{layer}", np.zeros(3 * n))
-        epsilon = math.exp(weights[f"log_epsilon_l{layer}"])
-        x = naive_layer(x, start, weights[f"weight_ih_l{layer}"], w[: 2 * n], matrix, bias, epsilon)
-        last.append(x[-1])
-    return x, np.stack(last)
+    n, w, x = model.hidden_size, weights["candidate_weight"], x.double().numpy()
+    matrix = w - w.T - model.options.gamma * np.eye(n)
+    start = np.zeros((x.shape[1], n)) if h_0 is None else h_0[0].double().numpy()
+    layer = [weights[name] for name in ("weight_ih", "gate_weight")]
+    states = naive_layer(
+        x, start, *layer, matrix, weights["bias"], math.exp(weights["log_epsilon"])
+    )
+    return states, states[-1:]
 
 
 def random_layer(generator, n_steps=4, batch_size=3, input_size=2, n=3):
@@ -64,7 +64,7 @@ def generator():
 @pytest.fixture
 def model():
     torch.manual_seed(1)
-    return AGRU(3, 4, num_layers=2, gamma=0.3, epsilon=0.7).double()
+    return AGRU(3, 4, gamma=0.3, epsilon=0.7).double()
 
 
 def step(model, x, learning_rate=0.1):
@@ -144,43 +144,42 @@ def test_step_jacobian_closed_form(generator):
 @pytest.mark.parametrize("with_state", [False, True])
 def test_module_follows_equation(model, generator, with_state):
     x = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
-    h_0 = torch.randn(2, 2, 4, generator=generator, dtype=torch.float64) if with_state else None
+    h_0 = torch.randn(1, 2, 4, generator=generator, dtype=torch.float64) if with_state else None
     assert_follows_equation(model, x, h_0)
 
 
 def test_matrix_is_current_after_optimiser_step(model, generator):
     x = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
-    before = model.recurrent_matrix(1).detach()
+    before = model.recurrent_matrix().detach()
     step(model, x)
-    assert not torch.equal(model.recurrent_matrix(1), before)
+    assert not torch.equal(model.recurrent_matrix(), before)
     assert_follows_equation(model, x)
 
 
 def test_matrix_is_current_after_loading_and_gamma_is_not_loaded(model, generator):
     x = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
-    other = AGRU(3, 4, num_layers=2, gamma=0.9).double()
+    other = AGRU(3, 4, gamma=0.9).double()
     other(x)  # a cached matrix would be of these weights
     other.load_state_dict(model.state_dict())
-    assert other.gamma == 0.9 and not any("gamma" in name for name in model.state_dict())
+    assert other.options.gamma == 0.9 and not any("gamma" in name for name in model.state_dict())
     assert_follows_equation(other, x)
-    other.gamma = model.gamma
+    other.options = model.options
     assert torch.equal(other(x)[0], model(x)[0])
 
 
 def test_recurrent_matrix_has_eigenvalues_on_a_line(model):
-    for layer in range(2):
-        w = model.state_dict()[f"weight_hh_l{layer}"][8:]
-        matrix = model.recurrent_matrix(layer).detach()
-        assert torch.equal(matrix + 0.3 * torch.eye(4, dtype=torch.float64), w - w.T)
-        torch.testing.assert_close(
-            torch.linalg.eigvals(matrix).real, torch.full((4,), -0.3, dtype=torch.float64)
-        )
+    w = model.state_dict()["candidate_weight"]
+    matrix = model.recurrent_matrix().detach()
+    assert torch.equal(matrix + 0.3 * torch.eye(4, dtype=torch.float64), w - w.T)
+    torch.testing.assert_close(
+        torch.linalg.eigvals(matrix).real, torch.full((4,), -0.3, dtype=torch.float64)
+    )
 
 
 def test_gradient_of_w_is_exactly_antisymmetric(generator):
     model = AGRU(3, 5)
     model(torch.randn(6, 4, 3, generator=generator))[0].square().sum().backward()
-    gradient = model.weight_hh_l0.grad[10:]
+    gradient = model.candidate_weight.grad
     assert gradient.abs().max() > 0
     assert torch.equal(gradient, -gradient.T)
 
@@ -190,30 +189,28 @@ def test_epsilon_stays_positive_under_training():
     optimiser = torch.optim.SGD(model.parameters(), lr=1000)
     for _ in range(3):  # each of these steps would take epsilon itself below zero
         optimiser.zero_grad()
-        model.epsilon().backward()
+        model.step_size().backward()
         optimiser.step()
-    assert 0 < model.epsilon() < 1e-5
+    assert 0 < model.step_size() < 1e-5
 
 
-def test_epsilon_of_each_layer_and_its_gradient():
-    model = AGRU(1, 2, num_layers=2, epsilon=0.5)
-    assert model.epsilon(0).item() == pytest.approx(0.5)
-    model.log_epsilon_l1.data.fill_(math.log(2))
-    assert (model.epsilon(0).item(), model.epsilon(1).item()) == pytest.approx((0.5, 2))
+def test_the_step_size_starts_as_said_and_has_a_gradient():
+    model = AGRU(1, 2, epsilon=0.5)
+    assert model.step_size().item() == pytest.approx(0.5)
     model(torch.ones(2, 1, 1))[0].sum().backward()
-    assert model.log_epsilon_l0.grad != 0 and model.log_epsilon_l1.grad != 0
+    assert model.log_epsilon.grad != 0
 
 
-def test_fixed_epsilon_is_a_buffer():
+def test_a_fixed_step_size_has_no_gradient():
     model = AGRU(2, 3, epsilon=2, learnable_epsilon=False)
-    assert "log_epsilon_l0" in dict(model.named_buffers())
-    assert "log_epsilon_l0" not in dict(model.named_parameters())
-    assert model.epsilon().item() == pytest.approx(2) and not model.epsilon().requires_grad
+    model(torch.ones(2, 1, 2))[0].sum().backward()
+    assert model.log_epsilon.grad is None and model.weight_ih.grad is not None
+    assert model.step_size().item() == pytest.approx(2) and not model.step_size().requires_grad
 
 
 def test_integer_epsilon_is_the_same_as_a_float():
-    assert AGRU(1, 1, epsilon=1).log_epsilon_l0.item() == 0
-    assert AGRU(1, 1, epsilon=1).log_epsilon_l0.dtype == torch.float32
+    assert AGRU(1, 1, epsilon=1).log_epsilon.item() == 0
+    assert AGRU(1, 1, epsilon=1).log_epsilon.dtype == torch.float32
 
 
 def test_states_grow_by_at_most_epsilon_a_step(generator):
@@ -228,31 +225,16 @@ def test_states_grow_by_at_most_epsilon_a_step(generator):
 
 def test_parameter_count():
     assert sum(p.numel() for p in AGRU(28, 128).parameters()) == 60289
-    without = AGRU(28, 128, bias=False, learnable_epsilon=False)
-    assert sum(p.numel() for p in without.parameters()) == 60289 - 384 - 1
 
 
 def test_initial_weights_are_uniform_and_biases_zero():
     torch.manual_seed(0)
-    model = AGRU(64, 64, num_layers=2)
+    model = AGRU(64, 64, initial_scale=1.0)
     for name, parameter in model.named_parameters():
-        if name.startswith("weight"):
+        if "weight" in name:
             assert 0.99 / 8 < parameter.abs().max() <= 1 / 8
             assert parameter.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.03)
-        elif name.startswith("bias"):
-            assert not parameter.any()
-
-
-def test_dropout_acts_between_layers_in_training_only(generator):
-    x = torch.randn(4, 3, 2, generator=generator)
-    model = AGRU(2, 8, num_layers=2, dropout=0.5)
-    plain = AGRU(2, 8, num_layers=2)
-    plain.load_state_dict(model.state_dict())
-    torch.manual_seed(3)
-    output, h_n = model(x)
-    assert not torch.equal(output, plain(x)[0])
-    assert torch.equal(h_n[0], plain(x)[1][0])  # the first layer is fed the whole input
-    assert torch.equal(model.eval()(x)[0], plain(x)[0])
+    assert not model.bias.any()
 
 
 LAYOUTS = [(False, True), (True, True), (False, False), (True, False)]
@@ -262,8 +244,8 @@ LAYOUTS = [(False, True), (True, True), (False, False), (True, False)]
 @pytest.mark.parametrize("with_state", [False, True])
 def test_shapes_are_those_of_torch(batch_first, batched, with_state):
     shape = ((2, 5, 3) if batch_first else (5, 2, 3)) if batched else (5, 3)
-    h_0 = torch.zeros((2, 2, 4) if batched else (2, 4)) if with_state else None
-    arguments = {"num_layers": 2, "batch_first": batch_first}
+    h_0 = torch.zeros((1, 2, 4) if batched else (1, 4)) if with_state else None
+    arguments = {"batch_first": batch_first}
     got = AGRU(3, 4, **arguments)(torch.zeros(shape), h_0)
     want = torch.nn.GRU(3, 4, **arguments)(torch.zeros(shape), h_0)
     assert [g.shape for g in got] == [w.shape for w in want]
@@ -271,7 +253,7 @@ def test_shapes_are_those_of_torch(batch_first, batched, with_state):
 
 def test_layouts_hold_the_same_numbers(model, generator):
     x = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
-    h_0 = torch.randn(2, 2, 4, generator=generator, dtype=torch.float64)
+    h_0 = torch.randn(1, 2, 4, generator=generator, dtype=torch.float64)
     output, h_n = model(x, h_0)
     alone_output, alone_h_n = model(x[:, 1], h_0[:, 1])
     torch.testing.assert_close(alone_output, output[:, 1])
@@ -280,16 +262,7 @@ def test_layouts_hold_the_same_numbers(model, generator):
     first_output, first_h_n = model(x.transpose(0, 1), h_0)
     assert torch.equal(first_output, output.transpose(0, 1))
     assert torch.equal(first_h_n, h_n)
-    assert torch.equal(h_n[1], output[-1])
-
-
-def test_without_bias_equals_zero_bias(generator):
-    x = torch.randn(5, 2, 3, generator=generator)
-    model = AGRU(3, 4, bias=False)
-    assert model.bias_l0 is None
-    zero = AGRU(3, 4)
-    zero.load_state_dict(model.state_dict(), strict=False)
-    assert torch.equal(model(x)[0], zero(x)[0])
+    assert torch.equal(h_n[0], output[-1])
 
 
 @pytest.mark.parametrize(
@@ -298,13 +271,13 @@ def test_without_bias_equals_zero_bias(generator):
         ({"input_size": 0}, "input_size must be a positive integer, got 0"),
         ({"hidden_size": -1}, "hidden_size must be a positive integer, got -1"),
         ({"hidden_size": 1.5}, "hidden_size must be a positive integer, got 1.5"),
-        ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
-        ({"dropout": 1.0, "num_layers": 2}, r"dropout must be a probability in \[0, 1\), got 1"),
-        ({"dropout": 0.2}, "between layers"),
-        ({"gamma": math.nan}, "gamma must be a finite number, got nan"),
-        ({"epsilon": 0}, "epsilon must be a positive finite number, got 0"),
-        ({"epsilon": -0.1}, "epsilon must be a positive finite number, got -0.1"),
-        ({"epsilon": math.inf}, "epsilon must be a positive finite number, got inf"),
+        ({"gamma": math.nan}, "gamma: input should be a finite number, but 'nan'"),
+        ({"epsilon": 0}, "epsilon: input should be greater than 0, but '0'"),
+        ({"epsilon": -0.1}, "epsilon: input should be greater than 0, but '-0.1'"),
+        ({"epsilon": math.inf}, "epsilon: input should be a finite number, but 'inf'"),
+        ({"num_layers": 2}, "A-GRU: unknown key 'num_layers'"),
+        ({"bidirectional": True}, "A-GRU: unknown key 'bidirectional'"),
+        ({"proj_size": 3}, "A-GRU: unknown key 'proj_size'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
@@ -318,39 +291,66 @@ def test_impossible_arguments_are_refused(arguments, message):
         ((5,), None, "2 or 3 dimensions, got 1"),
         ((5, 2, 4), None, "input_size 3, got 4"),
         ((0, 2, 3), None, "at least one time step"),
-        ((5, 2, 3), (2, 1, 4), r"h_0 must have the shape \(2, 2, 4\), got \(2, 1, 4\)"),
-        ((5, 2, 3), (2, 4), r"h_0 must have the shape \(2, 2, 4\), got \(2, 4\)"),
-        ((5, 3), (2, 1, 4), r"h_0 must have the shape \(2, 4\), got \(2, 1, 4\)"),
+        ((5, 2, 3), (1, 1, 4), r"h_0 must have the shape \(1, 2, 4\), got \(1, 1, 4\)"),
+        ((5, 2, 3), (2, 4), r"h_0 must have the shape \(1, 2, 4\), got \(2, 4\)"),
+        ((5, 3), (2, 1, 4), r"h_0 must have the shape \(1, 4\), got \(2, 1, 4\)"),
     ],
 )
 def test_wrong_shapes_are_refused(shape, h_0_shape, message):
     h_0 = None if h_0_shape is None else torch.zeros(h_0_shape)
     with pytest.raises(ValueError, match=message):
-        AGRU(3, 4, num_layers=2)(torch.zeros(shape), h_0)
+        AGRU(3, 4)(torch.zeros(shape), h_0)
 
 
 def test_repr_names_what_is_not_default():
-    assert repr(AGRU(2, 3)) == "AGRU(2, 3, gamma=0.01)"
-    model = AGRU(2, 3, 2, False, True, 0.1, gamma=2, learnable_epsilon=False)
-    assert repr(model) == (
-        "AGRU(2, 3, num_layers=2, bias=False, batch_first=True, dropout=0.1, gamma=2.0, "
-        "learnable_epsilon=False)"
-    )
+    assert repr(AGRU(2, 3)) == "AGRU(2, 3)"
+    model = AGRU(2, 3, True, gamma=2, learnable_epsilon=False)
+    assert repr(model) == "AGRU(2, 3, batch_first=True, gamma=2.0, learnable_epsilon=False)"
 
 
 @pytest.mark.parametrize("control", ["frozen", "free"])
 def test_controls_change_only_the_recurrent_matrix(control):
     model = AGRU(3, 5, gamma=0.1, recurrence=control).double()
-    gates, w = model.hidden_weights()
+    w = model.candidate_weight
     a = {"frozen": w - w.T, "free": w}[control] - 0.1 * torch.eye(5)
     torch.testing.assert_close(model.recurrent_matrix(), a)
     x, h = torch.rand(4, 2, 3, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64)
-    expected = agru_loop(x, h, model.weight_ih_l0, gates, a, model.bias_l0, model.epsilon())
-    torch.testing.assert_close(model(x)[0], expected)
-    trained = dict(model.named_parameters())
-    assert trained["weight_hh_l0"].shape == ((10, 5) if control == "frozen" else (15, 5))
+    layer = (model.weight_ih, model.gate_weight, a, model.bias, model.step_size())
+    torch.testing.assert_close(model(x)[0], agru_loop(x, h, *layer))
+    assert w.requires_grad == (control == "free")
 
 
 def test_an_unknown_recurrence_is_refused():
-    with pytest.raises(ValueError, match="recurrence must be antisymmetric, frozen or free"):
+    with pytest.raises(ValueError, match="recurrence: input should be 'antisymmetric', 'frozen'"):
         AGRU(3, 5, recurrence="symmetric")
+
+
+def test_packed_sequences_are_refused_with_what_to_do():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.rand(4, 3), torch.rand(2, 3)])
+    with pytest.raises(ValueError, match="A-GRU takes a tensor, not a PackedSequence: sequences"):
+        AGRU(3, 4)(packed)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_answers_its_input_not_the_traced_one():
+    model = AGRU(3, 4).eval()
+    first, second = torch.rand(5, 2, 3), torch.rand(5, 2, 3)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (first,))
+        torch.testing.assert_close(traced(second)[0], model(second)[0])
+
+
+def test_the_module_is_copied_and_pickled_like_any_other():
+    model = AGRU(3, 4, gamma=0.2)
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is AGRU and again.options == model.options
+    assert torch.equal(again.candidate_weight, model.candidate_weight)
+
+
+def test_the_jacobian_terms_add_up_to_the_automatic_jacobian(generator):
+    model = AGRU(3, 5, gamma=0.2, epsilon=0.6).double()
+    u = torch.randn(4, 15, generator=generator, dtype=torch.float64)
+    h = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    terms = model.jacobian_terms(u, h, *model.prepare())
+    automatic = vmap(jacrev(lambda h, u: model.step(u, h, *model.prepare())))(h, u)
+    torch.testing.assert_close(sum(terms.values()), automatic, rtol=1e-12, atol=1e-13)

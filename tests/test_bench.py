@@ -8,6 +8,7 @@ from conftest import rnnbench
 
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
+from rnnbench_nb.cells.kernels import agru as kernel
 
 
 def test_operations_by_hand():
@@ -34,6 +35,28 @@ def test_summary_by_hand():
     assert table.set_index("model")["limit_share"][["gru", "lstm"]].isna().all()
 
 
+def test_the_sentences_say_what_was_measured():
+    times = {"gru": 0.3, "lstm": 0.6, "agru": 0.1, "agru loop": 0.2}
+    rows = [
+        REFERENCE._asdict() | {"task": "train", "model": model, "round": i, "seconds": seconds}
+        for model, seconds in times.items()
+        for i in range(3)
+    ]
+    parts = dict.fromkeys(("forward", "backward", "optimiser"), 1.0)
+    parts = {name: {"data": data, **parts, "evaluation": 1.0}
+             for name, data in (("gru", 6.0), ("lstm", 1.0), ("agru", 0.0))}  # fmt: skip
+    machine = {"processor": "P", "torch": "2", "paths": {"agru": "kernel (AVX2)"}}
+    limit = bench.operations(REFERENCE) / 0.1 / 0.5  # half of it is reached
+    report = {"rows": rows, "limit": limit, "parts": parts, "memory": {"agru": 10.0}}
+    table, seconds, memory = bench.tables(report)
+    assert memory.iloc[0, 0] == 10.0 and seconds["total"].tolist() == [10.0, 5.0, 4.0]
+    first, step, epoch = bench.sentences({**report, "machine": machine}, table, seconds)
+    assert first.startswith("P, torch 2; A-GRU: kernel (AVX2). One core reaches")
+    assert "100.0 ms, 3.00 times as fast as torch's GRU and 6.00 times as fast as" in step
+    assert "at 50% of the arithmetic limit" in step
+    assert "takes 0.40 of the GRU's time and 0.80 of the LSTM's time, and 25% of it" in epoch
+
+
 def test_every_model_is_timed_in_turn_and_the_settings_come_back():
     threads = bench.torch.get_num_threads()
     shape = Shape(28, 8, 4, 2, "medium")
@@ -41,14 +64,14 @@ def test_every_model_is_timed_in_turn_and_the_settings_come_back():
     assert bench.torch.get_num_threads() == threads
     assert bench.torch.get_float32_matmul_precision() == "highest"
     order = [row["model"] for row in rows if row["task"] == "train"]
-    assert order == ["lstm", "gru", "agru", "loop"] * 3
+    assert order == ["gru", "lstm", "agru", "agru loop"] * 3
     assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_the_loop_row_does_without_the_kernel(monkeypatch):
     calls = []
-    monkeypatch.setattr(bench.kernel, "serves", lambda tensors: calls.append(1) or False)
-    bench.step_of("loop", "infer", Shape(28, 8, 4, 1))()
+    monkeypatch.setattr(kernel, "refusal", lambda tensors: calls.append(1) or "not now")
+    bench.step_of("agru loop", "infer", Shape(28, 8, 4, 1))()
     assert not calls
     bench.step_of("agru", "infer", Shape(28, 8, 4, 1))()
     assert calls
@@ -60,7 +83,7 @@ def test_the_limit_is_that_of_a_processor():
 
 
 def test_an_epoch_by_part():
-    parts = bench.epoch_parts("agru", images=300, evaluated=50)
+    parts = bench.epoch_parts("agru", examples=300, evaluated=50)
     assert list(parts) == ["data", "forward", "backward", "optimiser", "evaluation"]
     assert all(seconds > 0 for seconds in parts.values())
 
@@ -76,8 +99,8 @@ def test_the_command_writes_what_it_measured(tmp_path):
     result = rnnbench("bench", "--json", path, "--shape", "28,8,4,1")
     assert result.returncode == 0, result.stderr
     written = json.loads(path.read_text())
-    assert {row["model"] for row in written["rows"]} == {"lstm", "gru", "agru", "loop"}
-    assert written["machine"]["path"].startswith(("kernel", "loop"))
+    assert {row["model"] for row in written["rows"]} == {"lstm", "gru", "agru", "agru loop"}
+    assert written["machine"]["paths"]["agru"].startswith(("kernel", "loop"))
     assert "x GRU" in result.stdout
 
 

@@ -9,12 +9,15 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
+import rnnbench_nb
+from rnnbench_nb.cells.kernels import agru as kernel
+from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.models import kernel
-from rnnbench_nb.models.agru import AGRU, agru_layer, agru_loop
+from rnnbench_nb.recurrent import plain_loop
 
+AGRU = rnnbench_nb.AGRU
 # Without a C++ compiler the loop takes the kernel's place, and the tests of results are of it.
-KERNEL = kernel.path_in_use().startswith("kernel")
+KERNEL = not kernel.refusal([])
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +48,15 @@ def no_kernel(monkeypatch):
     monkeypatch.setattr(kernel, "forward", forbidden)
 
 
-def make(hidden_size, batch_size, n_steps=6, input_size=3, layers=1, with_state=True, **arguments):
-    """A model, inputs (T, B, D) and initial states (layers, B, H) or None."""
+def make(hidden_size, batch_size, n_steps=6, input_size=3, with_state=True, **arguments):
+    """A model, inputs (T, B, D) and an initial state (1, B, H) or None."""
     torch.manual_seed(hidden_size + batch_size)
-    model = AGRU(input_size, hidden_size, layers, **{"epsilon": 0.3, **arguments})
+    model = AGRU(input_size, hidden_size, **{"epsilon": 0.3, **arguments})
     for name, parameter in model.named_parameters():
         if name.startswith("bias"):
             torch.nn.init.uniform_(parameter, -0.1, 0.1)
     x = torch.randn(n_steps, batch_size, input_size)
-    return model, x, torch.randn(layers, batch_size, hidden_size) if with_state else None
+    return model, x, torch.randn(1, batch_size, hidden_size) if with_state else None
 
 
 def weighted(tensor):
@@ -77,10 +80,9 @@ def results(model, x, h_0=None, loss=loss_of_all, dtype=torch.float32):
     return {"output": output.detach(), "h_n": h_n.detach(), **found}
 
 
-def loop_results(monkeypatch, *arguments, **options):
+def loop_results(*arguments, **options):
     """The same by the float32 loop."""
-    with monkeypatch.context() as patch:
-        patch.setattr(kernel, "serves", lambda tensors: False)
+    with plain_loop():
         return results(*arguments, **options)
 
 
@@ -103,23 +105,23 @@ def assert_same_bits(got, want):
 
 
 @pytest.mark.parametrize(
-    ("hidden_size", "batch_size", "layers", "with_state"),
+    ("hidden_size", "batch_size", "with_state"),
     [
-        (1, 1, 1, True),
-        (1, 513, 1, False),
-        (7, 5, 2, True),
-        (7, 513, 1, True),
-        (16, 128, 2, False),
-        (100, 1, 2, True),
-        (100, 128, 1, False),
-        (128, 5, 1, False),
-        (128, 128, 1, True),
-        (130, 33, 2, True),
-        (256, 5, 1, True),
+        (1, 1, True),
+        (1, 513, False),
+        (7, 5, True),
+        (7, 513, True),
+        (16, 128, False),
+        (100, 1, True),
+        (100, 128, False),
+        (128, 5, False),
+        (128, 128, True),
+        (130, 33, True),
+        (256, 5, True),
     ],
 )
-def test_agrees_with_float64(hidden_size, batch_size, layers, with_state):
-    assert_exact(*make(hidden_size, batch_size, 28, 28, layers, with_state))
+def test_agrees_with_float64(hidden_size, batch_size, with_state):
+    assert_exact(*make(hidden_size, batch_size, 28, 28, with_state))
 
 
 def test_agrees_with_float64_over_784_steps():
@@ -145,8 +147,8 @@ def test_gradients_into_any_steps(loss):
     assert_exact(*make(20, 3), loss=loss)
 
 
-@pytest.mark.parametrize("arguments", [{"bias": False}, {"learnable_epsilon": False}])
-def test_without_bias_or_learnable_epsilon(arguments):
+@pytest.mark.parametrize("arguments", [{"recurrence": "free"}, {"learnable_epsilon": False}])
+def test_with_a_free_matrix_or_a_fixed_step(arguments):
     assert_exact(*make(20, 3, **arguments))
 
 
@@ -154,7 +156,7 @@ def test_empty_batch():
     model, x, h_0 = make(5, 0)
     found = results(model, x, h_0)
     assert found["output"].shape == (6, 0, 5)
-    assert not found["gradient of weight_hh_l0"].any()
+    assert not found["gradient of candidate_weight"].any()
 
 
 def test_strided_inputs_are_read_in_place():
@@ -172,7 +174,7 @@ def test_strided_inputs_are_read_in_place():
 def test_small_values_keep_their_digits():
     model, x, h_0 = make(20, 3)
     tiny = {name: value * 1e-6 for name, value in model.state_dict().items()}
-    model.load_state_dict(tiny | {"log_epsilon_l0": model.log_epsilon_l0})
+    model.load_state_dict(tiny | {"log_epsilon": model.log_epsilon})
     assert_exact(model, 1e-3 * x)  # states near 1e-9, where 1 - exp(-x) would keep no digit
 
 
@@ -183,14 +185,14 @@ def test_saturated_gates():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "h_0", "W_z", "W", "bias", "epsilon"])
-def test_nan_and_infinity_travel_as_in_the_loop(monkeypatch, value, where):
+def test_nan_and_infinity_travel_as_in_the_loop(value, where):
     model, x, h_0 = make(20, 5)
     with torch.no_grad():
-        places = {"x": x[2, 1, :1], "h_0": h_0[0, 1, :1], "bias": model.bias_l0[3:4]}
-        places |= {"W_z": model.weight_hh_l0[1, 2:3], "W": model.weight_hh_l0[41, 2:3]}
-        places |= {"epsilon": model.log_epsilon_l0}
+        places = {"x": x[2, 1, :1], "h_0": h_0[0, 1, :1], "bias": model.bias[3:4]}
+        places |= {"W_z": model.gate_weight[1, 2:3], "W": model.candidate_weight[1, 2:3]}
+        places |= {"epsilon": model.log_epsilon}
         places[where].fill_(value)
-    got, want = results(model, x, h_0), loop_results(monkeypatch, model, x, h_0)
+    got, want = results(model, x, h_0), loop_results(model, x, h_0)
     for name in want:
         torch.testing.assert_close(
             got[name], want[name], equal_nan=True, rtol=1e-4, atol=1e-5, msg=name
@@ -201,7 +203,7 @@ def test_nan_and_infinity_travel_as_in_the_loop(monkeypatch, value, where):
 
 
 def test_thread_count_changes_no_bit():
-    model, x, h_0 = make(40, 150, layers=2)
+    model, x, h_0 = make(40, 150)
     found = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -229,15 +231,15 @@ def test_inference_equals_training_and_keeps_nothing(monkeypatch):
 def test_two_forwards_before_backward():
     model, x, h_0 = make(40, 150)
     other = torch.randn_like(x)
-    want = [results(model, each, h_0)["gradient of weight_hh_l0"] for each in (x, other)]
+    want = [results(model, each, h_0)["gradient of candidate_weight"] for each in (x, other)]
     losses = [loss_of_all(*model(each, h_0)) for each in (x, other)]
     for loss, gradient in zip(losses, want, strict=True):
         model.zero_grad()
         loss.backward(retain_graph=True)
-        assert torch.equal(model.weight_hh_l0.grad, gradient)
+        assert torch.equal(model.candidate_weight.grad, gradient)
     model.zero_grad()
     losses[0].backward()
-    assert torch.equal(model.weight_hh_l0.grad, want[0])
+    assert torch.equal(model.candidate_weight.grad, want[0])
 
 
 def test_changed_output_is_refused_in_backward():
@@ -314,9 +316,9 @@ def test_functional_transforms(no_kernel):
     def transformed(parameters, x, h_0):
         batched = (parameters, x[:, :, None], h_0[:, :, None])  # each sample a batch of one
         return (
-            grad(loss)(parameters, x, h_0)["weight_hh_l0"],
+            grad(loss)(parameters, x, h_0)["candidate_weight"],
             vmap(loss, in_dims=(None, 1, 1))(*batched),
-            vmap(grad(loss), in_dims=(None, 1, 1))(*batched)["bias_l0"],
+            vmap(grad(loss), in_dims=(None, 1, 1))(*batched)["bias"],
             jacrev(last, argnums=1)(parameters, h_0),
             jvp(lambda h: last(parameters, h), (h_0,), (torch.ones_like(h_0),))[1],
         )
@@ -382,7 +384,7 @@ def test_hidden_compiler_gives_the_loop_and_one_line(monkeypatch, fresh_load, ca
     assert run_and_read_notice(caplog) == [
         "A-GRU: slower loop over time steps, no C++ compiler found"
     ]
-    assert kernel.path_in_use() == "loop: no C++ compiler found"
+    assert make(5, 2)[0].path() == "loop: no C++ compiler found"
     assert not fresh_load.exists()
 
 
@@ -399,8 +401,8 @@ def test_failing_compiler_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_pa
 def test_unusable_cache_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(kernel, "_compiler", lambda: ["c++"])
-    monkeypatch.setattr(kernel, "_run", lambda command: "macros")
+    monkeypatch.setattr(build, "_compiler", lambda: ["c++"])
+    monkeypatch.setattr(build, "_run", lambda command: "macros")
     lines = run_and_read_notice(caplog)
     assert len(lines) == 1 and "cache" in lines[0] and "cannot be used" in lines[0]
 
@@ -412,10 +414,10 @@ def test_narrower_vectors(monkeypatch, fresh_load, caplog, isa, name):
     lines = run_and_read_notice(caplog)
     if KERNEL and (x86 or isa == "baseline"):
         assert lines == [f"A-GRU: kernel ({name})"]
-        assert kernel.path_in_use() == f"kernel ({name})"
+        assert make(5, 2)[0].path() == f"kernel ({name})"
     else:
         assert len(lines) == 1 and lines[0].startswith("A-GRU: slower loop")
-    assert_exact(*make(130, 33, 28, 28, 2))
+    assert_exact(*make(130, 33, 28, 28))
     assert_exact(*make(100, 150))
     assert_exact(*make(1, 1))
 
@@ -423,7 +425,7 @@ def test_narrower_vectors(monkeypatch, fresh_load, caplog, isa, name):
 def test_unknown_instruction_set_is_refused(monkeypatch, fresh_load):
     monkeypatch.setenv("RNNBENCH_ISA", "avx9")
     with pytest.raises(UserError, match="RNNBENCH_ISA must be one of native, avx2, baseline"):
-        kernel.path_in_use()
+        kernel.refusal([])
 
 
 @pytest.fixture
@@ -440,47 +442,47 @@ def stub_compiler(monkeypatch, fresh_load):
         return ""
 
     run.macros, run.compiled = "#define __AVX2__ 1\n", []
-    monkeypatch.setattr(kernel, "_compiler", lambda: ["c++"])
-    monkeypatch.setattr(kernel, "_run", run)
+    monkeypatch.setattr(build, "_compiler", lambda: ["c++"])
+    monkeypatch.setattr(build, "_run", run)
     return run
 
 
 def test_library_is_built_once_and_again_when_anything_differs(
     monkeypatch, stub_compiler, tmp_path
 ):
-    paths = [kernel.build(kernel.SOURCE)]
-    assert kernel.build(kernel.SOURCE) == paths[0] and len(stub_compiler.compiled) == 1
+    paths = [build.build(kernel.SOURCE)]
+    assert build.build(kernel.SOURCE) == paths[0] and len(stub_compiler.compiled) == 1
     assert paths[0].read_bytes() == b"library"
 
-    source = tmp_path / "agru_kernel.cpp"
+    source = tmp_path / "agru.cpp"
     source.write_text(kernel.SOURCE.read_text() + "// changed\n")
     monkeypatch.setattr(kernel, "SOURCE", source)
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
     stub_compiler.macros += "#define __AVX512F__ 1\n"  # another processor
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
     stub_compiler.macros += '#define __VERSION__ "13"\n'  # another compiler
-    paths.append(kernel.build(kernel.SOURCE))
-    monkeypatch.setattr(kernel, "FLAGS", [*kernel.FLAGS, "-g"])
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
+    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-g"])
+    paths.append(build.build(kernel.SOURCE))
     monkeypatch.setenv("RNNBENCH_ISA", "avx2")
-    paths.append(kernel.build(kernel.SOURCE))
+    paths.append(build.build(kernel.SOURCE))
     assert len(set(paths)) == len(stub_compiler.compiled) == 6
 
 
 def test_compiler_without_openmp_builds_for_one_thread(monkeypatch, stub_compiler):
     def run(command):
         if "-fopenmp" in command:
-            raise kernel.Unavailable("the C++ compiler failed: unsupported option '-fopenmp'")
+            raise build.Unavailable("the C++ compiler failed: unsupported option '-fopenmp'")
         return stub_compiler(command)
 
-    monkeypatch.setattr(kernel, "_run", run)
-    assert kernel.build(kernel.SOURCE).read_bytes() == b"library"
+    monkeypatch.setattr(build, "_run", run)
+    assert build.build(kernel.SOURCE).read_bytes() == b"library"
     assert len(stub_compiler.compiled) == 1
 
 
 def test_builders_at_the_same_time_compile_once(stub_compiler):
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda _: kernel.build(kernel.SOURCE), range(4)))
+        paths = list(pool.map(lambda _: build.build(kernel.SOURCE), range(4)))
     assert len(set(paths)) == len(stub_compiler.compiled) == 1
 
 
@@ -490,16 +492,33 @@ def test_broken_build_leaves_nothing_behind(stub_compiler, fresh_load, monkeypat
             return ""
         with open(command[-1], "wb") as file:
             file.write(b"half a lib")
-        raise kernel.Unavailable("the C++ compiler failed: error")
+        raise build.Unavailable("the C++ compiler failed: error")
 
-    monkeypatch.setattr(kernel, "_run", run)
-    assert kernel.path_in_use() == "loop: the C++ compiler failed: error"
+    monkeypatch.setattr(build, "_run", run)
+    assert kernel.refusal([]) == "the C++ compiler failed: error"
     assert not list(fresh_load.glob("*.so"))
 
 
-def test_layer_returns_the_last_state_of_the_loop():
+def test_the_backend_gives_the_states_of_the_loop_and_the_last():
     model, x, h_0 = make(20, 3)
-    layer = (x, h_0[0], model.weight_ih_l0, *model.hidden_weights(0))
-    states, last = agru_layer(*layer, model.bias_l0, model.epsilon())
+    prepared = model.prepare()
+    want = kernel.loop(x, h_0[0], model.weight_ih, *prepared[:2], model.bias, prepared[2])
+    states, last = model._run(x, h_0[0])
     assert torch.equal(last, states[-1])
-    torch.testing.assert_close(states, agru_loop(*layer, model.bias_l0, model.epsilon()))
+    torch.testing.assert_close(states, want)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: model.double(), "it computes in float32, not float64"),
+        (lambda model: model.to("meta"), "it runs on the CPU, not on meta"),
+    ],
+)
+def test_a_refusal_says_why_and_the_path_says_it(change, reason):
+    model, _, _ = make(5, 2)
+    change(model)
+    assert kernel.refusal(list(model.parameters())) == reason
+    assert model.path() == f"loop: {reason}"
+    with plain_loop():
+        assert model.path() == "loop"

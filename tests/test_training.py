@@ -3,24 +3,35 @@ import os
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from torch.nn import functional as F
 
 from rnnbench_nb import training
-from rnnbench_nb.config import RunParameters
-from rnnbench_nb.data import Part, as_sequence
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.models import build_model
-from rnnbench_nb.results import load_run
+from rnnbench_nb.experiment import run_parameters
+from rnnbench_nb.model import build_model
+from rnnbench_nb.report import load_run
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.training import evaluate, fit, prepare, train_run
+from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.tasks.base import Part
+from rnnbench_nb.training import evaluate, fit, train_run
 
 QUIET = {"report": lambda line: None}
 
 
 def change(parameters, **values):
-    return RunParameters(**{**parameters.model_dump(), **values})
+    """The parameters with other values, those of another cell without this one's options."""
+    there = parameters.model_dump() if "model" not in values else TINY
+    return run_parameters({**there, **values}, "the test")
+
+
+def data_of(parameters):
+    task = TASKS[parameters.task](parameters)
+    return task, task.load(parameters.seed)
 
 
 def model_of(parameters):
@@ -31,7 +42,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-@pytest.mark.parametrize("model", ["lstm", "gru", "agru"])
+@pytest.mark.parametrize("model", CELLS)
 def test_same_seed_same_run_to_the_last_bit(tiny, tmp_path, model):
     parameters = change(tiny, model=model, dropout=0.2)
     first = train_run(parameters, tmp_path / "a", **QUIET)
@@ -50,7 +61,7 @@ FALLING = {"learning_rate": 5.0, "epochs": 5}  # so that the validation loss als
     ("setting", "base"),
     [
         ({"model": "gru"}, {}), ({"reading": "pixel"}, {}), ({"seed": 43}, {}),
-        ({"hidden_size": 9}, {}), ({"num_layers": 2}, {}), ({"dropout": 0.5}, {}),
+        ({"hidden_size": 9}, {}), ({"dropout": 0.5}, {}), ({"initial_scale": 0.5}, {}),
         ({"gamma": 0.5}, {}), ({"epsilon": 0.5}, {}), ({"learnable_epsilon": False}, {}),
         ({"recurrence": "frozen"}, {}), ({"recurrence": "free"}, {}),
         ({"batch_size": 64}, {}), ({"epochs": 3}, {}), ({"learning_rate": 0.02}, {}),
@@ -85,7 +96,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, tmp_path):
     lines = []
     resumed = train_run(parameters, tmp_path / "broken", report=lines.append)
     assert len(lines) == 2  # epochs 4 and 5 only
-    for name in ("best", "initial", "recurrent", "logits"):
+    for name in ("best", "initial", "recurrent", "outputs"):
         file = f"{name}.safetensors"
         assert (whole.folder / file).read_bytes() == (resumed.folder / file).read_bytes()
     timeless = ["epoch", "split", "loss", "accuracy", "learning_rate", "gradient_norm"]
@@ -130,45 +141,45 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_recorded(tiny, tmp_path):
 
 
 def test_a_short_last_batch_counts_for_what_it_holds(tiny, tmp_path):
-    parameters, data = prepare(change(tiny, learning_rate=1e-30, weight_decay=0.0, epochs=1))
-    model = model_of(parameters)
-    expected, accuracy, _ = evaluate(model, data.train, "row")
-    row = fit(model, data, parameters, tmp_path, **QUIET).history[0]
-    assert len(data.train.labels) % parameters.batch_size != 0
+    parameters = change(tiny, learning_rate=1e-30, weight_decay=0.0, epochs=1)
+    (task, data), model = data_of(parameters), model_of(parameters)
+    expected, accuracy, _ = evaluate(model, data.train, task)
+    row = fit(model, data, task, parameters, tmp_path, **QUIET).history[0]
+    assert len(data.train.targets) % parameters.batch_size != 0
     assert row["loss"] == pytest.approx(expected, rel=1e-5)
     assert row["accuracy"] == accuracy
 
 
-def test_evaluation_is_a_mean_over_images(tiny):
-    parameters, data = prepare(tiny)
-    model = model_of(parameters)
-    loss, accuracy, logits = evaluate(model, data.train, "row")
+def test_evaluation_is_a_mean_over_examples(tiny):
+    (task, data), model = data_of(tiny), model_of(tiny)
+    loss, accuracy, logits = evaluate(model, data.train, task)
     with torch.no_grad():
-        direct = model(as_sequence(data.train.images, "row"))
+        direct = model(task.inputs(data.train.inputs))
     torch.testing.assert_close(logits, direct)
-    assert loss == pytest.approx(F.cross_entropy(direct, data.train.labels).item(), rel=1e-6)
-    assert accuracy == (direct.argmax(1) == data.train.labels).double().mean().item()
+    assert loss == pytest.approx(F.cross_entropy(direct, data.train.targets).item(), rel=1e-6)
+    assert accuracy == (direct.argmax(1) == data.train.targets).double().mean().item()
 
 
 def test_every_model_of_a_seed_sees_the_same_batches(tiny, tmp_path, monkeypatch):
-    seen = {}
+    seen, kind = {}, TASKS[tiny.task]
+    inputs = kind.inputs
 
-    def spy(images, reading):
-        seen.setdefault(current, []).append(images.sum().item())
-        return as_sequence(images, reading)
+    def spy(task, stored):
+        seen.setdefault(current, []).append(stored.sum().item())
+        return inputs(task, stored)
 
-    monkeypatch.setattr(training, "as_sequence", spy)
-    for current in ("lstm", "gru", "agru"):
+    monkeypatch.setattr(kind, "inputs", spy)
+    for current in CELLS:
         train_run(change(tiny, model=current), tmp_path / current, **QUIET)
-    assert seen["lstm"] == seen["gru"] == seen["agru"]
+    assert len(seen) >= 3 and all(each == seen["gru"] for each in seen.values())
 
 
 def test_the_test_images_are_read_once_and_last(tiny, tmp_path, monkeypatch):
     reads = []
 
-    def spy(model, data, reading):
-        reads.append(len(data.labels))
-        return evaluate(model, data, reading)
+    def spy(model, part, task):
+        reads.append(len(part.targets))
+        return evaluate(model, part, task)
 
     monkeypatch.setattr(training, "evaluate", spy)
     run = train_run(tiny, tmp_path, **QUIET)
@@ -181,13 +192,13 @@ def test_the_best_epoch_is_by_validation_accuracy(tiny, tmp_path):
     run = train_run(change(tiny, epochs=6, learning_rate=0.1), tmp_path, **QUIET)
     validation = run.history[run.history["split"] == "validation"].set_index("epoch")
     assert run.record["best_epoch"] == validation["accuracy"].idxmax()
-    data = prepare(tiny)[1]
-    _, accuracy, _ = evaluate(run.model, data.validation, "row")
+    task, data = data_of(tiny)
+    _, accuracy, _ = evaluate(run.model, data.validation, task)
     assert accuracy == validation["accuracy"].max()
-    # The weights that are scored are the weights of that epoch: W is the tracked one.
-    w = run.model.cell.weight_hh_l0[16:].detach().numpy()
-    assert (w == run.recurrent["weight_hh"][run.record["best_epoch"]]).all()
-    assert len(run.recurrent["epsilon"]) == 7
+    # The weights that are scored are the weights of that epoch: the matrix is the tracked one.
+    matrix = run.model.cell.recurrent_matrix().detach().numpy()
+    assert (matrix == run.recurrent["matrix"][run.record["best_epoch"]]).all()
+    assert len(run.recurrent["step_size"]) == 7
 
 
 def test_early_stopping_counts_epochs_without_a_fall(tiny, tmp_path):
@@ -199,21 +210,22 @@ def test_weight_decay_leaves_the_step_size_alone(tiny):
     model = model_of(tiny)
     groups = training._optimiser(model, change(tiny, weight_decay=0.5)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert decay[id(model.cell.log_epsilon_l0)] == 0.0
-    assert decay[id(model.cell.weight_hh_l0)] == 0.5
+    assert decay[id(model.cell.log_epsilon)] == 0.0
+    assert decay[id(model.cell.candidate_weight)] == 0.5
     assert len(decay) == len(list(model.parameters()))
 
 
 def test_a_frozen_matrix_stays_and_weight_decay_cannot_reach_it(tiny, tmp_path):
     parameters = change(tiny, recurrence="frozen", weight_decay=0.5)
-    w = train_run(parameters, tmp_path, **QUIET).recurrent["weight_hh"]
-    assert (w == w[0]).all()
+    run = train_run(parameters, tmp_path, **QUIET)
+    assert (run.recurrent["matrix"] == run.recurrent["matrix"][0]).all()
+    assert run.record["parameter_count"] == run.record["free_parameter_count"]
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_epsilon_stays_positive(tiny, tmp_path, kind):
     parameters = change(tiny, optimiser=kind, epsilon=1e-3, learning_rate=0.5, epochs=3)
-    assert (train_run(parameters, tmp_path, **QUIET).recurrent["epsilon"] > 0).all()
+    assert (train_run(parameters, tmp_path, **QUIET).recurrent["step_size"] > 0).all()
 
 
 def test_an_asked_for_gpu_that_is_not_there_is_refused(tiny, monkeypatch):
@@ -224,13 +236,89 @@ def test_an_asked_for_gpu_that_is_not_there_is_refused(tiny, monkeypatch):
 
 
 @pytest.mark.skipif("RNNBENCH_DATA" not in os.environ, reason="RNNBENCH_DATA names no real MNIST")
-@pytest.mark.parametrize("model", ["lstm", "gru", "agru"])
+@pytest.mark.parametrize("model", CELLS)
 def test_one_epoch_of_real_mnist(model, tmp_path):
     torch.set_num_threads(2)
-    parameters, data = prepare(RunParameters(model=model, epochs=1))
-    classifier = build_model(parameters, 28, 10, generator(42, "initialisation"))
-    part = Part(data.train.images[:12_800], data.train.labels[:12_800])
-    data = type(data)(part, data.validation, data.test, data.class_names)
-    state = fit(classifier, data, parameters, tmp_path, **QUIET)
+    parameters = run_parameters({"model": model, "epochs": 1}, "the test")
+    (task, data), random = data_of(parameters), generator(42, "initialisation")
+    data = data._replace(train=Part(data.train.inputs[:12_800], data.train.targets[:12_800]))
+    state = fit(build_model(parameters, 28, 10, random), data, task, parameters, tmp_path, **QUIET)
     assert state.history[1]["accuracy"] > 0.3  # chance is 0.1, and these are 100 steps
     assert math.isfinite(state.history[0]["gradient_norm"])
+
+
+@pytest.fixture
+def project(monkeypatch, tmp_path):
+    """A project of its own, whose reports a run may be taken from."""
+    monkeypatch.setattr(training, "PROJECT", tmp_path)
+    return tmp_path / "reports"
+
+
+def test_a_run_that_another_report_has_is_taken_from_there(tiny, project, monkeypatch):
+    named = change(tiny, variant="first")
+    first = train_run(named, project / "a/runs/first-seed42", **QUIET)
+    monkeypatch.setattr(training, "fit", None)  # nothing is trained
+    lines = []
+    second = train_run(
+        change(tiny, variant="second"), project / "b/runs/second-seed42", report=lines.append
+    )
+    assert lines == [
+        "second-seed42 is finished in reports/a/runs/first-seed42: it is taken from there, not "
+        "trained again."
+    ]
+    assert second.record["taken_from"] == "reports/a/runs/first-seed42"
+    assert second.record["variant"] == "second" == second.parameters.variant
+    assert set(second.history["variant"]) == {"second"}
+    assert same(first.model.state_dict(), second.model.state_dict())
+    assert second.record["test"] == first.record["test"]
+
+
+@pytest.mark.parametrize("difference", ["parameters", "code", "data", "precision", "weights"])
+def test_a_run_that_differs_is_not_taken(tiny, project, monkeypatch, difference):
+    train_run(tiny, project / "a/runs/agru-seed42", **QUIET)
+    wanted = change(tiny, gamma=0.5) if difference == "parameters" else tiny
+    if difference == "code":
+        monkeypatch.setattr(training, "fingerprint", lambda model, task: "of other code")
+    if difference == "data":
+        monkeypatch.setattr(training, "_data_hash", lambda data: "of other data")
+    if difference == "precision":
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    if difference == "weights":
+        (project / "a/runs/agru-seed42/best.safetensors").unlink()
+    lines = []
+    train_run(wanted, project / "b/runs/agru-seed42", report=lines.append)
+    assert "epoch   1" in lines[0]
+
+
+def test_a_checkpoint_of_other_code_is_told_and_trained_over(tiny, tmp_path, monkeypatch):
+    train_run(tiny, tmp_path, **QUIET)
+    (tmp_path / "run.json").unlink()
+    monkeypatch.setattr(training, "fingerprint", lambda model, task: "of other code")
+    lines = []
+    train_run(tiny, tmp_path, report=lines.append)
+    assert "checkpoint.pt is of other code than stands here: training starts again" in lines[0]
+
+
+def test_a_checkpoint_of_two_gpus_goes_on_without_any(tiny, tmp_path):
+    whole = train_run(tiny, tmp_path / "whole", **QUIET)
+
+    def killed(line):
+        if "epoch   2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(change(tiny, epochs=3), tmp_path / "run", report=killed)
+    path = tmp_path / "run/checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "dropout_cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}, path)
+    lines = []
+    again = train_run(change(tiny, epochs=3), tmp_path / "run", report=lines.append)
+    assert "epoch   3" in lines[0] and len(again.history) == len(whole.history) + 2
+
+
+def test_answers_are_kept_in_a_type_that_holds_them():
+    narrow = training._narrow(label=np.array([0, 300]), predicted=np.array([0, 1]))
+    assert narrow["label"].tolist() == [0, 300] and narrow["label"].dtype == np.uint16
+    assert training._narrow(label=np.array([0, 9]))["label"].dtype == np.uint8
+    assert training._narrow(label=np.array([-1, 9]))["label"].tolist() == [-1, 9]
+    assert training._narrow(label=np.array([0.25]))["label"].tolist() == [0.25]

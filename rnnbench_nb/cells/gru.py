@@ -19,6 +19,10 @@ $$n_s = \tanh\left(W_n x_s + b_n + r_s \odot (U_n h_{s-1} + b'_n)\right)$$
 $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
 """
 
+    def prepare(self):
+        """Torch's recurrent weights and second biases."""
+        return self.weight_hh_l0, self.bias_hh_l0
+
     def step(self, u, h, u_h, b_h):
         """One step of the equation; u_h (3H, H) and b_h (3H,) are torch's, rows r, z, n."""
         x_r, x_z, x_n = u.chunk(3, -1)
@@ -28,5 +32,5 @@ $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
         return (1 - z) * n + z * h
 
     def redundant(self):
-        """torch's two bias vectors act as their sum in r and z; the reset parts them in n."""
+        """Torch's two bias vectors act as their sum in r and z; the reset parts them in n."""
         return 2 * self.hidden_size

@@ -28,6 +28,10 @@ $$h_s = o_s \odot \tanh c_s$$
         with torch.no_grad():
             self.bias_ih_l0.view(4, -1)[1] = FORGET_BIAS
 
+    def prepare(self):
+        """Torch's recurrent weights and second biases."""
+        return self.weight_hh_l0, self.bias_hh_l0
+
     def step(self, u, state, u_h, b_h):
         """One step of the equation; u_h (4H, H) and b_h (4H,) are torch's."""
         h, c = state.chunk(2, -1)
@@ -36,5 +40,5 @@ $$h_s = o_s \odot \tanh c_s$$
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
 
     def redundant(self):
-        """torch's two bias vectors act as their sum in all four gates."""
+        """Torch's two bias vectors act as their sum in all four gates."""
         return 4 * self.hidden_size

@@ -1,23 +1,13 @@
 """The fast path of the A-GRU: agru.cpp, compiled on first use, called on float32 tensors.
 
 A backend says by itself whether it serves a call (`refusal`), what it is (`name`), and runs it.
-The library is built by the system's C++ compiler into a user cache (the folder in
-RNNBENCH_CACHE, otherwise the platform's own) and rebuilt when the source, the compiler, its flags
-or the processor differ. RNNBENCH_ISA chooses its instructions: ``native`` (all that the processor
-has, the default), ``avx2``, or ``baseline`` (what the compiler assumes by itself). Where it cannot
-be built, the A-GRU runs its plain loop and one line of the logger ``rnnbench_nb`` says so.
+Where it cannot be built, the A-GRU runs its plain loop, and one line of the logger ``rnnbench_nb``
+says so.
 """
 
 import ctypes
-import hashlib
 import logging
 import math
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 import threading
 import weakref
 from collections import defaultdict
@@ -25,23 +15,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.agru import AGRU
-from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import write_file
+from rnnbench_nb.cells.kernels.build import Unavailable, build
 from rnnbench_nb.recurrent import unroll
 
 SOURCE = Path(__file__).with_name("agru.cpp")
-NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-ISA_FLAGS = {"native": [NATIVE], "avx2": ["-march=x86-64-v3"], "baseline": []}
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
-BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
 
 WEIGHTS = ("h_0", "weight_ih", "gate_weight", "recurrent", "bias")  # as `loop` takes them
 SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
@@ -49,69 +32,6 @@ SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
 logger = logging.getLogger("rnnbench_nb")
 _load_lock = threading.Lock()
 _spare = defaultdict(list)  # memory given back, by the power of two of its size
-
-
-class Unavailable(Exception):
-    """Why there is no kernel, in a few words."""
-
-
-def _compiler() -> list[str]:
-    """Return the C++ compiler as a command: $CXX, otherwise the first of the usual names."""
-    commands = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
-    for command in commands[:1] if commands[0] else commands[1:]:
-        if shutil.which(command[0]):
-            return command
-    raise Unavailable("no C++ compiler found")
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
-        )
-    except subprocess.CalledProcessError as error:
-        first_line = (error.stderr.strip() or str(error)).splitlines()[0]
-        raise Unavailable(f"the C++ compiler failed: {first_line}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"the C++ compiler could not run: {error}") from error
-    return done.stdout
-
-
-def build(source: Path) -> Path:
-    """Return the path of a C++ source's library, for one thread where there is no OpenMP."""
-    isa = os.environ.get("RNNBENCH_ISA", "native")
-    if isa not in ISA_FLAGS:
-        raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
-    command = [*_compiler(), *FLAGS, *ISA_FLAGS[isa]]
-    try:
-        return _build_by([*command, "-fopenmp"], source)
-    except Unavailable:
-        return _build_by(command, source)
-
-
-def _build_by(command: list[str], source: Path) -> Path:
-    """Return the path of the library by this compiler command, run now unless the cache holds it.
-
-    Its name is a hash of the source, the command and all macros that the compiler predefines under
-    it, which name its version and every instruction set it may use on this processor.
-    """
-    macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
-    key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
-    folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
-    library = folder / f"{source.stem}-{key[:20]}.so"
-    if library.exists():
-        return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(library.with_suffix(".lock"), timeout=BUILD_SECONDS):
-            if not library.exists():
-                with tempfile.TemporaryDirectory() as scratch:
-                    built = Path(scratch) / library.name
-                    _run([*command, str(source), "-o", str(built)])
-                    write_file(library, built.read_bytes())
-    except (OSError, Timeout, UserError) as error:
-        raise Unavailable(f"the cache {folder} cannot be used: {error}") from error
-    return library
 
 
 @cache

@@ -1,9 +1,8 @@
-"""Fetching from good and bad servers, verification, splits, readings."""
+"""Fetching from good and bad servers, and verification."""
 
 import dataclasses
 import gzip
 import hashlib
-import os
 import socket
 import struct
 import threading
@@ -16,8 +15,8 @@ import pytest
 import torch
 from torchvision import datasets
 
-from rnnbench_nb import data
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.tasks import download as data
 
 LABELS = (4, 0, 3)
 
@@ -233,15 +232,13 @@ def test_unknown_names_are_one_sentence():
         data.fetch("mnits")
     with pytest.raises(UserError, match="offline_fallback: 'digit' is unknown"):
         data.resolve("mnist", "digit")
-    with pytest.raises(UserError, match="reading: 'column' is unknown.*row, pixel"):
-        data.as_sequence(torch.zeros(1, 2, 2, dtype=torch.uint8), "column")
 
 
 def test_the_data_folder_is_the_projects_unless_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path))
     assert data.data_folder() == tmp_path
     monkeypatch.setenv("RNNBENCH_DATA", "")
-    assert (data.data_folder().parent / "rnnbench_nb" / "data.py").exists()
+    assert (data.data_folder().parent / "rnnbench_nb/tasks/download.py").exists()
 
 
 def test_digits_are_whole_and_the_test_part_is_stratified():
@@ -252,56 +249,3 @@ def test_digits_are_whole_and_the_test_part_is_stratified():
     assert set(images.train_images.unique().tolist()) <= {round(v * 255 / 16) for v in range(17)}
     assert images.test_labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
     assert torch.equal(data.load("digits").test_images, images.test_images)
-
-
-@pytest.fixture
-def numbered():
-    """Return a hundred training images of one pixel, each its own number, labelled with it."""
-    numbers = torch.arange(100)
-    images = numbers.to(torch.uint8).view(100, 1, 1)
-    return data.Images("digits", images, numbers, images[:5] + 100, numbers[:5], ("any",))
-
-
-def test_a_split_is_disjoint_and_whole_and_keeps_labels(numbered):
-    split = data.split(numbered, seed=42)
-    train, validation = set(split.train.labels.tolist()), set(split.validation.labels.tolist())
-    assert (len(train), len(validation)) == (85, 15)
-    assert train | validation == set(range(100))
-    for part in (split.train, split.validation):
-        assert part.images.flatten().tolist() == part.labels.tolist()
-    assert split.test.images is numbered.test_images
-    assert split.test.labels is numbered.test_labels
-
-
-def test_a_split_follows_the_seed_and_nothing_else(numbered):
-    first = data.split(numbered, seed=42).validation.labels.tolist()
-    torch.manual_seed(1)
-    assert data.split(numbered, seed=42).validation.labels.tolist() == first
-    assert data.split(numbered, seed=43).validation.labels.tolist() != first
-
-
-def test_images_are_read_from_the_top_left():
-    images = torch.tensor([[[0, 51, 102], [153, 204, 255]]], dtype=torch.uint8)  # (1, 2, 3)
-    rows, pixels = data.as_sequence(images, "row"), data.as_sequence(images, "pixel")
-    assert rows.dtype == pixels.dtype == torch.float32
-    assert torch.allclose(rows, torch.tensor([[[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]]]))
-    assert torch.allclose(pixels, torch.tensor([[[0.0], [0.2], [0.4], [0.6], [0.8], [1.0]]]))
-
-
-def test_real_mnist_is_the_known_one():
-    if not os.environ.get("RNNBENCH_DATA") or not (data.data_folder() / "MNIST").is_dir():
-        pytest.skip("RNNBENCH_DATA does not name a folder with MNIST")
-    images = data.load("mnist")
-    split = data.split(images, seed=42)
-    assert [len(p.labels) for p in (split.train, split.validation, split.test)] == [
-        51_000,
-        9_000,
-        10_000,
-    ]
-    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert images.train_labels.bincount().tolist() == counts
-    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert images.test_labels.bincount().tolist() == counts
-    assert images.train_images.sum() == 1_567_298_545  # mean 33.3184, or the well-known 0.1307
-    assert images.test_images.sum() == 264_923_200
-    assert images.train_labels[:5].tolist() == [5, 0, 4, 1, 9]

@@ -1,0 +1,90 @@
+"""Compiling a C++ source into a library in a user cache, once for each compiler and processor.
+
+The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. A library is rebuilt when
+the source, the compiler, its flags or the processor differ. RNNBENCH_ISA chooses its instructions:
+``native`` (all that the processor has, the default), ``avx2``, or ``baseline`` (what the compiler
+assumes by itself).
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import write_file
+
+NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+ISA_FLAGS = {"native": [NATIVE], "avx2": ["-march=x86-64-v3"], "baseline": []}
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
+BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
+
+
+class Unavailable(Exception):
+    """Why there is no kernel, in a few words."""
+
+
+def _compiler() -> list[str]:
+    """Return the C++ compiler as a command: $CXX, otherwise the first of the usual names."""
+    commands = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
+    for command in commands[:1] if commands[0] else commands[1:]:
+        if shutil.which(command[0]):
+            return command
+    raise Unavailable("no C++ compiler found")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
+        )
+    except subprocess.CalledProcessError as error:
+        first_line = (error.stderr.strip() or str(error)).splitlines()[0]
+        raise Unavailable(f"the C++ compiler failed: {first_line}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the C++ compiler could not run: {error}") from error
+    return done.stdout
+
+
+def build(source: Path) -> Path:
+    """Return the path of a C++ source's library, for one thread where there is no OpenMP."""
+    isa = os.environ.get("RNNBENCH_ISA", "native")
+    if isa not in ISA_FLAGS:
+        raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
+    command = [*_compiler(), *FLAGS, *ISA_FLAGS[isa]]
+    try:
+        return _build_by([*command, "-fopenmp"], source)
+    except Unavailable:
+        return _build_by(command, source)
+
+
+def _build_by(command: list[str], source: Path) -> Path:
+    """Return the path of the library by this compiler command, run now unless the cache holds it.
+
+    Its name is a hash of the source, the command and all macros that the compiler predefines under
+    it, which name its version and every instruction set it may use on this processor.
+    """
+    macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
+    key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
+    folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
+    library = folder / f"{source.stem}-{key[:20]}.so"
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(library.with_suffix(".lock"), timeout=BUILD_SECONDS):
+            if not library.exists():
+                with tempfile.TemporaryDirectory() as scratch:
+                    built = Path(scratch) / library.name
+                    _run([*command, str(source), "-o", str(built)])
+                    write_file(library, built.read_bytes())
+    except (OSError, Timeout, UserError) as error:
+        raise Unavailable(f"the cache {folder} cannot be used: {error}") from error
+    return library

@@ -1,0 +1,222 @@
+"""One contract for every cell, task, pair and backend: `rnnbench test-cell NAME` runs a cell's."""
+
+import json
+import os
+import typing
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from torch.nn import functional as F
+
+from rnnbench_nb.cells import CELLS, module
+from rnnbench_nb.experiment import RunParameters, run_parameters
+from rnnbench_nb.model import build_model, count
+from rnnbench_nb.recurrent import plain_loop, unroll
+from rnnbench_nb.seeds import generator
+from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.training import train_run
+
+B, T, D, H = 3, 6, 4, 7
+QUIET = {"report": lambda line: None}
+CHOSEN = [name for name in CELLS if name == os.environ.get("RNNBENCH_CELL", name)]
+each_cell = pytest.mark.parametrize("cell", CHOSEN)
+each_task = pytest.mark.parametrize("task", TASKS)
+OPTIONS = [(cell, option) for cell in CHOSEN for option in CELLS[cell].Options.model_fields]
+
+
+def make(cell, dtype=torch.float64, **options):
+    torch.manual_seed(5)
+    made = module(cell)(D, H, batch_first=True, **options).to(dtype)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 1:  # biases that matter
+                parameter.add_(torch.linspace(-0.3, 0.3, len(parameter)))
+    return made
+
+
+def sequence(dtype=torch.float64):
+    return torch.randn(B, T, D, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def start(made, dtype=torch.float64):
+    random = torch.Generator().manual_seed(2)
+    return 0.5 * torch.randn(B, made.states * H, generator=random).to(dtype)
+
+
+@each_cell
+def test_a_cell_says_what_it_is(cell):
+    entry = CELLS[cell]
+    assert entry.name == cell and entry.label.strip() and "$" in entry.equation
+    common = set(entry.Options.model_fields) & set(RunParameters.model_fields)
+    assert not common, "these options are common keys already"
+    assert set(entry.no_decay) <= dict(make(cell).named_parameters()).keys()
+
+
+@each_cell
+def test_shapes_are_those_of_torch(cell):
+    made, theirs = make(cell), torch.nn.GRU(D, H, batch_first=True).double()
+    output, last = made(sequence())
+    assert output.shape == theirs(sequence())[0].shape == (B, T, H)
+    last = torch.cat(last, -1) if isinstance(last, tuple) else last
+    assert last.shape == (1, B, made.states * H)
+    torch.testing.assert_close(last[0, :, :H], output[:, -1])
+
+
+@each_cell
+def test_the_forward_pass_is_the_step_again_and_again(cell):
+    made = make(cell)
+    drive = made.drive(sequence().transpose(0, 1))
+    states = unroll(made.step, drive, made.zero_state(B), *made.prepare())
+    torch.testing.assert_close(made(sequence())[0], states[..., :H].transpose(0, 1))
+
+
+@each_cell
+def test_values_and_gradients_agree_with_float64(cell):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        made = make(cell, torch.float32).to(dtype)
+        made(sequence(dtype))[0].square().sum().backward()
+        found.append({n: p.grad for n, p in made.named_parameters() if p.grad is not None})
+    for name, exact in found[1].items():
+        error = (found[0][name].double() - exact).norm()
+        assert error <= 1e-4 * exact.norm() + 1e-6, name
+
+
+@each_cell
+def test_every_trained_parameter_has_a_gradient_and_is_counted(cell):
+    parameters = run_parameters({"model": cell, "hidden_size": H}, "the test")
+    model = build_model(parameters, D, 5, generator(0, "initialisation"))
+    for tensor in model.parameters():
+        if tensor.dim() == 1:
+            torch.nn.init.uniform_(tensor, -0.3, 0.3, generator=generator(1, "initialisation"))
+    loss = F.cross_entropy(model(sequence(torch.float32)), torch.tensor([0, 1, 2]))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.any(), f"{name} never learns"
+    total, free = count(model)
+    assert 0 < free <= total == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@each_cell
+def test_the_start_depends_on_the_seed_alone(cell):
+    parameters = run_parameters({"model": cell, "hidden_size": H}, "the test")
+    made = []
+    for seed, noise in ((42, 0), (42, 1), (43, 0)):
+        torch.manual_seed(noise)
+        made.append(build_model(parameters, D, 5, generator(seed, "initialisation")).state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
+
+
+@each_cell
+def test_the_step_jacobian_is_that_of_finite_differences(cell):
+    made = make(cell)
+    u, state, prepared = made.drive(sequence()[:, 0]), start(made), made.prepare()
+    columns = []
+    for j in range(state.shape[1]):
+        shift = torch.zeros_like(state)
+        shift[:, j] = 1e-6
+        up, down = (made.step(u, state + s, *prepared) for s in (shift, -shift))
+        columns.append((up - down) / 2e-6)
+    numeric = torch.stack(columns, -1)
+    exact = made.jacobian(u, state, *prepared)
+    torch.testing.assert_close(exact, numeric, rtol=1e-5, atol=1e-7)
+
+
+def other_values(cell, option):
+    """Values of an option that are not its default."""
+    field = CELLS[cell].Options.model_fields[option]
+    choices = typing.get_args(field.annotation)
+    if isinstance(field.default, bool):
+        return [not field.default]
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return [choice for choice in choices if choice != field.default]
+    return [type(field.default)(field.default * 2 or 1)]
+
+
+@pytest.mark.parametrize(("cell", "option"), OPTIONS)
+def test_every_option_has_an_effect(cell, option):
+    def trained(**options):
+        made = make(cell, **options)
+        optimiser = torch.optim.SGD(made.parameters(), lr=0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            made(sequence())[0].square().sum().backward()
+            optimiser.step()
+        return made(sequence())[0]
+
+    for value in other_values(cell, option):
+        assert not torch.equal(trained(**{option: value}), trained()), value
+
+
+@each_cell
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
+    parameters = run_parameters({"model": cell, **TINY, "epochs": 3}, "the test")
+    whole = train_run(parameters, tmp_path / "whole", **QUIET)
+
+    def killed(line):
+        if "epoch   2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(parameters, tmp_path / "broken", report=killed)
+    again = train_run(parameters, tmp_path / "broken", **QUIET)
+    for file in ("best.safetensors", "outputs.safetensors"):
+        assert (whole.folder / file).read_bytes() == (again.folder / file).read_bytes()
+    assert whole.record["path"] == module(cell)(8, 8).path()
+
+
+@each_task
+@each_cell
+def test_every_cell_learns_every_task(cell, task, tmp_path):
+    small = {key: value for key, value in TINY.items() if key in RunParameters.model_fields}
+    if "dataset" in TASKS[task].Options.model_fields:
+        small["dataset"] = "digits"
+    parameters = run_parameters({"model": cell, "task": task, **small}, "the test")
+    run = train_run(parameters, tmp_path, **QUIET)
+    losses = run.history[run.history["split"] == "train"]["loss"].to_numpy()
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert tuple(run.record["test"]) == (*run.task.metric_names, "loss")
+    assert len(run.scores) == run.record["data"]["test"]
+
+
+@each_task
+def test_a_task_keeps_its_contract(task):
+    small = {"dataset": "digits"} if "dataset" in TASKS[task].Options.model_fields else {}
+    parameters = run_parameters({"model": next(iter(CELLS)), "task": task, **small}, "the test")
+    one = TASKS[task](parameters)
+    first, again, other = one.load(42), one.load(42), one.load(43)
+    for part, same in zip(first, again, strict=True):
+        assert torch.equal(part.inputs, same.inputs) and torch.equal(part.targets, same.targets)
+        assert len(part.inputs) == len(part.targets) > 0
+    assert not torch.equal(first.train.inputs, other.train.inputs)
+    assert torch.equal(first.test.inputs, other.test.inputs)
+    inputs, targets = one.inputs(first.test.inputs[:5]), first.test.targets[:5]
+    assert inputs.dtype == torch.float32 and inputs.dim() == 3 and len(inputs) == 5
+    steps = (inputs.shape[1],) if one.read == "every" else ()
+    outputs = torch.randn(5, *steps, one.outputs(), generator=generator(0, "order"))
+    losses = one.losses(outputs, targets)
+    assert losses.shape == (5,) and (losses > 0).all()
+    torch.testing.assert_close(one.losses(outputs, targets, "mean"), losses.mean())
+    label, predicted = targets.numpy(), one.answers(outputs).numpy()
+    scores, metrics = one.scores(label, predicted), one.metrics(label, predicted)
+    assert scores.shape == (5,) and tuple(metrics) == one.metric_names
+    assert metrics[one.score.name] == pytest.approx(scores.mean())
+    right = one.scores(label, label)
+    assert (right >= scores).all() and right.mean() > one.memoryless(first)
+    assert json.loads(json.dumps(one.describe())) == one.describe()
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CHOSEN if make(cell).backends()])
+def test_a_backend_agrees_with_the_loop_and_says_why_it_does_not_serve(cell):
+    made, x = make(cell, torch.float32), sequence(torch.float32)
+    fast = made(x, start(made, torch.float32)[None])[0]
+    with plain_loop():
+        slow = made(x, start(made, torch.float32)[None])[0]
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    for backend in made.backends():
+        assert backend.name().strip()
+        assert "float64" in backend.refusal([x.double()])

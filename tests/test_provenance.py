@@ -1,0 +1,88 @@
+"""What code a number depends on, and which commit that was."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from rnnbench_nb import provenance
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.provenance import PACKAGE, commit, environment, fingerprint
+
+TASK = "image_sequence"
+
+
+@pytest.fixture
+def copied(monkeypatch, tmp_path):
+    """A copy of the package, to be changed."""
+    shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "package")
+
+    def changed(file, old, new):
+        path = tmp_path / "package" / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        fingerprint.cache_clear()
+        return {name: fingerprint(name, TASK) for name in ("lstm", "gru", "agru")}
+
+    fingerprint.cache_clear()
+    yield changed
+    fingerprint.cache_clear()
+
+
+def test_comments_docstrings_and_formatting_change_nothing(copied):
+    before = copied("cells/gru.py", "n = torch.tanh(", "n = torch.tanh(")
+    assert (
+        copied("cells/gru.py", "n = torch.tanh(", "# a comment\n        n  =  torch.tanh(")
+        == before
+    )
+    assert copied("training.py", '"""The one training loop', '"""Another word') == before
+    assert copied("cells/kernels/agru.cpp", "\n", "\n// a comment\n") == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "concerned"),
+    [
+        ("cells/gru.py", "r * h_n", "h_n", {"gru"}),
+        ("cells/agru.py", "h + epsilon * (z", "h - epsilon * (z", {"agru"}),
+        ("cells/kernels/agru.cpp", "+=", "-=", {"agru"}),
+        ("training.py", "MOMENTUM = 0.9", "MOMENTUM = 0.8", {"lstm", "gru", "agru"}),
+        ("tasks/images.py", "FRACTION = 0.15", "FRACTION = 0.2", {"lstm", "gru", "agru"}),
+        ("site.py", "import", "import os, ", set()),
+    ],
+)
+def test_what_a_number_depends_on_changes_it_for_those_concerned(copied, file, old, new, concerned):
+    before = copied(file, old, old)
+    after = copied(file, old, new)
+    assert {name for name in before if before[name] != after[name]} == concerned
+
+
+def test_every_cell_has_a_fingerprint_of_its_own():
+    assert len({fingerprint(name, TASK) for name in CELLS}) == len(CELLS)
+
+
+def test_a_machine_without_git_has_an_unknown_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] == "unknown"
+
+
+def git(folder, *arguments):
+    subprocess.run(
+        ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_the_commit_is_the_projects_own_not_one_around_it(monkeypatch, tmp_path):
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "around")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path / "inside")
+    assert commit() == "unknown"
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    ours = commit()
+    assert len(ours) == 40
+    monkeypatch.setenv("GIT_DIR", os.devnull)
+    assert commit() == ours
