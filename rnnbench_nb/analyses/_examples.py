@@ -93,12 +93,15 @@ def calibration(found: Analysis, report: Report, groups: list[list[str]]) -> Non
         each = list(starmap(statistics.expected_calibration_error, zip(logits, truth, strict=True)))
         rows += [(*run.key, ece) for run, ece in zip(runs, each, strict=True)]
         gap = np.average(table["confidence"] - table["accuracy"], weights=table["count"])
-        mean, sd = np.mean(each), np.std(each, ddof=1) if len(each) > 1 else np.nan
-        spread = f" (sd {100 * sd:.2f})" if len(each) > 1 else ""
+        mean = np.mean(each)
+        numbers, spread = {"ece": mean, "gap": gap}, ""
+        if len(each) > 1:
+            numbers["sd"] = np.std(each, ddof=1)
+            spread = f" (sd {100 * numbers['sd']:.2f})"
         found.say(
             f"- {report.labels[name]}: ECE {100 * mean:.2f}{spread}; mean confidence "
             f"{100 * abs(gap):.2f} points {'above' if gap > 0 else 'below'} accuracy.",
-            "calibration", ece=mean, sd=sd, gap=gap,
+            "calibration", **numbers,
         )  # fmt: skip
     columns = ["variant", "low", "high", "count", "confidence", "accuracy"]
     found.frames["reliability"] = (
