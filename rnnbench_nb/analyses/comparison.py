@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.report import COMPLETED, Report
 from rnnbench_nb.report import summary as summary_of
 from rnnbench_nb.tasks import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEVELS = (0.9, 0.95, 0.97, 0.98, 0.985)
 PAIRS = 4  # variants: more are compared with the first one alone
@@ -285,3 +289,18 @@ def published_table(published: pd.DataFrame, report: Report) -> pd.DataFrame:
         "p": published["p"].map("{:.2g}".format),
         "set differently here": published["settings"],
     })  # fmt: skip
+
+
+def pictures(alone: pd.DataFrame, report: Report) -> tuple["Figure", str]:
+    """The examples of `alone` of one test set, as their task shows them, and a text that says them.
+
+    Above each stand the variant that gets it, the true class and the others' error.
+    """
+    names = next(names for names in test_sets(report) if alone["variant"].iloc[0] in names)
+    shown = alone[alone["variant"].isin(names)]
+    run = report.of(names[0])[0]
+    texts = [f"{report.labels[row['variant']]}: {row['label']}\nnot {row['mistaken']}"
+             for row in shown.to_dict("records")]  # fmt: skip
+    examples = run.task.load(run.key[1]).test.inputs[shown["example"].to_numpy()]
+    alt = "Test examples that only one variant gets: " + "; ".join(texts).replace("\n", " ")
+    return run.task.mistakes(examples, texts), alt
