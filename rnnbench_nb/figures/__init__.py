@@ -26,6 +26,4 @@ from rnnbench_nb.figures.results import (
     test_errors,
     training_curves,
 )
-from rnnbench_nb.figures.style import save, show
-
-__all__ = [name for name in dir() if name[0] != "_"]
+from rnnbench_nb.figures.style import save, say, show
