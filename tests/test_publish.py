@@ -85,6 +85,10 @@ def test_what_is_not_finished_or_published_already_is_refused(made, tmp_path):
     with pytest.raises(UserError, match="is not finished, or published already"):
         publish(published, tmp_path / "again")
     shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy/notebooks/03_compare.ipynb.failed").touch()
+    with pytest.raises(UserError, match="is not finished, or published already"):
+        publish(tmp_path / "copy", tmp_path / "again")
+    (tmp_path / "copy/notebooks/03_compare.ipynb.failed").unlink()
     (tmp_path / "copy/runs/gru-seed43/run.json").unlink()
     with pytest.raises(UserError, match="is not finished, or published already"):
         publish(tmp_path / "copy", tmp_path / "again")
