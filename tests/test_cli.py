@@ -76,6 +76,7 @@ def test_list_shows_each_report_with_its_best_variant(tmp_path, monkeypatch):
     assert "protocol.yaml: models: 'nothing' is unknown" in result.stdout
     # 60 is the mean of 50 and 70, whose sd is 20 / sqrt(2)
     assert cells[2] == ["mine", "3/4", "GRU: accuracy 60.00 ± 14.14%", "reports/mine"]
+    assert "Cells: agru, gru, lstm." in result.stdout and "Tasks: image_sequence." in result.stdout
     assert cells[3] == ["vogt", "1/1", "GRU: accuracy 97.94%", "reports/published/vogt"]
 
 

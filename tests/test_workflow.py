@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
         (["--seed", "1", "--seed", "2"], "'seed' is given twice among the options"),
         (["--seed", "1", "--set", "seed=2"], "'seed' is given twice among the options"),
         (["--runs", "0"], "the options: runs: input should be greater than or equal to 1"),
-        (["--models", "lstm,gur"], "models: 'gur' is unknown; it must be one of lstm, gru, agru"),
+        (["--models", "lstm,gur"], "models: 'gur' is unknown; it must be one of agru, gru, lstm"),
         (["--set", "dataset=minst"], "dataset: input should be 'mnist', 'fashion_mnist' or"),
         (["--set", "reading=column"], "reading: input should be 'row' or 'pixel', but 'column'"),
         (["--models", "lstm", "--set", "gamma=0.5"], "gamma is an option of agru, and nothing"),

@@ -174,7 +174,7 @@ def _stability_findings(analysis: Analysis, report: Report) -> None:
             f"{before['epsilon']:.2f} to {after['epsilon']:.2f}, while the largest stable step "
             f"would be {after['epsilon_max']:.4f}. The matrix is "
             + (f"not $S - \\gamma I$, by {100 * defect:.0f}% of its norm." if defect > 1e-3
-               else f"$S - \\gamma I$ to {defect:.0e} of its norm."),
+               else f"$S - \\gamma I$ (defect {defect:.0g})."),
             defect=float(defect), defect_percent=100 * float(defect),
             share_outside_initial_percent=100 * float(before["share_outside"]),
             share_outside_best_percent=100 * float(after["share_outside"]), **numbers,

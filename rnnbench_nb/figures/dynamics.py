@@ -116,7 +116,7 @@ def frequency_density(frequencies: pd.DataFrame, report: "Report") -> Figure:
         report: Where labels and looks are.
     """
     figure = _by_moment(
-        frequencies, "frequency", "density", "Frequency: imaginary part of the eigenvalues", "Density",
+        frequencies, "frequency", "density", "Imaginary part of the eigenvalues of S", "Density",
         report, drawstyle="steps-mid",
     )  # fmt: skip
     _, first = next(iter(frequencies.groupby(["variant", "moment"], sort=False)))
@@ -166,9 +166,9 @@ def growth_terms(terms: pd.DataFrame, report: "Report") -> Figure:
         "numerical_abscissa": ("Numerical abscissa (growth at once of the flow)", 0),
     }
     few, title = _few(terms)
-    several = few["variant"].nunique() > 1
     few = labelled(few, report)
-    few = few.assign(row=few["term"].where(not several, few["label"] + ", " + few["term"]))
+    several = few["variant"].nunique() > 1
+    few = few.assign(row=few["label"] + ", " + few["term"] if several else few["term"])
     height = 1.4 + 0.5 * few["row"].nunique()
     figure, axes = plt.subplots(1, 2, figsize=(9.5, height), sharey=True)
     for ax, (measure, (name, neutral)) in zip(axes, names.items(), strict=True):
