@@ -1,6 +1,8 @@
 """The command line: thin; it validates, calls what does the work, and says how it ended."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
@@ -234,6 +236,19 @@ def verify(report):
     table = results.formatted(results.summary(rows), found.task)
     click.echo(table.to_string(index=False))
     click.echo(f"{report / 'results.csv'} agrees with the predictions of {len(rows)} runs.")
+
+
+@main.command("test-cell")
+@click.argument("name")
+def test_cell(name):
+    """Hold the cell NAME to the contract of every cell."""
+    from rnnbench_nb.cells import CELLS
+    from rnnbench_nb.errors import lookup
+
+    lookup(CELLS, "NAME", name)
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/test_battery.py"]
+    environment = {**os.environ, "RNNBENCH_CELL": name, "PYTEST_ADDOPTS": ""}
+    sys.exit(subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode)
 
 
 @main.command()

@@ -256,18 +256,15 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
     """The protocol that the values describe; keys in `lenient` may be read by nobody."""
     sweep = validate(_Sweep, {k: v for k, v in values.items() if k in _Sweep.model_fields}, where)
     rest = {key: value for key, value in values.items() if key not in _Sweep.model_fields}
-    own = [variant.get("model", rest.get("model")) for variant in sweep.variants.values()]
-    models = sweep.models or list(dict.fromkeys(filter(None, own or [rest.get("model")])))
+    layers = [rest, *sweep.variants.values()]
+    tasks = [layer["task"] for layer in layers if "task" in layer] or [DEFAULT]
+    own = [layer["model"] for layer in layers if layer.get("model") is not None]
+    taking_part = [lookup(TASKS, f"{where}: task", name) for name in tasks]
+    taking_part += [lookup(CELLS, f"{where}: model", name) for name in own]
+    taking_part += [lookup(CELLS, f"{where}: models", name) for name in sweep.models]
+    models = sweep.models or list(dict.fromkeys(own))
     if not models:
         raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
-    for model in models:
-        lookup(CELLS, f"{where}: models", model)
-    tasks = {
-        rest.get("task", DEFAULT),
-        *(v["task"] for v in sweep.variants.values() if "task" in v),
-    }
-    taking_part = [lookup(CELLS, f"{where}: model", name) for name in {*models, *filter(None, own)}]
-    taking_part += [lookup(TASKS, f"{where}: task", name) for name in tasks]
     options = {key for entry in taking_part for key in entry.Options.model_fields}
     rest = {k: v for k, v in rest.items()
             if k in options or k in RunParameters.model_fields or k not in lenient}  # fmt: skip
@@ -276,7 +273,7 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
     checked = validate(RunParameters, {"model": models[0], **common}, where).model_dump()
     if checked["seed"] + sweep.runs > SEEDS:
         raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
-    if "model" not in common:
+    if "model" not in common and len(models) > 1:  # each variant has to say which
         del checked["model"]
     protocol = Protocol(models, sweep.runs, {**checked, **rest}, sweep.variants, sweep.note)
     try:

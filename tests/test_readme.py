@@ -21,8 +21,8 @@ def test_the_tables_are_those_of_the_published_runs(report):
     results = read_csv(published / "results.csv")
     results = results.assign(variant=results["variant"].map(figures.label))
     table = formatted(summary(results))
-    columns = ["variant", "seeds", "accuracy %", "parameters", "free", "epochs"]
-    assert table_of(*(table[name] for name in columns)) in README
+    columns = ["variant", "seeds", "accuracy %", "parameters", "free parameters", "epochs"]
+    assert f"| {' | '.join(columns)} |" + table_of(*(table[name] for name in columns)) in README
     right = {}
     for folder in (published / "runs").iterdir():
         run = load_run(folder)

@@ -124,11 +124,11 @@ def weighted(report: Report) -> list[Run]:
 
 def examples(run: Run, count: int) -> tuple["Tensor", "Tensor"]:
     """The first test examples of a run's task: sequences (count, T, D), and their targets."""
-    return _examples(type(run.task), run.task.options, count)
+    return _first_examples(type(run.task), run.task.options, count)
 
 
 @cache
-def _examples(kind: type[Task], options: Any, count: int) -> tuple["Tensor", "Tensor"]:
+def _first_examples(kind: type[Task], options: Any, count: int) -> tuple["Tensor", "Tensor"]:
     task = kind(options)
     part = task.load(0).test  # the same for every seed
     return task.inputs(part.inputs[:count]), part.targets[:count].clone()

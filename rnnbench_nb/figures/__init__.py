@@ -29,5 +29,3 @@ from rnnbench_nb.figures.results import (
     training_curves,
 )
 from rnnbench_nb.figures.style import save, say, show
-
-__all__ = [name for name in dir() if name[0] != "_"]
