@@ -117,7 +117,7 @@ def test_jacobian_is_that_of_automatic_differentiation(kind):
         assert_close(dynamics.jacobian(step), expected, 1e-10)
 
 
-@pytest.mark.parametrize("kind", [LSTM, AGRU])
+@pytest.mark.parametrize("kind", [LSTM, GRU, AGRU])
 def test_a_jacobian_by_hand_is_the_automatic_one(kind):
     cell = make_cell(kind).requires_grad_(False)
     u, state, prepared = cell.drive(draw(B, D)), draw(B, kind.states * H, seed=9), cell.prepare()

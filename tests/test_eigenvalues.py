@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_dynamics import TWO, B, D, draw, make_cell
+from test_dynamics import B, D, draw, make_cell
 from test_gradients import folder  # noqa: F401 (a fixture)
 
 from rnnbench_nb import analyses, dynamics
@@ -128,6 +128,7 @@ def test_a_report_without_such_a_matrix_says_so(folder):  # noqa: F811
         eigenvalues.analyse(report)
 
 
-def test_a_map_needs_both_options():
-    assert make_cell(TWO).recurrent_matrix() is None
-    assert not {"gamma", "epsilon"} & set(TWO.Options.model_fields)
+def test_a_map_is_for_cells_with_both_options(folder):  # noqa: F811
+    analysis = analyses.Analysis()
+    eigenvalues._map(analysis, Report(folder).of("lstm"))
+    assert analysis.frames == {} and analysis.findings == []
