@@ -130,7 +130,7 @@ def _compare(
     for text in filter(None, limits):
         found.say(text, "verdicts", significance=1 - LEVEL)
     for row in table.to_dict("records"):
-        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs")
+        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs", smallest=1e-4)
 
 
 def _best(found: Analysis, report: Report, names: list[str]) -> None:
