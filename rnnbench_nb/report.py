@@ -404,7 +404,7 @@ def formatted(table: pd.DataFrame, task: Task) -> pd.DataFrame:
             "seeds": table["seeds"],
             **{f"{name.replace('f1', 'F1')}{unit}": both(name) for name in task.metric_names},
             "parameters": table["parameters"].map("{:,.0f}".format),
-            "free": table["free_parameters"].map("{:,.0f}".format),
+            "free parameters": table["free_parameters"].map("{:,.0f}".format),
             "epochs": table["epochs"].map("{:.1f}".format),
             "best epoch": table["best_epoch"].map("{:.1f}".format),
         }

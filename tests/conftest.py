@@ -1,5 +1,6 @@
 """What several test files share: tiny protocols on digits, and one finished tiny report."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from rnnbench_nb.cli import main
 from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters
 
 RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
@@ -23,6 +26,17 @@ def rnnbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         env={**os.environ, **environment},
         cwd=PROJECT,
     )
+
+
+def rnnbench_here(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The same in this process, where all is imported; what Snakemake prints is not captured."""
+    result = CliRunner().invoke(main, [*map(str, arguments)], env=environment)
+    code, output, errors = result.exit_code, result.stdout, result.stderr
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    del result  # with it goes the lock on the output folder, which ends with the process elsewhere
+    gc.collect()
+    return subprocess.CompletedProcess(arguments, code, output, errors)
 
 
 def one_sentence(result):

@@ -13,15 +13,16 @@ import psutil
 import pytest
 from conftest import RNNBENCH, one_sentence, rnnbench, write_tiny
 
-from rnnbench_nb.cli import MARK
-from rnnbench_nb.config import PROJECT
-from rnnbench_nb.results import collect, read_csv
+from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.launch import OUTPUT
+from rnnbench_nb.report import Report, read_csv
 
 RUN = "runs/gru-seed42"
 AFTER = {  # what a phase makes, and all that follows from it
     "pages": ["index.html", "pages", "logs/render.txt"],
     "comparison": ["results.csv", "history.csv", "results_summary.md", "figures",
-                   "notebooks/03_compare.ipynb", "logs/collect.txt"],
+                   "notebooks/03_compare.ipynb", "notebooks/07_gradients.ipynb", "analyses",
+                   "logs/collect.txt"],
     "training": ["runs", f"logs/{RUN[5:]}.txt"],
     "data": ["notebooks/01_data.ipynb", "logs/01_data.txt"],
 }  # fmt: skip
@@ -48,7 +49,7 @@ VICTIMS = {  # a word of its command line
 def unbroken(tmp_path_factory):
     """A parameter file whose training takes some seconds, and its report."""
     folder = tmp_path_factory.mktemp("unbroken")
-    settings = {"models": "[gru]", "num_layers": 2, "epochs": 80, "patience": 80}
+    settings = {"models": "[gru]", "hidden_size": 16, "epochs": 80, "patience": 80}
     parameters = write_tiny(folder / "p.yaml", **settings)
     whole = rnnbench("run", parameters, "--output-dir", folder / "out")
     assert whole.returncode == 0, whole.stderr
@@ -68,7 +69,7 @@ def working_on(out: Path) -> list[psutil.Process]:
 
     def mark(process):
         try:
-            return process.environ().get(MARK)
+            return process.environ().get(OUTPUT)
         except psutil.Error:
             return None
 
@@ -188,9 +189,8 @@ def test_a_disk_that_fills_during_a_checkpoint_keeps_the_one_before(unbroken, tm
     code = """
 import sys
 from pathlib import Path
-from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import load_run
+from rnnbench_nb.report import load_run
 from rnnbench_nb.training import train_run
 
 disk, parameters = Path(sys.argv[1]), load_run(sys.argv[2]).parameters
@@ -241,9 +241,10 @@ def test_a_read_only_folder_is_named(unbroken):
 def test_a_truncated_file_of_a_finished_run_is_named(unbroken, tmp_path, name):
     _, whole = unbroken
     shutil.copytree(whole / RUN, tmp_path / RUN)
+    shutil.copy(whole / "protocol.yaml", tmp_path)
     path = tmp_path / RUN / name
     path.write_bytes(path.read_bytes()[:100])
-    _, _, (lost,) = collect([tmp_path / RUN])
+    (lost,) = Report(tmp_path).lost
     remedy = f"delete {tmp_path / RUN} and run it again."
     assert lost["reason"] == f"{path} is missing or damaged; {remedy}"
 

@@ -21,8 +21,8 @@ def test_the_tables_are_those_of_the_published_runs(report):
     results = read_csv(published.folder / "results.csv")
     labelled = results.assign(variant=results["variant"].map(published.labels))
     table = formatted(summary(labelled), published.task)
-    columns = ["variant", "seeds", "accuracy %", "parameters", "free", "epochs"]
-    assert table_of(*(table[name] for name in columns)) in README
+    columns = ["variant", "seeds", "accuracy %", "parameters", "free parameters", "epochs"]
+    assert f"| {' | '.join(columns)} |" + table_of(*(table[name] for name in columns)) in README
     right = {run.key: run.scores for run in published.runs}
     pairs = statistics.compare(results, margin=0.002, examples=right)
     points = {name: (100 * pairs[name]).map("{:+.2f}".format)
