@@ -53,7 +53,8 @@ def test_curves_show_each_model_in_its_colour_with_units():
         drawn = [matplotlib.colors.to_hex(line.get_color()).upper() for line in ax.lines[:3]]
         assert drawn == [CELLS[name].colour for name in THREE.variants]
         np.testing.assert_allclose(ax.lines[0].get_ydata(), 100 - np.array([10, 5, 10 / 3]))
-    assert "nats" in figures.training_curves(history(), THREE).axes[0].get_ylabel()
+    label = figures.training_curves(history(), THREE).axes[0].get_ylabel()
+    assert label == "Cross entropy (nats, log scale)"
 
 
 def test_the_comparison_shows_every_seed_and_the_interval():

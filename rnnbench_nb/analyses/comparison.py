@@ -130,7 +130,7 @@ def _compare(
     for text in filter(None, limits):
         found.say(text, "verdicts", significance=1 - LEVEL)
     for row in table.to_dict("records"):
-        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs")
+        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs", smallest=1e-4)
 
 
 def _best(found: Analysis, report: Report, names: list[str]) -> None:
@@ -301,6 +301,6 @@ def pictures(alone: pd.DataFrame, report: Report) -> tuple["Figure", str]:
     run = report.of(names[0])[0]
     texts = [f"{report.labels[row['variant']]}: {row['label']}\nnot {row['mistaken']}"
              for row in shown.to_dict("records")]  # fmt: skip
-    examples = run.task.load(run.key[1]).test.inputs[shown["example"].to_numpy()]
+    examples = run.task.load(run.key[1]).test.inputs[shown["example"].tolist()]
     alt = "Test examples that only one variant gets: " + "; ".join(texts).replace("\n", " ")
     return run.task.mistakes(examples, texts), alt

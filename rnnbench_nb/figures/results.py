@@ -58,7 +58,8 @@ def _curves(history: pd.DataFrame, report: "Report", y: pd.Series, ylabel: str, 
 
 def training_curves(history: pd.DataFrame, report: "Report") -> Figure:
     """Loss against epoch: mean over seeds, band from the lowest to the highest."""
-    label = f"{report.task.loss_label} (log scale)"
+    label = report.task.loss_label
+    label = f"{label[:-1]}, log scale)" if label.endswith(")") else f"{label} (log scale)"
     return _curves(history, report, history["loss"], label, log=True)
 
 
