@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from select import select
 
@@ -66,7 +67,7 @@ def serve(path: str) -> None:
     import rnnbench_nb.site
     import rnnbench_nb.training  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked ones
+    signal.signal(signal.SIGCHLD, lambda *_: bury())
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}.new")
         server.listen()
@@ -76,6 +77,13 @@ def serve(path: str) -> None:
             if os.fork() == 0:
                 answer(connection)
             connection.close()
+
+
+def bury() -> None:
+    """Wait for the forked ones that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def answer(connection: socket.socket) -> None:
