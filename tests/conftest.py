@@ -27,7 +27,7 @@ from click.testing import CliRunner  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 from rnnbench_nb.cli import main  # noqa: E402
-from rnnbench_nb.config import PROJECT, RunParameters  # noqa: E402
+from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters  # noqa: E402
 
 RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
 TINY = {"dataset": "digits", "hidden_size": 8, "epochs": 2, "learning_rate": 0.01}

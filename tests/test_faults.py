@@ -52,7 +52,7 @@ def unbroken(tmp_path_factory, quick_rnnbench):
     """A parameter file whose training writes many checkpoints, and its report."""
 
     def make(folder: Path) -> None:
-        settings = {"models": "[gru]", "num_layers": 2, "epochs": 80, "patience": 80}
+        settings = {"models": "[gru]", "hidden_size": 16, "epochs": 80, "patience": 80}
         settings["batch_size"] = 611  # two steps an epoch: it is checkpoints that are wanted
         parameters = write_tiny(folder / "p.yaml", **settings)
         whole = quick_rnnbench("run", parameters, "--output-dir", folder / "out")

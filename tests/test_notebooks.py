@@ -10,7 +10,9 @@ from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rnnbench_nb.config import PROJECT, Protocol, load_protocol
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
+from rnnbench_nb.tasks import TASKS
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 together = pytest.mark.xdist_group("notebooks")  # on one worker, for they share a kernel
@@ -44,10 +46,14 @@ def test_every_parameter_has_a_type_and_help(path):
 
 def test_the_training_notebook_declares_every_key_with_the_quick_values():
     declared = parameters_of(PROJECT / "notebooks/02_train.ipynb")
-    assert set(declared) == {*Protocol.model_fields, "output_dir"}
-    quick = load_protocol(PROJECT / "params/quick.yaml").model_dump()
-    for name, value in quick.items():
-        assert yaml.safe_load(str(_literal(declared[name]["default"]))) == _yaml(value), name
+    options = {key for table in (CELLS, TASKS) for entry in table.values()
+               for key in entry.Options.model_fields}  # fmt: skip
+    sweep = {"base", "models", "runs", "variants", "note", "output_dir"}
+    assert set(declared) == {*RunParameters.model_fields, *options, *sweep}
+    quick = load_protocol(PROJECT / "params/quick.yaml").values
+    for name in set(RunParameters.model_fields) - {"model", "variant"}:
+        assert yaml.safe_load(str(_literal(declared[name]["default"]))) == _yaml(quick[name]), name
+    assert all(declared[name]["default"] == "None" for name in options)
 
 
 def _literal(text):
@@ -65,23 +71,15 @@ def test_every_parameter_file_passes_papermill_without_a_warning():
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
-# What the kernel is told first: the demonstration that stands in for a missing report is small,
-# and as the temporary folder that it asks for is always the same, it is trained only once.
+# What the kernel is told first: there is no report, the demonstration that stands in for it is
+# small, and as it always goes to the same folder, it is trained only once.
 ONE_DEMONSTRATION = """
-import tempfile
+from pathlib import Path
+from rnnbench_nb import analyses, demonstration
 
-from rnnbench_nb import config
-
-
-def load_protocol(path, overrides=None, load=config.load_protocol):
-    return load(path, overrides and {{**overrides, "hidden_size": 8, "epochs": 2}})
-
-
-def mkdtemp(*arguments, make=tempfile.mkdtemp, folder=tempfile.mkdtemp(dir={place!r}), **names):
-    return make(*arguments, **names) if arguments or names else folder
-
-
-config.load_protocol, tempfile.mkdtemp = load_protocol, mkdtemp
+analyses.PROJECT = Path({place!r})
+demonstration.SETTINGS |= {{"hidden_size": 8, "epochs": 2}}
+demonstration.mkdtemp = lambda: {place!r} + "/demonstration"
 """
 
 
@@ -113,8 +111,9 @@ def execute(tmp_path_factory):
 
 
 def text_of(notebook):
+    found = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     return "".join(
-        out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])
+        out.get("text", "") + out.get("data", {}).get("text/markdown", "") for out in found
     )
 
 
@@ -127,9 +126,17 @@ def test_training_by_hand_refuses_an_unknown_key(execute):
 
 @together
 @pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
-def test_a_notebook_that_reads_runs_works_from_a_fresh_clone(name, execute, tmp_path):
-    executed = execute(name, output_dir=str(tmp_path / "none"))
-    assert "a demonstration on digits stands in" in text_of(executed)
+def test_a_notebook_that_reads_runs_works_from_a_fresh_clone_and_says_so_at_the_top(name, execute):
+    executed = execute(name)
+    outputs = [cell for cell in executed.cells if cell.get("outputs")]
+    assert "**This is a demonstration:**" in text_of(nbformat.v4.new_notebook(cells=outputs[:1]))
+
+
+@together
+@pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
+def test_a_wrong_folder_is_an_error_and_no_demonstration(name, execute, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="holds no report"):
+        execute(name, output_dir=str(tmp_path / "none"))
 
 
 @together

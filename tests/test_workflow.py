@@ -14,10 +14,10 @@ import pytest
 import yaml
 from conftest import one_sentence, rnnbench, rnnbench_here, write_tiny
 
-from rnnbench_nb import cli
-from rnnbench_nb.config import PROJECT, RunParameters
+from rnnbench_nb import launch
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import load_run, read_csv, write_csv
+from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters
+from rnnbench_nb.report import load_run, read_csv, write_csv
 from rnnbench_nb.training import train_run
 
 # Tests with the stand-ins share one server: they stay together on one worker.
@@ -58,7 +58,7 @@ def test_more_seeds_rerun_nothing_and_other_parameters_are_refused(
     shutil.copytree(report, out)
     parameters = report.parent / "tiny.yaml"
     refused = quick_rnnbench("run", parameters, "--output-dir", out, "--set", "gamma=0.5")
-    assert "it holds runs of lstm with other parameters (gamma: 0.01 there" in one_sentence(refused)
+    assert "it holds runs of agru with other parameters (gamma: 0.01 there" in one_sentence(refused)
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
     asked = ["--runs", "2", "--models", "agru"]
     more = quick_rnnbench("run", parameters, "--output-dir", out, *asked)
@@ -74,7 +74,7 @@ def test_leaving_a_model_out_changes_nothing_for_the_others(report, tmp_path):
     assert rnnbench_here(*arguments, "--dry-run").returncode == 0
     parameters = tmp_path / "variants/agru.yaml"  # all that a training is given
     assert [path.name for path in parameters.parent.iterdir()] == ["agru.yaml"]
-    parameters = RunParameters(**yaml.safe_load(parameters.read_text()))
+    parameters = run_parameters(yaml.safe_load(parameters.read_text()), "variants/agru.yaml")
     run = train_run(parameters, tmp_path / "run", report=lambda line: None)
     weights = "best.safetensors"
     theirs = report / "runs/agru-seed42" / weights
@@ -192,8 +192,7 @@ def test_a_truncated_data_file_is_named(tmp_path):
 def test_check_prints_what_it_read():
     result = rnnbench("check", "params/row_mnist.yaml")  # in a process, as a user does
     assert result.returncode == 0
-    assert "learning_rate: 0.001\n" in result.stdout
-    assert "'gamma' is unknown" not in result.stdout
+    assert yaml.safe_load(result.stdout) == load_protocol(PROJECT / "params/row_mnist.yaml").dump()
     assert "nowhere.yaml" in one_sentence(rnnbench_here("check", "nowhere.yaml"))
 
 
@@ -216,20 +215,19 @@ def test_verifying_recomputes_the_table_from_the_predictions(report, tmp_path):
 def test_publishing_copies_the_light_part(report, tmp_path):
     published = tmp_path / "published"
     (published / "runs/lstm-seed7").mkdir(parents=True)  # of an earlier publication
-    try:
-        result = rnnbench_here("publish", report)
-        assert result.returncode == 0, result.stderr
-        assert (published / "index.html").exists()
-        assert not (published / "runs/lstm-seed7").exists()
-        assert (published / "pages/02_train-agru-seed42.html").exists()
-        assert (published / "runs/agru-seed42/predicted.safetensors").exists()
-        endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
-        assert endings == {".html", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".safetensors"}
-        assert not list(published.glob("**/best.safetensors"))
-        assert "is not finished" in one_sentence(rnnbench_here("publish", published))
-        assert (published / "index.html").exists()
-    finally:
-        shutil.rmtree(published, ignore_errors=True)
+    (published / "protocol.yaml").touch()
+    result = rnnbench_here("publish", report, "--to", published)
+    assert result.returncode == 0, result.stderr
+    assert (published / "index.html").exists()
+    assert not (published / "runs/lstm-seed7").exists()
+    assert (published / "pages/02_train-agru-seed42.html").exists()
+    assert (published / "runs/agru-seed42/predicted.safetensors").exists()
+    assert (published / "analyses/eigenvalues/findings.json").exists()
+    endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
+    assert endings == {".html", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".safetensors"}
+    assert not list(published.glob("**/best.safetensors"))
+    assert "published already" in one_sentence(rnnbench_here("publish", published))
+    assert (published / "index.html").exists()
 
 
 def stand_in(folder, name, script):
@@ -252,7 +250,7 @@ def test_the_slurm_jobs_of_a_killed_command_are_ended_and_no_others(tmp_path, mo
 
 
 def test_a_profile_whose_executor_is_not_installed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda module: None)
+    monkeypatch.setattr(launch, "find_spec", lambda module: None)
     arguments = ["run", write_tiny(tmp_path / "p.yaml"), "--output-dir", tmp_path / "out"]
     result = rnnbench_here(*arguments, "--profile", "slurm")
     assert result.stderr == (
@@ -264,7 +262,7 @@ def test_a_profile_whose_executor_is_not_installed_is_refused(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_trainings_on_a_gpu_take_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_has_gpu", lambda: True)
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
     parameters = write_tiny(tmp_path / "p.yaml", models="[gru]", runs=3, epochs=30)
     result = rnnbench_here("run", parameters, "--output-dir", tmp_path / "out")
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ The `papermill` trains as 02_train.ipynb does and copies any other notebook; REA
 pattern of outputs that the real one makes all the same. A server imports once what the programs
 need and forks for each call, because importing is most of what a call costs; WARM_SERVER is its
 socket, and without it each call imports for itself. A forked process keeps the environment of the
-server in /proc: what looks for processes there (MARK) needs calls without a server.
+server in /proc: what looks for processes there (OUTPUT) needs calls without a server.
 """
 
 import json
@@ -25,7 +25,7 @@ from select import select
 def papermill(arguments: list[str]) -> None:
     import yaml
 
-    from rnnbench_nb.config import from_notebook, project_path
+    from rnnbench_nb.experiment import from_notebook, project_path
     from rnnbench_nb.training import train_run
 
     source, target, *options = arguments
