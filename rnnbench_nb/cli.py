@@ -116,8 +116,10 @@ def data(params):
 
 @main.command("list")
 def list_reports():
-    """List the reports in reports/ and reports/published/."""
+    """List the reports in reports/ and reports/published/, the cells and the tasks."""
+    from rnnbench_nb.cells import CELLS
     from rnnbench_nb.report import Report
+    from rnnbench_nb.tasks import TASKS
 
     rows = [("REPORT", "RUNS", "BEST", "FOLDER")]
     for pattern in ("reports/*/protocol.yaml", "reports/published/*/protocol.yaml"):
@@ -130,6 +132,7 @@ def list_reports():
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    click.echo(f"\nCells: {', '.join(CELLS)}.\nTasks: {', '.join(TASKS)}.")
 
 
 def _finished(report) -> tuple[str, str]:

@@ -30,7 +30,8 @@ def publish(report: Path, folder: Path) -> Path:
     """
     found = Report(report)
     whole = found.runs and all(run.has("best") for run in found.runs)
-    if found.lost or not whole or not (report / "index.html").exists():
+    stopped = any(report.glob("**/*.failed"))
+    if found.lost or stopped or not whole or not (report / "index.html").exists():
         raise UserError(
             f"{report}: the report is not finished, or published already; run it again before "
             "publishing."

@@ -218,7 +218,9 @@ def summarise(report: Report) -> dict[str, Any]:
             for folder, record in zip(report.run_folders, report.records, strict=True)]  # fmt: skip
     done = [run for run in runs if run["status"] == COMPLETED]
     rows = [result_row(run, task.metric_names) for run in done]
-    table = pd.DataFrame([{**row, "variant": report.labels[row["variant"]]} for row in rows])
+    table = pd.DataFrame(
+        [{**row, "variant": report.labels.get(row["variant"], row["variant"])} for row in rows]
+    )
     times = [run[key] for run in done for key in ("started", "finished") if key in run]
     whens = sorted(datetime.fromisoformat(time).astimezone(UTC) for time in times)
     data = next((run["data"] for run in done if "data" in run), {})

@@ -52,6 +52,7 @@ class Task:
         name: In parameter files.
         label: In text.
         read: "last" for an answer after the last step, "every" for one after each.
+        loss_label: The loss and its unit, on the axis of a figure.
         score: What a test example is judged by.
         metric_names: The columns of results.csv that judge a run, the mean score first.
         tiny: Options that make it small enough for a test.
@@ -64,6 +65,7 @@ class Task:
     name: ClassVar[str]
     label: ClassVar[str]
     read: ClassVar[str] = "last"
+    loss_label: ClassVar[str] = "Loss"
     score: ClassVar[Score] = Score()
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
     tiny: ClassVar[dict[str, Any]] = {}

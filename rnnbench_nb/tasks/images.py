@@ -105,6 +105,7 @@ class ImageSequence(Task):
     """Which class is the image that was read, after its last step?"""
 
     name, label = "image_sequence", "image classification"
+    loss_label = "Cross entropy (nats)"
     metric_names = ("accuracy", "precision", "recall", "f1")
     metrics_note = "Precision, recall and F1 are means over the classes."
     data_page = "01_data"
