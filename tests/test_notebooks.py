@@ -48,7 +48,7 @@ def test_the_training_notebook_declares_every_key_with_the_quick_values():
     declared = parameters_of(PROJECT / "notebooks/02_train.ipynb")
     options = {key for table in (CELLS, TASKS) for entry in table.values()
                for key in entry.Options.model_fields}  # fmt: skip
-    sweep = {"base", "models", "runs", "variants", "note", "output_dir"}
+    sweep = {"base", "models", "runs", "variants", "quick", "note", "output_dir"}
     assert set(declared) == {*RunParameters.model_fields, *options, *sweep}
     quick = load_protocol(PROJECT / "params/quick.yaml").values
     for name in set(RunParameters.model_fields) - {"model", "variant"}:
