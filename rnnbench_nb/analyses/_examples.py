@@ -55,9 +55,11 @@ def class_errors(found: Analysis, report: Report, groups: list[list[str]]) -> No
     rows = []
     for run in report.runs:
         names = classes(run)
+        if not names:
+            continue
         wrong = pd.Series(1 - run.scores).groupby(run.predictions["label"]).mean()
         key = dict(zip(("variant", "seed"), run.key, strict=True))
-        rows += [{**key, "class": names[k], "error": e} for k, e in wrong.items() if names]
+        rows += [{**key, "class": names[k], "error": e} for k, e in wrong.items()]
     errors = pd.DataFrame(rows, columns=["variant", "seed", "class", "error"])
     found.frames["class_errors"] = errors
     for variants in groups:
