@@ -1,6 +1,7 @@
 """The analyses behind 02_train, 03_compare and 06_ablation: values by hand, and on their pages."""
 
 import gc
+import json
 
 import nbformat
 import numpy as np
@@ -61,6 +62,15 @@ def numbers(analysis, topic):
 
 def rows(frame, *columns):
     return list(frame[list(columns)].itertuples(index=False, name=None))
+
+
+def test_the_same_labels_after_more_steps_are_other_examples(tmp_path):
+    made = write_made_report(tmp_path, VARIANTS, ANSWERS, CURVES)
+    path = made.folder / "runs/lstm-seed1/run.json"
+    record = json.loads(path.read_text())
+    record["data"]["steps"] = 1000
+    path.write_text(json.dumps(record))
+    assert comparison.test_sets(Report(made.folder)) == [["gru"], ["lstm"], ["agru"]]
 
 
 def test_each_run_is_judged_by_its_own_labels(made, found):

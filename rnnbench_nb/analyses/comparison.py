@@ -86,7 +86,8 @@ def test_sets(report: Report) -> list[list[str]]:
     for name in report.variants:
         for run in report.of(name)[:1]:
             label = np.ascontiguousarray(run.predictions["label"]).astype(float)
-            key = (run.parameters.task, hashlib.sha256(label).hexdigest())
+            length = run.record["data"].get("steps")
+            key = (run.parameters.task, length, hashlib.sha256(label).hexdigest())
             found.setdefault(key, []).append(name)
     return list(found.values())
 
@@ -101,7 +102,8 @@ def _compare(
 ) -> None:
     """The frame `comparison`, the answers and one sentence a pair."""
     variants, labels, score = list(report.variants), report.labels, report.task.score
-    only = reference or (variants[0] if len(variants) > PAIRS else None)
+    largest = max(map(len, groups), default=0)
+    only = reference or (variants[0] if largest > PAIRS else None)
     place = {name: index for index, names in enumerate(groups) for name in names}
     table = statistics.compare(
         results, margin, score, LEVEL, only, {run.key: run.scores for run in report.runs},
