@@ -226,7 +226,6 @@ def test_an_asked_for_gpu_that_is_not_there_is_refused(tiny, monkeypatch):
 @pytest.mark.skipif("RNNBENCH_DATA" not in os.environ, reason="RNNBENCH_DATA names no real MNIST")
 @pytest.mark.parametrize("model", ["lstm", "gru", "agru"])
 def test_one_epoch_of_real_mnist(model, tmp_path):
-    torch.set_num_threads(2)
     parameters, data = prepare(RunParameters(model=model, epochs=1))
     classifier = build_model(parameters, 28, 10, generator(42, "initialisation"))
     part = Part(data.train.images[:12_800], data.train.labels[:12_800])
