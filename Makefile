@@ -37,4 +37,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv reports/quick .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache

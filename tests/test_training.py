@@ -280,7 +280,6 @@ def test_an_asked_for_gpu_that_is_not_there_is_refused(tiny, monkeypatch):
 @pytest.mark.skipif("RNNBENCH_DATA" not in os.environ, reason="RNNBENCH_DATA names no real MNIST")
 @pytest.mark.parametrize("model", CELLS)
 def test_one_epoch_of_real_mnist(model, tmp_path):
-    torch.set_num_threads(2)
     parameters = run_parameters({"model": model, "epochs": 1}, "the test")
     (task, data), random = data_of(parameters), generator(42, "initialisation")
     data = data._replace(train=Part(data.train.inputs[:12_800], data.train.targets[:12_800]))
