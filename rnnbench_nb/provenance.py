@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from rnnbench_nb.cells import CELLS
+from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.tasks import TASKS
 
@@ -36,11 +36,13 @@ def _stripped(path: Path) -> str:
 
 def _sources(model: str, task: str) -> list[Path]:
     """The files that the numbers of this cell on this task depend on."""
-    file = CELLS[model].__module__.rpartition(".")[2]
-    kernels = sorted((PACKAGE / "cells/kernels").glob(f"{file}.*"))
+    classes = [c for c in CELLS[model].__mro__ if issubclass(c, Cell) and c is not Cell]
+    files = [c.__module__.rpartition(".")[2] for c in classes]  # its own, and of what it builds on
+    kernels = sorted((PACKAGE / "cells/kernels").glob(f"{files[0]}.*"))
     kernels += [PACKAGE / "cells/kernels/build.py"] if kernels else []
     tasks = PACKAGE / f"tasks/{TASKS[task].__module__.rpartition('.')[2]}.py"
-    found = [PACKAGE / "cells" / f"{file}.py", tasks, *kernels, *(PACKAGE / s for s in SHARED)]
+    cells = [PACKAGE / f"cells/{file}.py" for file in files]
+    found = [*cells, tasks, *kernels, *(PACKAGE / s for s in SHARED)]
     return [path for path in found if path.suffix in (".py", ".cpp")]
 
 
