@@ -1,16 +1,12 @@
 # The graph of notebooks. `rnnbench run` calls it with the report's folder as the working
 # directory, where it has written the validated protocol.yaml and variants/.
-from rnnbench_nb.config import PROJECT, load_protocol
+from rnnbench_nb.experiment import PROJECT, recorded_protocol
+from rnnbench_nb.launch import analysis_pages, data_options, data_pages
 
-protocol = load_protocol("protocol.yaml")
-variants = protocol.parameterisations()
-analyses = ["03_compare"]
-if any(parameters.model == "agru" for parameters in variants.values()):
-    analyses.append("04_eigenvalues")
-if len({parameters.model for parameters in variants.values()}) < len(variants):
-    analyses.append("06_ablation")  # one model in several variants
-if len(variants) <= 8 and all(parameters.num_layers == 1 for parameters in variants.values()):
-    analyses.append("07_gradients")  # one line a variant: more than eight cannot be told apart
+protocol = recorded_protocol(Path("protocol.yaml"))
+variants = protocol.parameterisations
+data = data_pages(protocol)
+analyses = analysis_pages(protocol)
 runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
 output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):
@@ -42,25 +38,24 @@ rule all:
         "index.html",
         # Named here, a notebook that failed or was deleted is made again.
         expand("{run}/02_train.ipynb", run=runs),
-        expand("notebooks/{name}.ipynb", name=["01_data", *analyses]),
+        expand("notebooks/{name}.ipynb", name=[*data, *analyses]),
 
 
 rule explore_data:
     input:
-        notebook=PROJECT / "notebooks/01_data.ipynb",
+        notebook=PROJECT / "notebooks/{data}.ipynb",
         protocol="protocol.yaml",
     output:
-        "notebooks/01_data.ipynb",
+        "notebooks/{data}.ipynb",
     log:
-        "logs/01_data.txt",
+        "logs/{data}.txt",
     params:
-        dataset=protocol.dataset,
-        reading=protocol.reading,
-        seed=protocol.seed,
+        options=lambda wildcards: data_options(data[wildcards.data]),
+    wildcard_constraints:
+        data="|".join(data) or "no page",
     threads: 1
     shell:
-        execute
-        % "-r dataset {params.dataset} -r reading {params.reading} -p seed {params.seed}"
+        execute % "-y {params.options:q}"
 
 
 rule train:
@@ -116,7 +111,7 @@ rule analyse:
 
 rule render:
     input:
-        expand("notebooks/{name}.ipynb", name=["01_data", *analyses]),
+        expand("notebooks/{name}.ipynb", name=[*data, *analyses]),
         expand("{run}/02_train.ipynb", run=runs),
     output:
         "index.html",

@@ -14,9 +14,9 @@ def __getattr__(name: str) -> object:
 
         return version("rnnbench_nb")
     if name[:1].isupper():
-        from rnnbench_nb import cells
+        from rnnbench_nb.cells import CELLS, module
 
-        for cell in cells.CELLS.values():
+        for cell in CELLS.values():
             if cell.__name__ == name:
-                return cells.module(cell.name)
+                return module(cell.name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

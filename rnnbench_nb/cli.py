@@ -1,33 +1,18 @@
-"""The command line: thin; it validates, calls Snakemake, and says how it ended."""
+"""The command line: thin; it validates, calls what does the work, and says how it ended."""
 
-import getpass
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
-from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean, stdev
 
 import click
-import psutil
-from filelock import FileLock, Timeout
 
-from rnnbench_nb.config import (
-    PROJECT,
-    Protocol,
-    RunParameters,
-    load_protocol,
-    parse_yaml,
-    to_yaml,
-    validate,
-)
-from rnnbench_nb.errors import UserError, lookup
-from rnnbench_nb.files import write_file
+from rnnbench_nb.errors import UserError
 
-MARK = "RNNBENCH_OUTPUT"  # in the environment of everything that works on an output folder
-FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
+PROJECT = Path(__file__).resolve().parent.parent
+FOLDER = click.Path(path_type=Path)
 
 
 class _OneSentence(click.Group):
@@ -41,9 +26,11 @@ class _OneSentence(click.Group):
             context.exit(1)
 
 
+# What a command needs is imported in it: no answer waits for what only others need.
 @click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rnnbench_nb", prog_name="rnnbench")
 def main() -> None:
-    """LSTM, GRU and A-GRU on Sequential MNIST: runs, reports and published results."""
+    """Recurrent cells compared on sequences: runs, reports and published results."""
 
 
 @main.command()
@@ -51,52 +38,55 @@ def main() -> None:
 @click.option("--seed", type=int, multiple=True, help="First seed.")
 @click.option("--runs", type=int, help="Number of seeds: S, S+1, ...")
 @click.option("--quick", is_flag=True, help="The protocol's five-epoch form.")
-@click.option("--models", help="Which models take part, such as lstm,agru.")
+@click.option("--models", help="Which models take part, separated by commas.")
 @click.option("--output-dir", help="Where the report goes [reports/<name of PARAMS>].")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any parameter.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings side by side [all cores].")
 @click.option("--profile", default="local", help="Where jobs run: a folder of profiles/.")
+@click.option("--again", is_flag=True, help="Train again the runs that other code made.")
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
-def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, dry_run):
+def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, again, dry_run):
     """Run the notebooks of PARAMS and make the HTML report."""
-    overrides = _overrides(seed, runs, models, settings)
-    protocol = load_protocol(params, overrides)
+    from rnnbench_nb import launch
+    from rnnbench_nb.experiment import load_protocol
+    from rnnbench_nb.report import Report
+
+    protocol = load_protocol(params, _overrides(seed, runs, models, settings))
     protocol = protocol.quick() if quick else protocol
     name = Path(params).stem + ("-quick" if quick else "")
     out = Path(output_dir).absolute() if output_dir else PROJECT / "reports" / name
-    profile_folder = PROJECT / "profiles" / profile
-    if not profile_folder.is_dir():
-        known = ", ".join(sorted(folder.name for folder in profile_folder.parent.iterdir()))
-        raise UserError(f"--profile: profiles/ has no {profile!r}; it must be one of {known}.")
-    _require_executor(profile_folder)
-    protocol = _check(protocol)
-    lock = _claim(out)
-    with lock:
-        _write_parameters(out, protocol)
-        for marker in [] if dry_run else out.glob("**/*.failed"):  # what failed is tried again
-            marker.with_suffix("").unlink(missing_ok=True)
-            marker.unlink()
+    folder = launch.profile_folder(profile)
+    protocol = protocol.resolved()
+    if protocol.note:
+        click.echo(f"NOTE: {protocol.note}.", err=True)
+    with launch.claim(out):
+        launch.write_parameters(out, protocol)
+        differing = Report(out).differing() if again else []
+        if differing:
+            click.echo(f"To be trained again: {', '.join(differing)}.")
+        if not dry_run:
+            launch.tidy(out, protocol)
+            launch.forget(out, differing)
         index = out / "index.html"
         before = index.stat().st_mtime_ns if index.exists() else None
-        variants = len(protocol.parameterisations())
+        variants = protocol.parameterisations
         click.echo(
-            f"{variants * protocol.runs} trainings ({variants} variants, {protocol.runs} seeds) on "
-            f"{protocol.dataset}; what each is doing stands in {out / 'logs'}."
+            f"{len(variants) * protocol.runs} trainings ({len(variants)} variants, {protocol.runs} "
+            f"seeds); what each is doing stands in {out / 'logs'}."
         )
-        on_gpu = profile == "local" and protocol.device != "cpu" and _has_gpu()
-        code = _snakemake(out, profile_folder, jobs, dry_run, on_gpu)
+        may_use_gpu = profile == "local" and any(v.device != "cpu" for v in variants.values())
+        on_gpu = may_use_gpu and not dry_run and launch.has_gpu()
+        code = launch.snakemake(out, folder, jobs, dry_run, on_gpu)
         if dry_run:
             sys.exit(code)
         if code or not index.exists():
-            full = shutil.disk_usage(out).free < FULL
-            why = "for the disk is full; free some space" if full else f"{out / 'logs'} says why"
-            raise UserError(
-                f"{out}: the workflow stopped early, {why}, and the same command goes on from what "
-                "is finished."
-            )
-        problems = _problems(out, protocol)
+            raise launch.stopped_early(out)
+        report = Report(out)
+        problems = launch.problems(report)
         for problem in problems:
             click.echo(f"rnnbench: {problem}", err=True)
+        for note in launch.provenance_notes(report):
+            click.echo(f"NOTE: {note}", err=True)
         if index.stat().st_mtime_ns == before:
             click.echo("Nothing to do: every notebook and page is up to date.")
     click.echo(str(index))
@@ -107,41 +97,116 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
 @click.argument("params")
 def check(params):
     """Print the validated parameters of PARAMS."""
-    protocol = load_protocol(params)
-    _check_names(protocol)
-    click.echo(to_yaml(protocol), nl=False)
+    from rnnbench_nb.experiment import load_protocol, to_yaml
+
+    click.echo(to_yaml(load_protocol(params).dump()), nl=False)
 
 
 @main.command()
 @click.argument("params")
 def data(params):
-    """Fetch and verify the data set of PARAMS."""
-    from rnnbench_nb.data import data_folder, fetch
+    """Fetch and verify the data of PARAMS."""
+    from rnnbench_nb.experiment import load_protocol
+    from rnnbench_nb.tasks import TASKS
 
-    protocol = load_protocol(params)
-    fetch(protocol.dataset)
-    click.echo(f"{protocol.dataset} is complete and verified in {data_folder()}.")
+    variants = load_protocol(params).parameterisations.values()
+    for sentence in dict.fromkeys(TASKS[variant.task](variant).fetch() for variant in variants):
+        click.echo(sentence)
+
+
+@main.command("list")
+def list_reports():
+    """List the reports in reports/ and reports/published/, the cells and the tasks."""
+    from rnnbench_nb.cells import CELLS
+    from rnnbench_nb.report import Report
+    from rnnbench_nb.tasks import TASKS
+
+    rows = [("REPORT", "RUNS", "BEST", "FOLDER")]
+    for pattern in ("reports/*/protocol.yaml", "reports/published/*/protocol.yaml"):
+        for path in sorted(PROJECT.glob(pattern)):
+            folder = path.parent.relative_to(PROJECT)
+            try:
+                rows.append((folder.name, *_finished(Report(path.parent)), str(folder)))
+            except UserError as error:
+                rows.append((folder.name, "", str(error), str(folder)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    click.echo(f"\nCells: {', '.join(CELLS)}.\nTasks: {', '.join(TASKS)}.")
+
+
+def _finished(report) -> tuple[str, str]:
+    """How many runs of a report are finished, as in `29/30`, and the best variant's mean score."""
+    from rnnbench_nb.report import COMPLETED, load_run
+
+    score, scores = report.task.score, {}
+    written = [folder for folder in report.run_folders if (folder / "run.json").exists()]
+    for record in (load_run(folder).record for folder in written):
+        if record["status"] == COMPLETED:
+            value = score.scale * record["test"][score.name]
+            scores.setdefault(record["variant"], []).append(value)
+    runs = f"{sum(map(len, scores.values()))}/{len(report.run_folders)}"
+    if not scores:
+        return runs, "no results yet"
+    name = max(scores, key=lambda variant: fmean(scores[variant]))
+    digits = 2 if score.scale > 1 else 4
+    sd = f" ± {stdev(scores[name]):.{digits}f}" if scores[name][1:] else ""
+    mean = f"{fmean(scores[name]):.{digits}f}"
+    return runs, f"{report.labels[name]}: {score.name} {mean}{sd}{score.unit}"
 
 
 @main.command()
-@click.argument("report", type=click.Path(path_type=Path))
+@click.argument("run_folder", type=FOLDER)
+def show(run_folder):
+    """Say what the run in RUN_FOLDER is, and how it scored."""
+    from rnnbench_nb.experiment import to_yaml
+    from rnnbench_nb.provenance import fingerprint
+    from rnnbench_nb.report import COMPLETED, labels, load_run
+
+    run = load_run(run_folder)
+    record, score, parameters = run.record, run.task.score, run.parameters
+    label = labels({parameters.name: parameters})[parameters.name]
+    click.echo(f"{label}, seed {parameters.seed}, is {record['status']}.")
+    if record["status"] == COMPLETED:
+        scores = [f"{name} {score.scale * record['test'][name]:.4g}{score.unit}"
+                  for name in run.task.metric_names]  # fmt: skip
+        click.echo(f"On {run.task.sentence(record['data'])}: {', '.join(scores)}.")
+        click.echo(
+            f"Epoch {record['best_epoch']} of {record['epochs']}, in {record['seconds']:.0f} s on "
+            f"{record['device']}; {record['parameter_count']:,} parameters, "
+            f"{record['free_parameter_count']:,} of them free."
+        )
+    else:
+        click.echo(record.get("reason", "no reason was recorded"))
+    same = record.get("fingerprint") == fingerprint(parameters.model, parameters.task)
+    code = "the code that stands here" if same else "other code than stands here"
+    code = code if "fingerprint" in record else "code of before fingerprints were kept"
+    click.echo(f"Made by {code}, at commit {record.get('commit', 'unknown')}.")
+    if "taken_from" in record:
+        click.echo(f"Taken from {record['taken_from']}.")
+    click.echo("\n" + to_yaml(parameters.model_dump()), nl=False)
+
+
+@main.command()
+@click.argument("report", type=FOLDER)
 def collect(report):
     """Write the tables and figures of REPORT from the runs that are there."""
-    from rnnbench_nb import figures, results
+    from rnnbench_nb import figures
+    from rnnbench_nb.report import Report, write_tables
 
-    protocol = load_protocol(report / "protocol.yaml")
-    table, history, lost = results.collect(results.run_folders(report, protocol))
-    results.write_csv(report / "results.csv", table)
-    results.write_csv(report / "history.csv", history)
-    labelled = table.assign(variant=table["variant"].map(figures.label))
-    results.write_summary(report / "results_summary.md", labelled, lost)
-    figures.save(figures.training_curves(history), report / "figures/training_curves")
-    figures.save(figures.accuracy_curves(history), report / "figures/accuracy_curves")
-    figures.save(figures.test_comparison(table), report / "figures/test_comparison")
+    found = Report(report)
+    write_tables(found)
+    drawn = {
+        "training_curves": figures.training_curves(found.history, found),
+        "accuracy_curves": figures.accuracy_curves(found.history, found),
+        "test_comparison": figures.test_errors(found.results, found),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, report / "figures" / name)
 
 
 @main.command()
-@click.argument("report", type=click.Path(path_type=Path))
+@click.argument("report", type=FOLDER)
 def render(report):
     """Render the executed notebooks of REPORT and its index page to HTML."""
     from rnnbench_nb import site
@@ -149,54 +214,54 @@ def render(report):
     click.echo(str(site.build(report)))
 
 
-@main.command()
-@click.argument("report", type=click.Path(path_type=Path))
-def publish(report):
+@main.command("publish")
+@click.argument("report", type=FOLDER)
+@click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
+def publish_report(report, to):
     """Copy the light part of a finished REPORT to reports/published/<its name>.
 
-    Pages (one training a variant), figures, tables, records and predicted labels; no weights.
+    Pages (one training a variant), figures, tables, analyses, records and predictions; no weights.
     """
-    from rnnbench_nb import results, site
+    from rnnbench_nb.publish import publish
 
-    protocol = load_protocol(report / "protocol.yaml")
-    folders = results.run_folders(report, protocol)
-    _, _, lost = results.collect(folders)
-    if lost or not (report / "index.html").exists():
-        raise UserError(f"{report}: the report is not finished; run it again before publishing.")
-    shown = [path for path in folders if path.name.endswith(f"-seed{protocol.seed}")]
-    light = ["protocol.yaml", "*.csv", "*.md", "figures/*.png", "figures/*.svg"]
-    light += [f"runs/{path.name}/{name}" for path in folders
-              for name in ("run.json", "predicted.safetensors")]  # fmt: skip
-    notebooks = ["notebooks/*.ipynb", *(f"runs/{path.name}/*.ipynb" for path in shown)]
-    published = PROJECT / "reports/published" / report.resolve().name
-    shutil.rmtree(published, ignore_errors=True)  # nothing of an earlier publication stays
-    for pattern in light + notebooks:
-        for path in report.glob(pattern):
-            write_file(published / path.relative_to(report), path.read_bytes())
-    index = site.build(published)
-    for path in published.glob("**/*.ipynb"):  # their pages say the same
-        path.unlink()
-    click.echo(str(index))
+    to = to or PROJECT / "reports/published" / report.resolve().name
+    click.echo(str(publish(report, to)))
 
 
 @main.command()
-@click.argument("report", type=click.Path(path_type=Path))
+@click.argument("report", type=FOLDER)
 def verify(report):
     """Recompute the table of REPORT from its saved predictions and compare."""
-    from rnnbench_nb import results
+    from rnnbench_nb import report as results
 
-    rows = results.verify(report)
-    click.echo(results.formatted(results.summary(rows)).to_string(index=False))
+    found = results.Report(report)
+    rows = results.verify(found)
+    table = results.formatted(results.summary(rows), found.task)
+    click.echo(table.to_string(index=False))
     click.echo(f"{report / 'results.csv'} agrees with the predictions of {len(rows)} runs.")
 
 
+@main.command("test-cell")
+@click.argument("name")
+def test_cell(name):
+    """Hold the cell NAME to the contract of every cell."""
+    from rnnbench_nb.cells import CELLS
+    from rnnbench_nb.errors import lookup
+
+    lookup(CELLS, "NAME", name)
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/test_battery.py"]
+    environment = {**os.environ, "RNNBENCH_CELL": name, "PYTEST_ADDOPTS": ""}
+    sys.exit(subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode)
+
+
 @main.command()
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all rows to a file.")
+@click.option("--json", "path", type=FOLDER, help="Write all rows to a file.")
 @click.option("--full", is_flag=True, help="The whole grid of shapes, about half an hour.")
 @click.option("--shape", "shapes", multiple=True, metavar="T,H,B,THREADS", help="Only this shape.")
 def bench(path, full, shapes):
     """Time training steps and inference of the models, in turn in one process."""
     from rnnbench_nb import bench
+    from rnnbench_nb.files import write_file
 
     try:
         named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
@@ -210,6 +275,8 @@ def bench(path, full, shapes):
 
 def _overrides(seed, runs, models, settings) -> dict:
     """The values that the options lay over the parameter file; each key at most once."""
+    from rnnbench_nb.validation import parse_yaml
+
     pairs = [("seed", value) for value in seed]
     pairs += [("runs", runs)] if runs is not None else []
     pairs += [("models", models.split(","))] if models is not None else []
@@ -223,166 +290,3 @@ def _overrides(seed, runs, models, settings) -> dict:
         if sum(other == key for other, _ in pairs) > 1:
             raise UserError(f"{key!r} is given twice among the options; give it once.")
     return overrides
-
-
-def _check(protocol: Protocol) -> Protocol:
-    """The protocol with the data set that is there, every name in it known."""
-    from rnnbench_nb.data import resolve
-
-    _check_names(protocol)
-    dataset = resolve(protocol.dataset, protocol.offline_fallback)
-    if dataset != protocol.dataset:
-        click.echo(
-            f"NOTE: {protocol.dataset} is not there and could not be fetched: this report is "
-            f"made on {dataset} (scikit-learn's 8 x 8 digits) instead.",
-            err=True,
-        )
-    taken = dataset if dataset != protocol.dataset else None  # the report says so if it is set
-    return protocol.model_copy(update={"dataset": dataset, "offline_fallback": taken})
-
-
-def _check_names(protocol: Protocol) -> None:
-    """Refuse a model, data set or reading that is in no table."""
-    from rnnbench_nb.data import DATASETS, READINGS  # imports torch: slow, so not at the top
-    from rnnbench_nb.models import MODELS
-
-    for model in protocol.models:
-        lookup(MODELS, "models", model)
-    for variant in protocol.parameterisations().values():
-        lookup(MODELS, "model", variant.model)
-        lookup(DATASETS, "dataset", variant.dataset)
-        lookup(READINGS, "reading", variant.reading)
-
-
-def _require_executor(profile: Path) -> None:
-    """Refuse a profile whose Snakemake executor is not installed."""
-    settings = parse_yaml((profile / "config.yaml").read_text(encoding="utf-8"), str(profile))
-    executor = settings.get("executor", "local")
-    module = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
-    if executor != "local" and find_spec(module) is None:
-        plugin = module.replace("_", "-")
-        raise UserError(
-            f"--profile {profile.name} needs {plugin}; install it: pip install {plugin}."
-        )
-
-
-def _claim(out: Path) -> FileLock:
-    """Take the output folder for this command alone, and end what a killed one left running."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"{out}: another rnnbench is at work there; wait for it or name another --output-dir."
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{out}: the output folder cannot be written ({error.strerror}); name another with "
-            "--output-dir."
-        ) from error
-    orphans = [p for p in psutil.process_iter() if _environment(p).get(MARK) == str(out)]
-    for orphan in orphans:
-        orphan.kill()
-    psutil.wait_procs(orphans, timeout=10)
-    if (out / ".snakemake/slurm_logs").exists():
-        _cancel_slurm_jobs(out)
-    return lock
-
-
-def _cancel_slurm_jobs(out: Path) -> None:
-    """End the Slurm jobs that a killed command left at work on an output folder."""
-    if not shutil.which("squeue"):
-        return
-    query = ["squeue", "--user", getpass.getuser(), "--noheader", "--format=%i %k %Z"]
-    for _ in range(90):  # Slurm gives a job 30 seconds to end itself
-        listed = subprocess.run(query, capture_output=True, text=True, check=False)
-        if listed.returncode:
-            raise UserError(
-                f"{out}: Slurm does not say whether a killed command's jobs are at work there "
-                f"({listed.stderr.strip()}); try again when squeue works."
-            )
-        lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-        jobs = [job for job, comment, folder in lines
-                if comment.startswith("rule_") and folder == str(out.resolve())]  # fmt: skip
-        if not jobs:
-            return
-        subprocess.run(["scancel", *jobs], check=False)
-        time.sleep(1)
-    raise UserError(
-        f"{out}: the Slurm jobs {', '.join(jobs)} of a killed command are still at work there; "
-        "end them with scancel and try again."
-    )
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
-
-
-def _write_parameters(out: Path, protocol: Protocol) -> None:
-    """Write protocol.yaml and variants/, unless finished runs there had other parameters."""
-    for name, parameters in protocol.parameterisations().items():
-        path = out / "variants" / f"{name}.yaml"
-        if path.exists():
-            values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-            there = validate(RunParameters, values, str(path)).model_dump()
-            here = parameters.model_dump()
-            changed = [key for key in here if key != "seed" and there[key] != here[key]]
-            if not changed:  # a key that has come since has its default: nothing to run again
-                continue
-            if any(out.glob(f"runs/{name}-seed*")):
-                key = changed[0]
-                raise UserError(
-                    f"{out}: it holds runs of {name} with other parameters ({key}: "
-                    f"{there[key]!r} there, {here[key]!r} asked for); name another "
-                    "--output-dir, or delete that folder."
-                )
-        write_file(path, to_yaml(parameters))
-    path, text = out / "protocol.yaml", to_yaml(protocol)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_file(path, text)
-
-
-def _snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool, on_gpu: bool) -> int:
-    """Run the workflow in `out`, one training at a time if it is `on_gpu`; its exit code."""
-    from rnnbench_nb.data import data_folder
-
-    environment = {**os.environ, MARK: str(out), "PYTHONUNBUFFERED": "1"}
-    environment["RNNBENCH_DATA"] = str(data_folder().absolute())  # jobs work in another folder
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
-    command += ["--directory", str(out), "--profile", str(profile)]
-    subprocess.run([*command, "--unlock"], env=environment, capture_output=True, check=False)
-    command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
-    if on_gpu:  # a training at a time: `gpu` is what the machine has, and what a training takes
-        command += ["--resources", "gpu=1", "--set-resources", "train:gpu=1"]
-    command += ["--dry-run", "--quiet", "host"] if dry_run else []
-    with subprocess.Popen(command, env=environment) as snakemake:
-        while True:
-            try:
-                return snakemake.wait()
-            except KeyboardInterrupt:  # Snakemake has it too, and ends its jobs before itself
-                continue
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _problems(out: Path, protocol: Protocol) -> list[str]:
-    """One sentence for each notebook that failed and each run that did not complete."""
-    from rnnbench_nb.results import collect, run_folders
-
-    _, _, lost = collect(run_folders(out, protocol))
-    problems = [f"{run['variant']}-seed{run['seed']} {run['status']}: {run['reason']}"
-                for run in lost]  # fmt: skip
-    for marker in sorted(out.glob("notebooks/*.failed")):
-        notebook = marker.with_suffix("")
-        log = out / "logs" / f"{notebook.stem}.txt"
-        problems.append(f"{notebook} stopped with an error, which its page and {log} show.")
-    return problems

@@ -8,8 +8,8 @@ class UserError(ValueError):
     """
 
 
-def lookup(table: dict, key: str, name: str):
+def lookup(table: dict, key: str, name: object):
     """Return `table[name]`; an unknown name is a UserError that names the key and the choices."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise UserError(f"{key}: {name!r} is unknown; it must be one of {', '.join(table)}.")
     return table[name]

@@ -154,6 +154,7 @@ class _Sweep(Frozen):
     models: list[str] = []
     runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     variants: dict[Name, dict[str, Any]] = {}
+    note: str = ""
 
     @field_validator("models")
     @classmethod
@@ -173,12 +174,14 @@ class Protocol:
         runs: Number of seeds.
         values: The common values, and the options that are laid over those of cells and tasks.
         variants: The values of each variant, laid over `values`; empty for one variant a cell.
+        note: What the report says at its top, such as that other data stand in.
     """
 
     models: list[str]
     runs: int
     values: dict[str, Any]
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def seeds(self) -> list[int]:
@@ -225,9 +228,27 @@ class Protocol:
         values = {**self.values, "epochs": min(epochs, QUICK_EPOCHS)}
         return replace(self, values=values, variants=variants)
 
+    def resolved(self) -> "Protocol":
+        """This protocol with what the tasks of its variants settle on this machine, and the note.
+
+        Raises:
+            UserError: The data of a task are not there and cannot be had.
+        """
+        values, notes = dict(self.values), {self.note: None} if self.note else {}
+        variants = {name: dict(own) for name, own in self.variants.items()}
+        for name, parameters in self.parameterisations.items():
+            settled, note = TASKS[parameters.task](parameters).resolve()
+            for key, value in settled.items():
+                if getattr(parameters, key) != value:
+                    own = variants.get(name, {})
+                    (own if key in own else values)[key] = value
+            notes |= {note: None} if note else {}
+        return replace(self, values=values, variants=variants, note="; ".join(notes))
+
     def dump(self) -> dict[str, Any]:
         """All values, as a parameter file holds them."""
         sweep = {"models": self.models, "runs": self.runs, "variants": self.variants}
+        sweep |= {"note": self.note} if self.note else {}
         return {**{k: v for k, v in self.values.items() if k != "variant"}, **sweep}
 
 
@@ -235,18 +256,15 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
     """The protocol that the values describe; keys in `lenient` may be read by nobody."""
     sweep = validate(_Sweep, {k: v for k, v in values.items() if k in _Sweep.model_fields}, where)
     rest = {key: value for key, value in values.items() if key not in _Sweep.model_fields}
-    own = [variant.get("model", rest.get("model")) for variant in sweep.variants.values()]
-    models = sweep.models or list(dict.fromkeys(filter(None, own or [rest.get("model")])))
+    layers = [rest, *sweep.variants.values()]
+    tasks = [layer["task"] for layer in layers if "task" in layer] or [DEFAULT]
+    own = [layer["model"] for layer in layers if layer.get("model") is not None]
+    taking_part = [lookup(TASKS, f"{where}: task", name) for name in tasks]
+    taking_part += [lookup(CELLS, f"{where}: model", name) for name in own]
+    taking_part += [lookup(CELLS, f"{where}: models", name) for name in sweep.models]
+    models = sweep.models or list(dict.fromkeys(own))
     if not models:
         raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
-    for model in models:
-        lookup(CELLS, f"{where}: models", model)
-    tasks = {
-        rest.get("task", DEFAULT),
-        *(v["task"] for v in sweep.variants.values() if "task" in v),
-    }
-    taking_part = [lookup(CELLS, f"{where}: model", name) for name in {*models, *filter(None, own)}]
-    taking_part += [lookup(TASKS, f"{where}: task", name) for name in tasks]
     options = {key for entry in taking_part for key in entry.Options.model_fields}
     rest = {k: v for k, v in rest.items()
             if k in options or k in RunParameters.model_fields or k not in lenient}  # fmt: skip
@@ -255,9 +273,9 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
     checked = validate(RunParameters, {"model": models[0], **common}, where).model_dump()
     if checked["seed"] + sweep.runs > SEEDS:
         raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
-    if "model" not in common:
+    if "model" not in common and len(models) > 1:  # each variant has to say which
         del checked["model"]
-    protocol = Protocol(models, sweep.runs, {**checked, **rest}, sweep.variants)
+    protocol = Protocol(models, sweep.runs, {**checked, **rest}, sweep.variants, sweep.note)
     try:
         protocol.parameterisations  # noqa: B018 (wrong values are told now)
     except UserError as error:
@@ -265,12 +283,8 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()
     return protocol
 
 
-def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values in a parameter file, laid over those of its `base` in the same folder.
-
-    Raises:
-        UserError: The file is missing or empty, no mapping, or among its own bases.
-    """
+def _own_values(path: Path) -> dict[str, Any]:
+    """The values in a parameter file itself."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -284,6 +298,16 @@ def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: the parameter file is empty; copy params/quick.yaml and edit it.")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path}: the parameter file must hold KEY: VALUE lines, keys being names.")
+    return values
+
+
+def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values in a parameter file, laid over those of its `base` in the same folder.
+
+    Raises:
+        UserError: The file is missing or empty, no mapping, or among its own bases.
+    """
+    values = _own_values(path)
     base = values.pop("base", None)
     if base is None:
         return values
@@ -304,12 +328,16 @@ def _base(folder: Path, base: object, where: str, seen: tuple[Path, ...] = ()) -
 def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Protocol:
     """The protocol in a parameter file, with `overrides` laid over it.
 
+    What the file inherits from its base, and what the overrides leave of the file, may be read by
+    nobody: a protocol of one cell may have a base that gives another's options.
+
     Raises:
         UserError: The file is missing or empty, or a key or value in it is wrong.
     """
     path, overrides = Path(path), overrides or {}
     values = read_values(path)
-    protocol = _protocol(values, str(path))  # the file's own faults are told as the file's
+    inherited = set(values) - set(_own_values(path))
+    protocol = _protocol(values, str(path), inherited)  # the file's own faults are told as its own
     if not overrides:
         return protocol
     return _protocol({**values, **overrides}, "the options", set(values) - set(overrides))
@@ -343,13 +371,13 @@ def from_notebook(namespace: Mapping[str, Any]) -> RunParameters:
     names = dict.fromkeys(name for cell in cells for name in _assigned(cell)) or namespace
     values = {name: namespace[name] for name in names if name in namespace and name[0] != "_"}
     values.pop("output_dir", None)
-    base = values.pop("base", None)
+    base, there = values.pop("base", None), {}
     known = {*RunParameters.model_fields, *_Sweep.model_fields}
     values = {k: v for k, v in values.items() if v is not None or k in known or k in injected}
     if base:  # what is given here goes before the base, and the base before the notebook's own
         there = _base(PROJECT / "params", base, "the notebook's parameters")
         values = {**values, **there, **{k: v for k, v in values.items() if k in injected}}
-    protocol = _protocol(values, "the notebook's parameters")
+    protocol = _protocol(values, "the notebook's parameters", set(there) - set(injected))
     model = values.get("model") or protocol.models[0]
     task = lookup(TASKS, "task", values.get("task") or DEFAULT)
     read = {*kind_of(model, task.name).model_fields} - {"model"}

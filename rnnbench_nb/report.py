@@ -253,6 +253,11 @@ class Report:
         return self._read[0]
 
     @property
+    def records(self) -> list[dict]:
+        """The records of all runs that the protocol asks for, in order; see `lost`."""
+        return self._read[1]
+
+    @property
     def lost(self) -> list[dict]:
         """The records of the other runs, each with `variant, seed, status, reason`."""
         return self._read[2]
@@ -324,10 +329,10 @@ def read_csv(path: Path, remedy: str = "make the report again") -> pd.DataFrame:
         text = path.read_text(encoding="utf-8")
         if not text.endswith("\n"):
             raise ValueError("the last line is cut off")
-        names = dict.fromkeys(("variant", "model", "status"), str)
+        names = dict.fromkeys(("variant", "model", "status", "a", "b"), str)  # names stay text
         missing = {"keep_default_na": False, "na_values": {}}
         frame = pd.read_csv(StringIO(text), dtype=names, **missing)
-        numbers = frame.columns.difference(["variant", "model", "status"])
+        numbers = frame.columns.difference(list(names))
         return frame.assign(**{c: _numbers(frame[c]) for c in numbers})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; {remedy}.") from error
@@ -399,7 +404,7 @@ def formatted(table: pd.DataFrame, task: Task) -> pd.DataFrame:
             "seeds": table["seeds"],
             **{f"{name.replace('f1', 'F1')}{unit}": both(name) for name in task.metric_names},
             "parameters": table["parameters"].map("{:,.0f}".format),
-            "free": table["free_parameters"].map("{:,.0f}".format),
+            "free parameters": table["free_parameters"].map("{:,.0f}".format),
             "epochs": table["epochs"].map("{:.1f}".format),
             "best epoch": table["best_epoch"].map("{:.1f}".format),
         }

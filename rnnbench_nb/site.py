@@ -17,11 +17,11 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
-from rnnbench_nb import results
-from rnnbench_nb.config import Protocol, load_protocol
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.figures import label
 from rnnbench_nb.files import write_file
+from rnnbench_nb.launch import provenance_notes
+from rnnbench_nb.report import COMPLETED, Report, formatted, result_row, summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 FORMATS = [  # of an output, best first: no scripts and no widgets
@@ -30,15 +30,10 @@ FORMATS = [  # of an output, best first: no scripts and no widgets
 ]  # fmt: skip
 RUN_PAGES = 100  # in a report of more runs only the first seed's and the failed ones have a page
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
-DATASET_NAMES = {
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "digits": "the 8 × 8 digits of scikit-learn",
-}
 FIGURES = {
-    "test_comparison": "Test error of every run, with the mean and its 95% t interval over seeds",
-    "accuracy_curves": "Accuracy by epoch on the training and the validation images",
-    "training_curves": "Loss by epoch on the training and the validation images",
+    "test_comparison": "Test result of every run, with the mean and its 95% t interval over seeds",
+    "accuracy_curves": "{score} by epoch on the training and the validation examples",
+    "training_curves": "Loss by epoch on the training and the validation examples",
 }
 FILES = ["results_summary.md", "results.csv", "history.csv", "protocol.yaml"]
 
@@ -120,14 +115,9 @@ def build(report: Path | str) -> Path:
         UserError: The protocol is wrong, a formula cannot be rendered, or a page is too big.
     """
     report = Path(report)
-    protocol = load_protocol(report / "protocol.yaml")
-    runs = results.run_folders(report, protocol)
-    shown = runs
-    if len(runs) > RUN_PAGES:
-        first = f"-seed{protocol.seed}"
-        shown = [run for run in runs
-                 if run.name.endswith(first) or _has_failed(run / "02_train.ipynb")]  # fmt: skip
-    pages = [render(name, path) for name, path in find_notebooks(report, shown).items()]
+    found = Report(report)
+    pages = find_notebooks(report, run_pages(found))
+    pages = [render(name, path) for name, path in pages.items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -150,9 +140,24 @@ def build(report: Path | str) -> Path:
     for path in (report / "pages").glob("*.html"):
         if path.stem not in names:
             path.unlink()
-    values = {**shared, **summarise(report, protocol, runs), "page": None, "root": ""}
+    values = {**shared, **summarise(found), "page": None, "root": ""}
     write_file(report / "index.html", environment.get_template("index.html.j2").render(values))
     return report / "index.html"
+
+
+def run_pages(report: Report) -> list[Path]:
+    """The runs that have a page: all, or of many those of the first seed and the failed ones."""
+    runs = report.run_folders
+    if len(runs) <= RUN_PAGES:
+        return runs
+    first = first_seed(report)
+    return [run for run in runs if run in first or _has_failed(run / "02_train.ipynb")]
+
+
+def first_seed(report: Report) -> list[Path]:
+    """The runs of the first seed."""
+    ending = f"-seed{report.protocol.seeds[0]}"
+    return [run for run in report.run_folders if run.name.endswith(ending)]
 
 
 def _has_failed(notebook: Path) -> bool:
@@ -206,49 +211,51 @@ def _link_pages(body: str, names: set[str]) -> str:
     return re.sub(r'href="(?:\./)?([\w.-]+)\.ipynb', page_of, body)
 
 
-def summarise(report: Path, protocol: Protocol, runs: list[Path]) -> dict[str, Any]:
+def summarise(report: Report) -> dict[str, Any]:
     """What the index tells: the runs one by one, the results by variant, data and machines."""
-    found = [_record(run) for run in runs]
-    done = [run for run in found if run["status"] == results.COMPLETED]
-    rows = [results.result_row(run) for run in done]
-    table = pd.DataFrame([{**row, "variant": label(row["variant"])} for row in rows])
+    protocol, task, score = report.protocol, report.task, report.task.score
+    runs = [{"reason": "no reason was recorded", **record, "run": folder.name}
+            for folder, record in zip(report.run_folders, report.records, strict=True)]  # fmt: skip
+    done = [run for run in runs if run["status"] == COMPLETED]
+    rows = [result_row(run, task.metric_names) for run in done]
+    table = pd.DataFrame(
+        [{**row, "variant": report.labels.get(row["variant"], row["variant"])} for row in rows]
+    )
     times = [run[key] for run in done for key in ("started", "finished") if key in run]
     whens = sorted(datetime.fromisoformat(time).astimezone(UTC) for time in times)
     data = next((run["data"] for run in done if "data" in run), {})
-    fallback = protocol.offline_fallback in (protocol.dataset, data.get("dataset", ""))
-    dataset = protocol.offline_fallback if fallback else protocol.dataset
+    sentence = task.sentence(data) if data else task.label
     return {
         "protocol": protocol,
-        "parameters": {key: _plain(value) for key, value in protocol.model_dump().items()},
-        "models": _listed([label(model) for model in protocol.models]),
-        "dataset": DATASET_NAMES.get(dataset, dataset),
-        "fallback": fallback,
+        "task": task,
+        "parameters": {key: _plain(value) for key, value in protocol.dump().items()},
+        "models": _listed([CELLS[model].label for model in protocol.models]),
+        "subject": sentence.partition(":")[0],
+        "sentence": sentence,
+        "notes": provenance_notes(report),
         "data": data,
-        "runs": found,
+        "runs": runs,
         "done": done,
         "when": [f"{when:%d %B %Y, %H:%M} UTC".lstrip("0") for when in (*whens[:1], *whens[-1:])],
         "where": {
             key: " / ".join(dict.fromkeys(_plain(run[key]) for run in done if key in run))
-            for key in ("device", "machine", "versions")
+            for key in ("device", "machine", "processor", "versions")
         },
-        "commits": list(dict.fromkeys(run.get("commit", "unknown")[:10] for run in done)),
-        "results": results.formatted(results.summary(table)) if done else None,
+        "commits": list(dict.fromkeys(_short(run.get("commit", "unknown")) for run in done)),
+        "results": formatted(summary(table), task) if done else None,
         "figures": {
-            name: caption
+            name: caption.format(score=score.name.capitalize())
             for name, caption in FIGURES.items()
-            if (report / "figures" / f"{name}.svg").is_file()
+            if (report.folder / "figures" / f"{name}.svg").is_file()
         },
-        "files": [name for name in FILES if (report / name).is_file()],
+        "files": [name for name in FILES if (report.folder / name).is_file()],
     }
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """A run's record, under the name of its folder; without one, that it is missing."""
-    try:
-        record = results.load_run(folder).record
-    except UserError:
-        record = {"status": results.MISSING, "reason": "it left no readable run.json"}
-    return {"reason": "no reason was recorded", **record, "run": folder.name}
+def _short(commit: str) -> str:
+    """The first ten digits of a commit, and whether files had changed since."""
+    name, dirty, _ = commit.partition("-dirty")
+    return name[:10] + dirty
 
 
 def _plain(value: Any) -> str:

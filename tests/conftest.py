@@ -1,14 +1,33 @@
-"""What several test files share: tiny protocols on digits, and one finished tiny report."""
+"""What several test files share: tiny protocols on digits, finished reports, ways to call.
 
+Most of what a test of the whole workflow costs is starting kernels and importing torch, pandas
+and seaborn. So one report is made for real, notebooks and all, and the tests of the workflow
+itself call stand-ins for `papermill` and `rnnbench` (`stand_ins/stand_in_programs.py`).
+"""
+
+import gc
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
+STAND_INS = Path(__file__).with_name("stand_ins")
+os.environ["OMP_NUM_THREADS"] = "1"  # in every process: more of them only fight over few cores
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+sys.path.insert(0, str(STAND_INS))  # for this process, before nbformat is imported
 
-from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+from rnnbench_nb.cli import main  # noqa: E402
+from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters  # noqa: E402
 
 RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
 TINY = {"dataset": "digits", "hidden_size": 8, "epochs": 2, "learning_rate": 0.01}
@@ -23,6 +42,17 @@ def rnnbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         env={**os.environ, **environment},
         cwd=PROJECT,
     )
+
+
+def rnnbench_here(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The same in this process, where all is imported; what Snakemake prints is not captured."""
+    result = CliRunner().invoke(main, [*map(str, arguments)], env=environment)
+    code, output, errors = result.exit_code, result.stdout, result.stderr
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    del result  # with it goes the lock on the output folder, which ends with the process elsewhere
+    gc.collect()
+    return subprocess.CompletedProcess(arguments, code, output, errors)
 
 
 def one_sentence(result):
@@ -41,6 +71,19 @@ def write_tiny(path: Path, **values) -> Path:
     return path
 
 
+def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the workers of a test session makes for all of them."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / f"{name}.lock"):
+        if not (root / f"{name}.made").exists():
+            shutil.rmtree(root / name, ignore_errors=True)
+            (root / name).mkdir()
+            make(root / name)
+            (root / f"{name}.made").touch()
+    return root / name
+
+
 @pytest.fixture
 def tiny() -> RunParameters:
     return run_parameters({"model": "agru", **TINY}, "the test")
@@ -54,9 +97,50 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def report(tmp_path_factory) -> Path:
     """A finished report, in a folder whose name a shell, HTML or ASCII would trip over."""
-    folder = tmp_path_factory.mktemp("""a report's "höme" $(false); <b>&""")
-    out = folder / "tiny"
-    finished = rnnbench("run", write_tiny(folder / "tiny.yaml"), "--output-dir", out)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip().endswith(str(out / "index.html"))
-    return out
+
+    def make(folder: Path) -> None:
+        out = folder / "tiny"
+        finished = rnnbench("run", write_tiny(folder / "tiny.yaml"), "--output-dir", out)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.strip().endswith(str(out / "index.html"))
+
+    return once(tmp_path_factory, """a report's "höme" $(false); <b>&""", make) / "tiny"
+
+
+def write_stand_ins(folder: Path) -> None:
+    """Programs of the names that the workflow calls, to be found before the real ones."""
+    python, programs = shlex.quote(sys.executable), STAND_INS / "stand_in_programs.py"
+    call = shlex.join([str(programs), str(folder)])
+    lines = {"python": f'{python} "$@"'}
+    for name in ("papermill", "rnnbench"):
+        lines[name] = f'{python} ${{WARM_SERVER:+-S}} {call} {name} "$@"'
+    lines["serve"] = f'{python} {call} serve "$@"'
+    for name, line in lines.items():
+        (folder / name).write_text(f"#!/bin/sh\nexec {line}\n")
+        (folder / name).chmod(0o755)
+    shutil.copy(STAND_INS / "with_server", folder)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory) -> Path:
+    """A folder with stand-ins for python, papermill and rnnbench, which import for themselves."""
+    return once(tmp_path_factory, "stand_ins", write_stand_ins)
+
+
+@pytest.fixture(scope="session")
+def warm_server(stand_ins):
+    """A server that lends the stand-ins what it has imported: its socket."""
+    held = ["sh", "-c", 'echo "$WARM_SERVER"; read -r _']
+    with subprocess.Popen(
+        [stand_ins / "with_server", *held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        yield server.stdout.readline().strip()
+        server.stdin.close()
+
+
+@pytest.fixture
+def quick_rnnbench(stand_ins, warm_server, monkeypatch):
+    """`rnnbench_here` with the stand-ins in the places of papermill and rnnbench."""
+    monkeypatch.setattr(sys, "executable", str(stand_ins / "python"))
+    monkeypatch.setenv("WARM_SERVER", warm_server)
+    return rnnbench_here

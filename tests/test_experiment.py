@@ -240,14 +240,14 @@ VALUES = st.one_of(
 )
 
 
+TEXTS = [to_yaml(load_protocol(path).dump()) for path in FILES]  # whole, without their bases
+
+
 @st.composite
 def mutated_files(draw):
     """The text of a parameter file of the project with one thing in it changed."""
-    text = draw(st.sampled_from(FILES)).read_text()
+    text = draw(st.sampled_from(TEXTS))
     values = yaml.safe_load(text)
-    if "base" in values:  # the mutated copy lies elsewhere
-        values = {**values, "base": str(PROJECT / "params" / values["base"])}
-        text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
     keys = sorted(set(values) | set(RunParameters.model_fields) | {"gamma", "reading", "runs"})
     kind = draw(st.sampled_from(["leave out", "number", "value", "key", "variant", "text"]))
     if kind == "leave out":
@@ -298,4 +298,4 @@ def test_500_mutated_files_give_parameters_or_one_sentence(tmp_path):
 
     check()
     assert len(valid) >= 500
-    assert 0.3 < sum(valid) / len(valid) < 0.7
+    assert 0.2 < sum(valid) / len(valid) < 0.7  # no comments there, where a change is harmless

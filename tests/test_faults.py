@@ -11,17 +11,20 @@ from random import Random
 import pandas as pd
 import psutil
 import pytest
-from conftest import RNNBENCH, one_sentence, rnnbench, write_tiny
+from conftest import RNNBENCH, once, one_sentence, write_tiny
 
-from rnnbench_nb.cli import MARK
-from rnnbench_nb.config import PROJECT
-from rnnbench_nb.results import collect, read_csv
+from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.launch import OUTPUT
+from rnnbench_nb.report import Report, read_csv
+
+pytestmark = pytest.mark.xdist_group("workflow")  # they share a report and a server
 
 RUN = "runs/gru-seed42"
 AFTER = {  # what a phase makes, and all that follows from it
     "pages": ["index.html", "pages", "logs/render.txt"],
     "comparison": ["results.csv", "history.csv", "results_summary.md", "figures",
-                   "notebooks/03_compare.ipynb", "logs/collect.txt"],
+                   "notebooks/03_compare.ipynb", "notebooks/07_gradients.ipynb", "analyses",
+                   "logs/collect.txt"],
     "training": ["runs", f"logs/{RUN[5:]}.txt"],
     "data": ["notebooks/01_data.ipynb", "logs/01_data.txt"],
 }  # fmt: skip
@@ -31,9 +34,9 @@ AFTER["data"] += AFTER["training"]
 AFTER["checkpoint"] = AFTER["training"]
 BEGUN = {  # the file that a phase begins with, and the seconds after it in which the kill falls
     "data": ("logs/01_data.txt", 3.0),
-    "training": (f"logs/{RUN[5:]}.txt", 5.0),
+    "training": (f"logs/{RUN[5:]}.txt", 3.0),
     "checkpoint": (f"{RUN}/.checkpoint.pt.*", 0.0),
-    "comparison": ("logs/collect.txt", 6.0),
+    "comparison": ("logs/collect.txt", 3.0),
     "pages": ("logs/render.txt", 1.0),
 }
 VICTIMS = {  # a word of its command line
@@ -44,15 +47,19 @@ VICTIMS = {  # a word of its command line
 }
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """A parameter file whose training takes some seconds, and its report."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    settings = {"models": "[gru]", "num_layers": 2, "epochs": 80, "patience": 80}
-    parameters = write_tiny(folder / "p.yaml", **settings)
-    whole = rnnbench("run", parameters, "--output-dir", folder / "out")
-    assert whole.returncode == 0, whole.stderr
-    return parameters, folder / "out"
+@pytest.fixture
+def unbroken(tmp_path_factory, quick_rnnbench):
+    """A parameter file whose training writes many checkpoints, and its report."""
+
+    def make(folder: Path) -> None:
+        settings = {"models": "[gru]", "hidden_size": 16, "epochs": 80, "patience": 80}
+        settings["batch_size"] = 611  # two steps an epoch: it is checkpoints that are wanted
+        parameters = write_tiny(folder / "p.yaml", **settings)
+        whole = quick_rnnbench("run", parameters, "--output-dir", folder / "out")
+        assert whole.returncode == 0, whole.stderr
+
+    folder = once(tmp_path_factory, "unbroken", make)
+    return folder / "p.yaml", folder / "out"
 
 
 def back_to(phase: str, whole: Path, out: Path) -> None:
@@ -68,7 +75,7 @@ def working_on(out: Path) -> list[psutil.Process]:
 
     def mark(process):
         try:
-            return process.environ().get(MARK)
+            return process.environ().get(OUTPUT)
         except psutil.Error:
             return None
 
@@ -116,18 +123,24 @@ SLOW_KILLS = [
       for victim in ("kernel", "papermill", "snakemake")),
     *(("pages", victim) for victim in ("renderer", "snakemake", "only the command")),
 ]  # fmt: skip
-KILLS += [pytest.param(*kill, marks=pytest.mark.slow) for kill in SLOW_KILLS]
+# Where a few seconds must do, the training that is killed has a kernel and the rest stand-ins.
+KILLS = [(*kill, RUN, "") for kill in KILLS]
+KILLS += [pytest.param(*kill, ".", ".", marks=pytest.mark.slow) for kill in SLOW_KILLS]
 
 
-@pytest.mark.parametrize(("phase", "victim"), KILLS)
-def test_killed_anywhere_the_same_command_gives_the_same_results(unbroken, tmp_path, phase, victim):
+@pytest.mark.parametrize(("phase", "victim", "real", "real_again"), KILLS)
+def test_killed_anywhere_the_same_command_gives_the_same_results(
+    unbroken, tmp_path, stand_ins, quick_rnnbench, phase, victim, real, real_again
+):
     parameters, whole = unbroken
     out = tmp_path / "broken"
     back_to(phase, whole, out)
     arguments = ["run", str(parameters), "--output-dir", str(out)]
+    environment = {**os.environ, "REAL_NOTEBOOKS": real}
+    del environment["WARM_SERVER"]  # its processes do not show what they work on
     command = subprocess.Popen(
-        [RNNBENCH, *arguments], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [stand_ins / "rnnbench", *arguments], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=environment,
     )  # fmt: skip
     sign, seconds = BEGUN[phase]
     while command.poll() is None and not list(out.glob(sign)):
@@ -142,25 +155,27 @@ def test_killed_anywhere_the_same_command_gives_the_same_results(unbroken, tmp_p
         assert command.returncode == 1
         assert "Traceback" not in errors
         assert [line for line in errors.splitlines() if line.startswith("rnnbench: ")], errors
-    again = rnnbench(*arguments)
+    again = quick_rnnbench(*arguments, REAL_NOTEBOOKS=real_again)
     assert again.returncode == 0, again.stderr
     same_results(whole, out)
     assert working_on(out) == []
 
 
-def as_root_of_its_own(script: str, *arguments) -> subprocess.CompletedProcess:
-    """A shell script that may mount file systems that nobody else sees."""
+def as_root_of_its_own(script: str, *arguments, under=()) -> subprocess.CompletedProcess:
+    """A shell script that may mount file systems that nobody else sees; `under` starts it."""
     apart = ["unshare", "--user", "--map-root-user", "--mount"]
     try:
         probe = [*apart, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
         subprocess.run(probe, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this system lets no user mount a file system of their own")
-    command = [*apart, "sh", "-ec", script, "sh", *map(str, arguments)]
+    command = [*apart, *under, "sh", "-ec", script, "sh", *map(str, arguments)]
     return subprocess.run(command, cwd=PROJECT, text=True, capture_output=True)
 
 
-def test_a_full_disk_loses_nothing_finished_and_the_same_command_goes_on(unbroken, tmp_path):
+def test_a_full_disk_loses_nothing_finished_and_the_same_command_goes_on(
+    unbroken, tmp_path, stand_ins
+):
     parameters, whole = unbroken
     (tmp_path / "disk").mkdir()
     result = as_root_of_its_own(
@@ -173,7 +188,8 @@ def test_a_full_disk_loses_nothing_finished_and_the_same_command_goes_on(unbroke
         "$3" run "$4" --output-dir "$1/out" > /dev/null
         cp -a "$1/out" "$5"
         """,
-        tmp_path / "disk", _started(unbroken, tmp_path), RNNBENCH, parameters, tmp_path / "kept",
+        tmp_path / "disk", _started(unbroken, tmp_path), stand_ins / "rnnbench", parameters,
+        tmp_path / "kept", under=[stand_ins / "with_server"],
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
@@ -188,9 +204,8 @@ def test_a_disk_that_fills_during_a_checkpoint_keeps_the_one_before(unbroken, tm
     code = """
 import sys
 from pathlib import Path
-from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import load_run
+from rnnbench_nb.report import load_run
 from rnnbench_nb.training import train_run
 
 disk, parameters = Path(sys.argv[1]), load_run(sys.argv[2]).parameters
@@ -241,27 +256,28 @@ def test_a_read_only_folder_is_named(unbroken):
 def test_a_truncated_file_of_a_finished_run_is_named(unbroken, tmp_path, name):
     _, whole = unbroken
     shutil.copytree(whole / RUN, tmp_path / RUN)
+    shutil.copy(whole / "protocol.yaml", tmp_path)
     path = tmp_path / RUN / name
     path.write_bytes(path.read_bytes()[:100])
-    _, _, (lost,) = collect([tmp_path / RUN])
+    (lost,) = Report(tmp_path).lost
     remedy = f"delete {tmp_path / RUN} and run it again."
     assert lost["reason"] == f"{path} is missing or damaged; {remedy}"
 
 
-def test_a_run_that_was_damaged_and_deleted_is_made_again(unbroken, tmp_path):
+def test_a_run_that_was_damaged_and_deleted_is_made_again(unbroken, tmp_path, quick_rnnbench):
     parameters, whole = unbroken
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     (out / RUN / "run.json").write_text("{")
     arguments = ["run", parameters, "--output-dir", out]
-    assert "run.json is missing or damaged; delete" in one_sentence(rnnbench(*arguments))
+    assert "run.json is missing or damaged; delete" in one_sentence(quick_rnnbench(*arguments))
     shutil.rmtree(out / RUN)  # as the sentence says
-    again = rnnbench(*arguments)
+    again = quick_rnnbench(*arguments)
     assert again.returncode == 0, again.stderr
     same_results(whole, out)
 
 
-def test_a_corrupt_notebook_stops_itself_alone(unbroken, tmp_path):
+def test_a_corrupt_notebook_stops_itself_alone(unbroken, tmp_path, stand_ins):
     parameters, whole = unbroken
     ours = tmp_path / "project"
     skipped = shutil.ignore_patterns(".*", "reports", "tests", "__pycache__")
@@ -269,10 +285,12 @@ def test_a_corrupt_notebook_stops_itself_alone(unbroken, tmp_path):
     shutil.copytree(whole, tmp_path / "out")
     notebook = ours / "notebooks/03_compare.ipynb"
     notebook.write_bytes(notebook.read_bytes()[:2000])
+    path = os.pathsep.join([str(ours), os.environ["PYTHONPATH"]])
     result = subprocess.run(
-        [sys.executable, "-c", "from rnnbench_nb.cli import main; main()", "run",
-         parameters, "--output-dir", tmp_path / "out"],
-        cwd=ours, text=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ours)},
+        [stand_ins / "with_server", stand_ins / "rnnbench", "run", parameters,
+         "--output-dir", tmp_path / "out"],
+        cwd=ours, text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": path, "REAL_NOTEBOOKS": "03_compare"},
     )  # fmt: skip
     sentence = one_sentence(result)
     assert "03_compare.ipynb stopped with an error, which its page and" in sentence

@@ -1,16 +1,24 @@
 import matplotlib.colors
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made import made_report
 
 from rnnbench_nb import figures
-from rnnbench_nb.results import HISTORY_COLUMNS, RESULT_COLUMNS
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.figures import style
+from rnnbench_nb.report import history_columns, result_columns
+from rnnbench_nb.tasks.base import Score
+
+THREE = made_report("lstm", "gru", "agru")
+TWENTY = made_report(**{f"variant_{index}": "agru" for index in range(20)})
 
 
 @pytest.fixture(autouse=True)
 def _close():
     yield
-    figures.plt.close("all")
+    plt.close("all")
 
 
 def history():
@@ -21,7 +29,7 @@ def history():
         for epoch in (1, 2, 3)
         for split in ("train", "validation")
     ]
-    return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
+    return pd.DataFrame(rows, columns=history_columns("accuracy"))
 
 
 def results(variants=("lstm", "gru", "agru"), accuracies=(0.98, 0.99)):
@@ -32,24 +40,25 @@ def results(variants=("lstm", "gru", "agru"), accuracies=(0.98, 0.99)):
             for s, a in enumerate(accuracies)
         ]
     )
-    return frame.reindex(columns=RESULT_COLUMNS)
+    return frame.reindex(columns=result_columns(["accuracy"]))
 
 
 def test_curves_show_each_model_in_its_colour_with_units():
-    figure = figures.accuracy_curves(history())
+    figure = figures.accuracy_curves(history(), THREE)
     for ax, title in zip(
         figure.axes, ("Training (mean over the epoch)", "Validation"), strict=True
     ):
         assert ax.get_title() == title
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("Epoch", "Accuracy (%)")
         drawn = [matplotlib.colors.to_hex(line.get_color()).upper() for line in ax.lines[:3]]
-        assert drawn == list(figures.COLOURS.values())
+        assert drawn == [CELLS[name].colour for name in THREE.variants]
         np.testing.assert_allclose(ax.lines[0].get_ydata(), 100 - np.array([10, 5, 10 / 3]))
-    assert "nats" in figures.training_curves(history()).axes[0].get_ylabel()
+    label = figures.training_curves(history(), THREE).axes[0].get_ylabel()
+    assert label == "Cross entropy (nats, log scale)"
 
 
 def test_the_comparison_shows_every_seed_and_the_interval():
-    figure = figures.test_comparison(results())
+    figure = figures.test_errors(results(), THREE)
     ax = figure.axes[0]
     dots = np.concatenate([dots.get_offsets()[:, 0] for dots in ax.collections[::2]])
     assert sorted(dots) == pytest.approx([1] * 3 + [2] * 3)
@@ -59,13 +68,24 @@ def test_the_comparison_shows_every_seed_and_the_interval():
 
 
 def test_one_seed_has_no_interval():
-    assert len(figures.test_comparison(results(accuracies=(0.98,))).axes[0].collections) == 3
+    assert len(figures.test_errors(results(accuracies=(0.98,)), THREE).axes[0].collections) == 3
 
 
-def test_variants_outside_the_table_get_looks_of_their_own():
-    look = figures.look(["agru", "gamma-0", "gamma-2"], figures.COLOURS)
-    assert list(look) == ["A-GRU", "gamma-0", "gamma-2"]
-    assert len({matplotlib.colors.to_hex(colour) for colour in look.values()}) == 3
+def test_looks_are_by_label_and_those_of_twenty_variants_differ():
+    assert style.look(THREE, "marker") == {"LSTM": "s", "GRU": CELLS["gru"].marker, "A-GRU": "o"}
+    assert style.labelled(results(), THREE)["label"].tolist()[::2] == ["LSTM", "GRU", "A-GRU"]
+    assert len(set(style.look(TWENTY, "colour").values())) == 20
+
+
+def test_a_score_that_is_no_percentage_is_drawn_as_it_is():
+    report = made_report("lstm", "gru", "agru")
+    report.task.score = Score(name="accuracy", scale=1.0, unit="nats", difference="nats")
+    ax = figures.test_errors(results(), report).axes[0]
+    assert ax.collections[0].get_offsets()[:, 0].tolist() == [0.98, 0.99]
+    assert ax.get_xlabel() == "Test accuracy (nats)"
+    ax = figures.error_curves(history(), report).axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1 - 0.1 / np.array([1, 2, 3]))
+    assert (ax.get_ylabel(), ax.get_yscale()) == ("Accuracy (nats)", "linear")
 
 
 def test_confusion_counts_and_colours_errors_only():
@@ -84,18 +104,53 @@ def test_class_errors_are_in_percent_for_any_number_of_models(variants):
         for s in (0, 1)
         for k in "ab"
     ]
-    ax = figures.class_errors(pd.DataFrame(rows)).axes[0]
+    ax = figures.class_errors(pd.DataFrame(rows), made_report(*variants)).axes[0]
     heights = np.concatenate([line.get_ydata() for line in ax.lines if line.get_marker() != "None"])
     assert heights[~np.isnan(heights)] == pytest.approx(3)
     assert ax.get_ylabel() == "Test error (%)"
 
 
+def test_class_errors_of_many_variants_are_a_table():
+    rows = [
+        {"variant": v, "seed": s, "class": k, "error": 0.01 * i + 0.002 * s}
+        for i, v in enumerate(TWENTY.variants)
+        for s in (0, 1)
+        for k in "ab"
+    ]
+    ax = figures.class_errors(pd.DataFrame(rows), TWENTY).axes[0]
+    assert [text.get_text() for text in ax.texts[:6]] == ["0.1", "0.1", "1.1", "1.1", "2.1", "2.1"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(TWENTY.variants)
+
+
+def test_bands_of_many_variants_are_left_out():
+    rows = history()[history()["variant"] == "gru"]
+    many = pd.concat([rows.assign(variant=name) for name in TWENTY.variants])
+    assert not figures.training_curves(many, TWENTY).axes[0].collections
+    assert len(figures.training_curves(history(), THREE).axes[0].collections) == 3
+
+
+def test_speed_shows_the_ratio_to_each_baseline():
+    rows = [
+        {"model": model, "task": task, "steps": 28, "hidden": 64, "batch": 8, "threads": 1,
+         "gru_ratio": 1.5, "lstm_ratio": ratio}
+        for model, task, ratio in [("agru", "train", 2.0), ("agru", "infer", 3.0),
+                                   ("gru", "train", 9.0)]
+    ]  # fmt: skip
+    figure = figures.speed(pd.DataFrame(rows), ours=["agru"], baselines=["gru", "lstm"])
+    for ax, ratio in zip(figure.axes, (2.0, 3.0), strict=True):
+        assert [list(line.get_xdata()) for line in ax.lines[:2]] == [[1.5], [ratio]]
+        assert "A-GRU is faster" in ax.get_xlabel()
+        assert list(ax.lines[0].get_ydata()) == ["T 28, H 64, B 8, 1 thr."]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["times as fast as GRU", "times as fast as LSTM"]
+
+
 def test_a_report_without_a_finished_run_still_gets_its_figures():
     empty = history().iloc[:0]
     for figure in (
-        figures.training_curves(empty),
-        figures.accuracy_curves(empty),
-        figures.test_comparison(results().assign(status="failed")),
+        figures.training_curves(empty, THREE),
+        figures.accuracy_curves(empty, THREE),
+        figures.test_errors(results().assign(status="failed"), THREE),
     ):
         assert figure.axes[0].get_xlabel()
         assert not figure.axes[0].collections
@@ -103,14 +158,21 @@ def test_a_report_without_a_finished_run_still_gets_its_figures():
 
 def test_saving_is_the_same_every_time(tmp_path):
     for name in ("a", "b"):
-        figures.save(figures.test_comparison(results()), tmp_path / name)
+        figures.save(figures.test_errors(results(), THREE), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_showing_carries_the_alt_text(monkeypatch):
     shown = []
-    monkeypatch.setattr(figures, "display", lambda figure, metadata: shown.append(metadata))
-    figures.show(figures.test_comparison(results()), "Dots.")
+    monkeypatch.setattr(style, "display", lambda figure, metadata: shown.append(metadata))
+    figures.show(figures.test_errors(results(), THREE), "Dots.")
     assert shown == [{"image/png": {"alt": "Dots."}}]
-    assert not figures.plt.get_fignums()
+    assert not plt.get_fignums()
+
+
+def test_texts_are_shown_as_markdown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(style, "display", shown.append)
+    figures.say("One.", "**Two.**")
+    assert [text.data for text in shown] == ["One.", "**Two.**"]

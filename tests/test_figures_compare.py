@@ -1,17 +1,22 @@
 """The figures of the comparison and of the ablation."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made import made_report
 from matplotlib.colors import to_hex
 
-from rnnbench_nb import figures, stats
+from rnnbench_nb import figures
+from rnnbench_nb import statistics as stats
+
+REPORT = made_report("lstm", "gru", none="agru")
 
 
 @pytest.fixture(autouse=True)
 def _close():
     yield
-    figures.plt.close("all")
+    plt.close("all")
 
 
 def runs(**accuracies):
@@ -21,7 +26,7 @@ def runs(**accuracies):
     )
 
 
-THREE = runs(LSTM=[0.980, 0.981, 0.983], GRU=[0.979, 0.979, 0.979], none=[np.nan] * 3)
+THREE = runs(lstm=[0.980, 0.981, 0.983], gru=[0.979, 0.979, 0.979], none=[np.nan] * 3)
 
 
 def lines(ax, color, width):
@@ -37,7 +42,7 @@ def lines(ax, color, width):
 def test_paired_differences_draws_every_seed_both_intervals_and_the_verdict():
     comparison = stats.compare(THREE, 0.002).query("n > 0")
     (row,) = comparison.to_dict("records")
-    ax = figures.paired_differences(comparison, THREE).axes[0]
+    ax = figures.paired_differences(comparison, THREE, REPORT).axes[0]
     dots = ax.collections[0].get_offsets()[:, 0]
     assert sorted(dots) == pytest.approx([0.1, 0.2, 0.4])
     assert ax.patches[0].get_x() == pytest.approx(-0.2)
@@ -51,15 +56,17 @@ def test_paired_differences_draws_every_seed_both_intervals_and_the_verdict():
 
 def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead():
     two = THREE[THREE["seed"] < 2]
-    ax = figures.paired_differences(stats.compare(two, 0.002).query("n > 0"), two).axes[0]
+    ax = figures.paired_differences(stats.compare(two, 0.002).query("n > 0"), two, REPORT).axes[0]
     assert ax.get_xlim() == pytest.approx((-0.55, 0.55))  # 2.5 times the farthest, and 5%
     assert lines(ax, "0.45", 1.2)[0] == pytest.approx((-0.55, 0.55))
     assert "".join(line.get_marker() for line in ax.lines if line.get_marker() in "<>") == "<>>"
 
 
 def test_an_interval_far_from_zero_is_not_marked_as_cut():
-    worse = THREE.assign(accuracy=THREE["accuracy"] - 0.012 * (THREE["variant"] == "LSTM"))
-    ax = figures.paired_differences(stats.compare(worse, 0.002).query("n > 0"), worse).axes[0]
+    worse = THREE.assign(accuracy=THREE["accuracy"] - 0.012 * (THREE["variant"] == "lstm"))
+    ax = figures.paired_differences(stats.compare(worse, 0.002).query("n > 0"), worse, REPORT).axes[
+        0
+    ]
     thin = lines(ax, "0.45", 1.2)[0]
     assert ax.get_xlim()[0] < thin[0] < thin[1] < -ax.get_xlim()[1]
     assert not [line for line in ax.lines if line.get_marker() in ("<", ">")]
@@ -69,7 +76,7 @@ def test_paired_differences_takes_names_parts_groups_and_lives_with_one_seed():
     table = THREE[THREE["seed"] == 0]
     comparison = pd.concat([stats.compare(table, 0.002).query("n > 0")] * 3)
     figure = figures.paired_differences(
-        comparison, table, names=["a 1", "a 2", "b"], groups=["a", "a", "b"]
+        comparison, table, REPORT, names=["a 1", "a 2", "b"], groups=["a", "a", "b"]
     )
     ax = figure.axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a 1", "a 2", "b"]
@@ -82,10 +89,10 @@ def test_paired_differences_takes_names_parts_groups_and_lives_with_one_seed():
 def test_an_interval_over_new_images_takes_the_place_of_the_corrected_one():
     comparison = stats.compare(THREE, 0.002).query("n > 0")
     comparison = comparison.assign(two_way_low=0.0, two_way_high=0.003)
-    figure = figures.paired_differences(comparison, THREE)
+    figure = figures.paired_differences(comparison, THREE, REPORT)
     assert lines(figure.axes[0], "0.45", 1.2)[0] == pytest.approx((0, 0.3))
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "95% interval, corrected and for new images" in texts
+    assert "95% interval, corrected and for new examples" in texts
 
 
 def history(**accuracies):
@@ -101,22 +108,23 @@ def history(**accuracies):
 
 
 def test_error_curves_are_in_percent_on_a_log_scale():
-    ax = figures.error_curves(history(agru=[0.9, 0.98, 0.99])).axes[0]
+    ax = figures.error_curves(history(agru=[0.9, 0.98, 0.99]), made_report("agru")).axes[0]
     assert ax.lines[0].get_ydata() == pytest.approx([10, 2, 1])
     assert ax.get_yscale() == "log"
-    assert not figures.error_curves(history()).axes[0].lines
+    assert not figures.error_curves(history(), REPORT).axes[0].lines
 
 
 @pytest.mark.parametrize("names", [["agru"], ["lstm", "agru"]])
 def test_learning_speed_shows_medians_and_leaves_out_what_is_not_reached(names):
     curves = history(**{name: [0.9, 0.95, 0.97] for name in names})
-    figure = figures.learning_speed(stats.time_to_accuracy(curves, [0.9, 0.96, 0.99]))
+    report = made_report(*names)
+    figure = figures.learning_speed(stats.time_to_score(curves, [0.9, 0.96, 0.99]), report)
     for ax, heights in zip(figure.axes, ([1, 3], [4, 12]), strict=True):
         drawn = np.concatenate([li.get_ydata() for li in ax.lines if li.get_marker() != "None"])
         assert drawn[~np.isnan(drawn)] == pytest.approx(heights * len(names))
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["90", "96"]
     assert len(figure.legends[0].get_texts()) == len(names)
-    assert not figures.learning_speed(stats.time_to_accuracy(curves, [0.99])).legends
+    assert not figures.learning_speed(stats.time_to_score(curves, [0.99]), report).legends
 
 
 def test_reliability_draws_filled_bins_with_wilson_intervals():
@@ -124,7 +132,7 @@ def test_reliability_draws_filled_bins_with_wilson_intervals():
         "variant": "agru", "low": [0.0, 0.5, 0.9], "high": [0.5, 0.9, 1.0],
         "count": [0, 10, 100], "confidence": [np.nan, 0.7, 0.95], "accuracy": [np.nan, 0.5, 0.9],
     })  # fmt: skip
-    curve, counts = figures.reliability(bins).axes
+    curve, counts = figures.reliability(bins, made_report("agru")).axes
     points = curve.lines[1]
     assert points.get_xdata() == pytest.approx([0.7, 0.95])
     assert points.get_ydata() == pytest.approx([0.5, 0.9])
@@ -133,11 +141,7 @@ def test_reliability_draws_filled_bins_with_wilson_intervals():
     assert counts.lines[0].get_ydata() == pytest.approx([10, 100])
 
 
-def test_a_variant_named_after_its_model_looks_like_it():
-    assert [figures.label(v) for v in ("lstm_109", "agru", "gamma_2")] == [
-        "LSTM-109", "A-GRU", "gamma_2",
-    ]  # fmt: skip
-    looks = figures.look(["lstm_109", "gru_128"], figures.COLOURS)
-    assert looks == {"LSTM-109": figures.COLOURS["lstm"], "GRU-128": figures.COLOURS["gru"]}
-    looks = figures.look(["agru", "agru_64", "agru_32"], figures.MARKERS)
-    assert looks["A-GRU"] == "o" and len(set(looks.values())) == 3
+def test_the_verdict_names_the_better_one_by_its_label():
+    comparison = stats.compare(THREE, 0.002).query("n > 0").assign(verdict="worse")
+    ax = figures.paired_differences(comparison, THREE, REPORT).axes[0]
+    assert [text.get_text() for text in ax.texts] == ["GRU is better"]

@@ -1,8 +1,17 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from rnnbench_nb import figures_dynamics as figures
+from rnnbench_nb.figures import dynamics as figures
+from rnnbench_nb.report import Look
+
+NAMES = ["x", "y", *"abcdefgh"]
+REPORT = SimpleNamespace(
+    labels={name: name.upper() for name in NAMES},
+    looks={name: Look("#123456", (1, 0), "o") for name in NAMES},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -11,34 +20,93 @@ def _close():
     figures.plt.close("all")
 
 
+def spectra():
+    columns = {"variant": "x", "seed": 1, "moment": ["initial", "initial", "best", "best"]}
+    modes = {"real": -0.1, "imaginary": [-1.0, 1.0, -3.0, 3.0], "frequency": [-1.0, 1, -3, 3]}
+    return pd.DataFrame({**columns, **modes, "step_size": 0.5})
+
+
 def test_the_disc_is_where_the_euler_step_is_stable():
-    figure = figures.spectrum(
-        {"S": np.array([1j, -1j]), "A": np.array([-0.1 + 1j, -0.1 - 1j])}, {"S": 0.5, "A": 0.5}
-    )
+    figure = figures.spectrum(spectra(), REPORT)
+    assert [ax.get_title() for ax in figure.axes] == ["X, initial", "X, best"]
     disc = figure.axes[0].patches[0]
     assert (disc.center, disc.radius) == ((-2.0, 0), 2.0)
     z = disc.center[0] + disc.radius * np.exp(1j * np.linspace(0, 2 * np.pi, 9))
     np.testing.assert_allclose(np.abs(1 + 0.5 * z), 1)
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets(), [[-0.1, -1], [-0.1, 1]])
 
 
-def test_a_band_and_a_line_a_model_in_both_moments():
+def test_damping_and_step_size_move_the_last_spectrum_and_the_disc():
+    figure = figures.moved_spectra(spectra(), REPORT, [0.0, 2.0], [0.1])
+    offsets = [ax.collections[0].get_offsets().tolist() for ax in figure.axes]
+    assert offsets == [[[0, -3], [0, 3]], [[-2, -3], [-2, 3]]]
+    assert [ax.patches[0].radius for ax in figure.axes] == [10, 10]
+
+
+def test_sliders_are_for_jupyterlab_alone(monkeypatch):
+    import ipywidgets
+
+    made = []
+    monkeypatch.setattr(ipywidgets, "interact", lambda function, **names: made.append(names))
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    figures.sliders(spectra(), REPORT)
+    monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    monkeypatch.setenv("RNNBENCH_OUTPUT", "a run")
+    figures.sliders(spectra(), REPORT)
+    assert made == []
+    monkeypatch.delenv("RNNBENCH_OUTPUT")
+    figures.sliders(spectra(), REPORT)
+    assert [set(names) for names in made] == [{"gamma", "epsilon"}]
+
+
+def flow(variants):
     rows = [
-        {"variant": v, "seed": s, "moment": m, "step": t, "log10_norm": -t + s}
-        for v in ("gru", "agru")
+        {"variant": v, "seed": s, "moment": m, "step": t, "log10_gradient": -t + s}
+        for v in variants
         for s in (0, 2)
         for m in ("initial", "trained")
         for t in range(4)
     ]
-    figure = figures.gradient_flow(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
+
+
+def test_a_band_and_a_line_a_variant_in_both_moments():
+    figure = figures.gradient_flow(flow("xy"), REPORT)
     assert [ax.get_title() for ax in figure.axes] == ["Initial", "Trained"]
     for ax in figure.axes:
         np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 0, -1, -2])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["X", "Y"]
+
+
+def test_more_variants_than_can_be_told_apart_are_said_to_be_left_out():
+    figure = figures.gradient_flow(flow(NAMES), REPORT)
+    assert figure.get_suptitle() == "The first 8 of 10 variants"
+    assert len(figure.legends[0].texts) == 8
+
+
+def test_the_semicircle_stands_in_both_moments():
+    rows = {"frequency": [0.0, 1, 0, 1], "density": [0.2, 0.3, 0.1, 0.4]}
+    frame = pd.DataFrame({"variant": "x", "moment": ["initial"] * 2 + ["best"] * 2, **rows})
+    figure = figures.frequency_density(frame.assign(semicircle=[0.5, 0.0, 0.5, 0.0]), REPORT)
+    for ax, density in zip(figure.axes, ([0.2, 0.3], [0.1, 0.4]), strict=True):
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), density)
+        np.testing.assert_allclose(ax.lines[-1].get_ydata(), [0.5, 0])
+
+
+def test_the_terms_of_several_variants_have_rows_of_their_own():
+    moments = pd.DataFrame({"moment": ["initial", "best epoch"]})
+    frame = pd.DataFrame({"variant": ["x", "y"], "seed": 1, "term": "path"})
+    frame = frame.assign(euler_radius=1.2, numerical_abscissa=0.1).merge(moments, how="cross")
+    for part, rows in ((frame, ["X, path", "Y, path"]), (frame[:2], ["path"])):
+        ax = figures.growth_terms(part, REPORT).axes[0]
+        assert [text.get_text() for text in ax.get_yticklabels()] == rows
 
 
 def test_the_boundary_stands_beside_the_measurement():
-    gammas, epsilons = np.array([0.1, 1.0]), np.array([0.1, 1.0, 10.0])
     rates = np.array([[-1.0, 0.5, 1.0], [-1.0, -0.5, 1.0]])
-    boundary = np.array([0.2, 2.0])
-    ax = figures.growth_map(gammas, epsilons, rates, boundary).axes[0]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), boundary)
+    grid = pd.MultiIndex.from_product([[0.1, 1.0], [0.1, 1.0, 10.0]], names=["gamma", "epsilon"])
+    growth = pd.DataFrame({"rate": rates.ravel()}, grid).reset_index()
+    boundary = pd.DataFrame({"gamma": [0.1, 1.0], "epsilon": [0.2, 2.0]})
+    ax = figures.growth_map(growth, boundary).axes[0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.2, 2.0])
     np.testing.assert_allclose(ax.collections[0].get_array(), rates.T)

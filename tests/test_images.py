@@ -47,7 +47,8 @@ def test_metrics_are_those_of_scikit_learn_to_the_last_bit():
 
 
 def test_losses_are_of_each_example_and_their_mean():
-    outputs, targets = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]], dtype=torch.float64), torch.tensor([0, 1])
+    outputs = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]], dtype=torch.float64)
+    targets = torch.tensor([0, 1])
     losses = task().losses(outputs, targets)
     torch.testing.assert_close(losses, torch.tensor([np.log(2), np.log(4)], dtype=torch.float64))
     assert task().losses(outputs, targets, "mean").item() == pytest.approx(losses.mean().item())

@@ -1,13 +1,21 @@
 import json
+import shutil
 
 import nbformat
 import papermill
 import pytest
 import yaml
+from conftest import write_tiny
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbformat.v4 import new_code_cell, new_notebook
 
-from rnnbench_nb.config import PROJECT, Protocol, load_protocol
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
+from rnnbench_nb.tasks import TASKS
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+together = pytest.mark.xdist_group("notebooks")  # on one worker, for they share a kernel
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -38,10 +46,14 @@ def test_every_parameter_has_a_type_and_help(path):
 
 def test_the_training_notebook_declares_every_key_with_the_quick_values():
     declared = parameters_of(PROJECT / "notebooks/02_train.ipynb")
-    assert set(declared) == {*Protocol.model_fields, "output_dir"}
-    quick = load_protocol(PROJECT / "params/quick.yaml").model_dump()
-    for name, value in quick.items():
-        assert yaml.safe_load(str(_literal(declared[name]["default"]))) == _yaml(value), name
+    options = {key for table in (CELLS, TASKS) for entry in table.values()
+               for key in entry.Options.model_fields}  # fmt: skip
+    sweep = {"base", "models", "runs", "variants", "note", "output_dir"}
+    assert set(declared) == {*RunParameters.model_fields, *options, *sweep}
+    quick = load_protocol(PROJECT / "params/quick.yaml").values
+    for name in set(RunParameters.model_fields) - {"model", "variant"}:
+        assert yaml.safe_load(str(_literal(declared[name]["default"]))) == _yaml(quick[name]), name
+    assert all(declared[name]["default"] == "None" for name in options)
 
 
 def _literal(text):
@@ -58,22 +70,79 @@ def test_every_parameter_file_passes_papermill_without_a_warning():
         assert set(yaml.safe_load(path.read_text())) <= declared
 
 
-def execute(name, out, **parameters):
-    return papermill.execute_notebook(
-        PROJECT / f"notebooks/{name}.ipynb", out, parameters, progress_bar=False, cwd=out.parent
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+# What the kernel is told first: there is no report, the demonstration that stands in for it is
+# small, and as it always goes to the same folder, it is trained only once.
+ONE_DEMONSTRATION = """
+from pathlib import Path
+from rnnbench_nb import analyses, demonstration
+
+analyses.PROJECT = Path({place!r})
+demonstration.SETTINGS |= {{"hidden_size": 8, "epochs": 2}}
+demonstration.mkdtemp = lambda: {place!r} + "/demonstration"
+"""
+
+
+@pytest.fixture(scope="module")
+def execute(tmp_path_factory):
+    """Execute a notebook with papermill, in one kernel for all: it imports only once."""
+    place = tmp_path_factory.mktemp("notebooks")
+    kernel, clients = AsyncKernelManager(kernel_name="python3"), []
+    kernel.client = lambda make=kernel.client: clients.append(make()) or clients[-1]
+
+    def run(notebook, parameters=None):
+        try:
+            return papermill.execute_notebook(
+                notebook, place / "out.ipynb", parameters, progress_bar=False, km=kernel
+            )
+        finally:
+            clients.pop().stop_channels()  # which papermill leaves open, the kernel not being its
+
+    def first(source):
+        run(new_notebook(cells=[new_code_cell(source)], metadata={"kernelspec": KERNEL}))
+
+    def execute(name, **parameters):
+        first("%reset -f")
+        return run(PROJECT / f"notebooks/{name}.ipynb", parameters)
+
+    first(ONE_DEMONSTRATION.format(place=str(place)))
+    yield execute
+    run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def text_of(notebook):
+    found = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    return "".join(
+        out.get("text", "") + out.get("data", {}).get("text/markdown", "") for out in found
     )
 
 
-def test_training_by_hand_refuses_an_unknown_key(tmp_path):
+@together
+def test_training_by_hand_refuses_an_unknown_key(execute):
     with pytest.raises(papermill.PapermillExecutionError) as error:
-        execute("02_train", tmp_path / "out.ipynb", gama=0.5)
+        execute("02_train", gama=0.5)
     assert "unknown key 'gama'; the nearest known key is 'gamma'" in str(error.value)
 
 
+@together
 @pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
-def test_a_notebook_that_reads_runs_works_from_a_fresh_clone(name, tmp_path):
-    executed = execute(name, tmp_path / "out.ipynb", output_dir=str(tmp_path / "none"))
-    text = "".join(
-        out.get("text", "") for cell in executed.cells for out in cell.get("outputs", [])
-    )
-    assert "a demonstration on digits stands in" in text
+def test_a_notebook_that_reads_runs_works_from_a_fresh_clone_and_says_so_at_the_top(name, execute):
+    executed = execute(name)
+    outputs = [cell for cell in executed.cells if cell.get("outputs")]
+    assert "**This is a demonstration:**" in text_of(nbformat.v4.new_notebook(cells=outputs[:1]))
+
+
+@together
+@pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
+def test_a_wrong_folder_is_an_error_and_no_demonstration(name, execute, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="holds no report"):
+        execute(name, output_dir=str(tmp_path / "none"))
+
+
+@together
+@pytest.mark.parametrize("name", ["03_compare", "07_gradients"])
+def test_a_notebook_that_reads_runs_is_content_with_one(name, execute, report, tmp_path):
+    write_tiny(tmp_path / "protocol.yaml", models="[agru]")
+    shutil.copytree(report / "runs/agru-seed42", tmp_path / "runs/agru-seed42")
+    executed = execute(name, output_dir=str(tmp_path))
+    assert "a demonstration" not in text_of(executed)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rnnbench_nb import ablation, figures, stats
-from rnnbench_nb.config import PROJECT, load_protocol
-from rnnbench_nb.results import formatted, load_run, read_csv, summary
+from rnnbench_nb import statistics
+from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.report import Report, formatted, read_csv, summary
 
 README = (PROJECT / "README.md").read_text()
 
@@ -17,35 +17,32 @@ def table_of(*columns):
 
 @pytest.mark.parametrize("report", ["row_mnist", "row_mnist_matched", "controls", "tuned"])
 def test_the_tables_are_those_of_the_published_runs(report):
-    published = PROJECT / "reports/published" / report
-    results = read_csv(published / "results.csv")
-    results = results.assign(variant=results["variant"].map(figures.label))
-    table = formatted(summary(results))
-    columns = ["variant", "seeds", "accuracy %", "parameters", "free", "epochs"]
-    assert table_of(*(table[name] for name in columns)) in README
-    right = {}
-    for folder in (published / "runs").iterdir():
-        run = load_run(folder)
-        key = figures.label(run.parameters.name), run.parameters.seed
-        right[key] = run.predictions["predicted"] == run.predictions["label"]
-    pairs = stats.compare(results, margin=0.002, correct=right)
+    published = Report(PROJECT / "reports/published" / report)
+    results = read_csv(published.folder / "results.csv")
+    labelled = results.assign(variant=results["variant"].map(published.labels))
+    table = formatted(summary(labelled), published.task)
+    columns = ["variant", "seeds", "accuracy %", "parameters", "free parameters", "epochs"]
+    assert f"| {' | '.join(columns)} |" + table_of(*(table[name] for name in columns)) in README
+    right = {run.key: run.scores for run in published.runs}
+    pairs = statistics.compare(results, margin=0.002, examples=right)
     points = {name: (100 * pairs[name]).map("{:+.2f}".format)
               for name in ("difference", "two_way_low", "two_way_high")}  # fmt: skip
     intervals = points["two_way_low"] + " to " + points["two_way_high"]
-    names = pairs["a"] + " − " + pairs["b"]
-    assert table_of(names, points["difference"], intervals, pairs["verdict"]) in README
+    verdicts = [statistics.verdict_text(row, published.labels) for row in pairs.to_dict("records")]
+    names = pairs["a"].map(published.labels) + " − " + pairs["b"].map(published.labels)
+    assert table_of(names, points["difference"], intervals, verdicts) in README
 
 
 def test_the_tuned_comparison_takes_what_the_search_found_best_on_validation():
     published = PROJECT / "reports/published/tuning"
     tables = [read_csv(published / f"{name}.csv") for name in ("results", "history")]
-    scores = ablation.validation_scores(*tables)
+    scores = statistics.validation_scores(*tables)
     means = scores.groupby("variant")["accuracy"].mean().round(9)  # so that equal means tie
     search, tuned = (
-        load_protocol(PROJECT / f"params/{name}.yaml").parameterisations()
+        load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
         for name in ("tuning", "tuned")
     )
-    for family in ablation.families(search):
+    for family in statistics.families(search):
         best = search[means[family].idxmax()]
         pair = {"found": best, "taken": tuned[best.model]}
-        assert ablation.changes(pair, "found") == {"taken": {"epochs": 20}}
+        assert statistics.changes(pair, "found") == {"taken": {"epochs": 20}}

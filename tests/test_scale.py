@@ -12,20 +12,12 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import torch
 from conftest import write_tiny
 from test_faults import working_on
 
-from rnnbench_nb.config import PROJECT, load_protocol
-from rnnbench_nb.results import (
-    HISTORY_COLUMNS,
-    metrics,
-    read_csv,
-    run_folders,
-    write_csv,
-    write_record,
-    write_tensors,
-)
+from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.report import history_columns, read_csv, write_csv, write_record, write_tensors
+from rnnbench_nb.tasks import TASKS
 
 SEEDS, VARIANTS, IMAGES = 100, 10, 10_000
 STUB = """#!/bin/sh
@@ -41,39 +33,37 @@ def write_run(folder, parameters, record, label, random):
     record = {**record, "variant": parameters.name, "seed": parameters.seed}
     wrong = random.random(IMAGES) < random.uniform(0.01, 0.02)
     predicted = np.where(wrong, (label + 1) % 10, label).astype(np.uint8)
-    logits = 8 * np.eye(10, dtype=np.float32)[predicted] + random.random((IMAGES, 10)) / 2
-    record["test"] = {**metrics(label, predicted), "loss": 0.05}
+    outputs = 8 * np.eye(10, dtype=np.float32)[predicted] + random.random((IMAGES, 10)) / 2
+    metrics = TASKS[parameters.task](parameters).metrics(label, predicted)
+    record["test"] = {**metrics, "loss": 0.05}
     record["parameters"] = parameters.model_dump()
     record |= {"epochs": 50, "best_epoch": 40}
-    write_tensors(folder / "logits.safetensors", {"logits": torch.from_numpy(logits).float()})
-    pair = {"label": torch.from_numpy(label), "predicted": torch.from_numpy(predicted)}
-    write_tensors(folder / "predicted.safetensors", pair)
+    write_tensors(folder / "outputs.safetensors", {"outputs": outputs.astype(np.float32)})
+    write_tensors(folder / "predicted.safetensors", {"label": label, "predicted": predicted})
     frame = pd.DataFrame(
         {"epoch": np.arange(1, 51).repeat(2), "split": ["train", "validation"] * 50}
     )
     frame["loss"], frame["accuracy"] = 1 / frame["epoch"], 1 - 0.2 / frame["epoch"]
     frame = frame.assign(variant=parameters.name, model="gru", seed=parameters.seed, seconds=8.0)
     frame = frame.assign(learning_rate=1e-3, gradient_norm=1.0)
-    write_csv(folder / "history.csv", frame[HISTORY_COLUMNS])
+    write_csv(folder / "history.csv", frame[history_columns("accuracy")])
     write_record(folder, record)
 
 
 @pytest.mark.slow
 def test_a_thousand_runs_plan_run_and_collect_without_pain(report, tmp_path, capsys):
-    values = [f"v{i}: {{model: gru, gamma: {i / 100}}}" for i in range(VARIANTS)]
+    values = [f"v{i}: {{model: gru, dropout: {i / 100}}}" for i in range(VARIANTS)]
     parameters = write_tiny(
-        tmp_path / "p.yaml", models="[gru]", runs=SEEDS, num_layers=2, epochs=50,
+        tmp_path / "p.yaml", models="[gru]", runs=SEEDS, epochs=50,
         variants=f"{{{', '.join(values)}}}",
     )  # fmt: skip
     finished, store = report / "runs/lstm-seed42", tmp_path / "store"
     record = json.loads((finished / "run.json").read_text())
     random, label = np.random.default_rng(0), np.arange(IMAGES, dtype=np.uint8) % 10
     protocol = load_protocol(parameters)
-    for folder in run_folders(store, protocol):
-        name, _, seed = folder.name.rpartition("-seed")
-        own = protocol.parameterisations()[name].model_copy(update={"seed": int(seed)})
-        write_run(folder, own, record, label, random)
-        shutil.copy(finished / "02_train.ipynb", folder)
+    for own in (own for seed in protocol.seeds for own in protocol.at(seed)):
+        write_run(store / "runs" / own.run, own, record, label, random)
+        shutil.copy(finished / "02_train.ipynb", store / "runs" / own.run)
 
     bin = tmp_path / "environment/bin"  # this environment, except that papermill trains nothing
     venv.create(bin.parent, symlinks=True)

@@ -7,21 +7,25 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from rnnbench_nb import site
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.provenance import fingerprint
+from rnnbench_nb.report import history_columns, write_csv, write_tensors
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
     "gg=="
 )
 NASTY = """<b>&"'</b>"""
-DATA = {"dataset": "mnist", "train": 51000, "validation": 9000, "test": 10000}
+DATA = {"dataset": "mnist", "reading": "row", "train": 51000, "validation": 9000, "test": 10000}
 RECORD = {
-    "model": "lstm",
     "status": "completed",
+    "fingerprint": fingerprint("lstm", "image_sequence"),
     "parameter_count": 82186,
     "free_parameter_count": 82186,
     "best_epoch": 4,
@@ -30,7 +34,7 @@ RECORD = {
     "started": "2025-01-02T03:04:05+00:00",
     "finished": "2025-01-02T04:05:06+00:00",
     "versions": {"python": "3.11.4", "torch": "2.9.0"},
-    "commit": "0123456789abcdef",
+    "commit": "0123456789abcdef-dirty",
     "device": "cpu",
     "machine": "Linux, 2 cores",
     "data": {**DATA, "steps": 28, "input_size": 28, "classes": 10},
@@ -53,10 +57,14 @@ def save(path: Path, *cells: dict) -> None:
 
 def add_run(report: Path, variant: str, seed: int, accuracy: float, /, **changes) -> None:
     test = dict.fromkeys(("accuracy", "precision", "recall", "f1"), accuracy) | {"loss": 0.1}
-    record = {"variant": variant, "seed": seed, **RECORD, "test": test, **changes}
+    record = {"variant": variant, "model": variant, "seed": seed, **RECORD, "test": test}
+    record |= {"parameters": {"model": variant, "seed": seed}, **changes}
     path = report / "runs" / f"{variant}-seed{seed}" / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record))
+    labels = {"label": np.zeros(2, np.uint8), "predicted": np.zeros(2, np.uint8)}
+    write_tensors(path.parent / "predicted.safetensors", labels)
+    write_csv(path.parent / "history.csv", pd.DataFrame(columns=history_columns("accuracy")))
     save(path.parent / "02_train.ipynb", new_markdown_cell("# One model"), ran("1"))
 
 
@@ -144,14 +152,14 @@ def test_a_link_to_a_notebook_without_a_page_leads_to_the_index(report):
 
 def test_index_tells_what_was_run(report):
     text = re.sub(r"\s+", " ", site.build(report).read_text())
-    assert "<title>small: LSTM and GRU on MNIST</title>" in text
+    assert "<title>small: LSTM and GRU on MNIST, read by row</title>" in text
     for fact in (
-        "read row by row as a sequence of 28 steps of 28 values: 51,000 images for training, "
-        "9,000 for validation, 10,000 for testing.",
+        "on MNIST, read by row: 28 steps of 28. 51,000 examples are for training, "
+        "9,000 for validation, 10,000 for testing. "
         "2 models, 2 seeds each (42 to 43): 2 of 4 runs finished, between 2 January 2025, "
         "03:04 UTC and 2 January 2025, 04:05 UTC.",
         "on CPU, Linux, 2 cores, with Python 3.11.4 and PyTorch 2.9.0, at commit "
-        "<code>0123456789</code>.",
+        "<code>0123456789-dirty</code>.",
         "<td>98.00 ± 1.41</td>",  # of 0.97 and 0.99: the sd is 0.02 / sqrt(2)
         "<td>82,186</td>",
         "<tr><th>batch_size</th><td>128</td></tr>",
@@ -166,7 +174,7 @@ def test_failed_and_missing_runs_are_listed_with_reason_and_page(report):
     text = site.build(report).read_text()
     assert "2 of 4 runs did not finish" in text
     assert '<a href="pages/02_train-gru-seed42.html">gru-seed42</a> failed: loss is nan' in text
-    assert "gru-seed43 is missing: it left no readable run.json" in text
+    assert "gru-seed43 is missing: it did not finish; logs/gru-seed43.txt says how far" in text
 
 
 def test_a_notebook_that_failed_is_shown_as_far_as_it_got(report):
@@ -194,28 +202,39 @@ def test_a_notebook_that_left_nothing_has_a_page_that_says_so(report):
     assert "stopped with an error" in text and "<code>logs/gru-seed43.txt</code>" in text
 
 
-def test_fallback_is_told_in_title_and_first_paragraph(report):
+def test_data_that_stand_in_are_told_at_the_top(report):
     assert "could not be fetched" not in site.build(report).read_text()
-    (report / "protocol.yaml").write_text("dataset: digits\noffline_fallback: digits\n")
-    text = (site.build(report)).read_text()
-    for tag in ("title", "h1", 'p class="warning"', 'p class="lead"'):
-        element = text.partition(f"<{tag}>")[2].partition(f"</{tag.split()[0]}>")[0]
-        assert "could not be fetched" in element and "scikit-learn" in element
+    note = f"mnist could not be fetched: digits instead {NASTY}"
+    protocol = (report / "protocol.yaml").read_text()
+    (report / "protocol.yaml").write_text(protocol + f"note: {json.dumps(note)}\n")
+    text = site.build(report).read_text()
+    warning = text.partition('<p class="warning">')[2].partition("</p>")[0]
+    assert warning.startswith("<strong>Mnist could not be fetched: digits instead &lt;b&gt;")
+    assert text.index("Mnist could not") < text.index('<p class="lead">')
 
 
-def test_a_run_that_fell_back_is_told_though_the_protocol_asked_for_mnist(report):
-    (report / "protocol.yaml").write_text(
-        "dataset: mnist\noffline_fallback: digits\nmodels: [lstm]\n"
-    )
-    add_run(report, "lstm", 42, 0.97, data={**RECORD["data"], "dataset": "digits"})
-    assert "could not be fetched" in site.build(report).read_text()
+def test_runs_of_other_code_and_of_unknown_code_are_told_at_the_top(report):
+    text = site.build(report).read_text()
+    assert "other code" not in text and "fingerprint" not in text
+    add_run(report, "lstm", 42, 0.97, fingerprint="0" * 16)
+    add_run(report, "gru", 43, 0.9, fingerprint=None)
+    path = report / "runs/gru-seed43/run.json"
+    record = json.loads(path.read_text())
+    del record["fingerprint"]
+    path.write_text(json.dumps(record))
+    text = site.build(report).read_text()
+    top = text.partition('<p class="lead">')[0]
+    assert top.count('<p class="warning">') == 2
+    assert "1 of 3 finished runs is made by other code than stands here" in top
+    assert "(lstm-seed42)." in top
+    assert "1 of 3 finished runs is of before fingerprints were kept" in top
+    assert "(gru-seed43)." in top
 
 
 def test_names_are_escaped(report):
-    add_run(report, "lstm", 42, 0.97, variant=NASTY)
     text = site.build(report).read_text()
     assert NASTY not in text and "<b>" not in text
-    assert text.count("&lt;b&gt;&amp;&#34;&#39;&lt;/b&gt;") == 2  # the variant and the reason
+    assert text.count("&lt;b&gt;&amp;&#34;&#39;&lt;/b&gt;") == 1  # the reason
 
 
 def test_published_folder_keeps_the_results_of_runs_without_notebooks(report):

@@ -1,4 +1,8 @@
-"""The front door and the workflow behind it, in processes of their own."""
+"""The front door and the workflow behind it.
+
+The report that was made for real is read here, and the command line mostly called in this
+process; what runs notebooks has stand-ins for those whose content it does not look at.
+"""
 
 import os
 import re
@@ -7,25 +11,29 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
-from conftest import one_sentence, rnnbench, write_tiny
+import yaml
+from conftest import one_sentence, rnnbench, rnnbench_here, write_tiny
 
-from rnnbench_nb import cli
-from rnnbench_nb.config import PROJECT
+from rnnbench_nb import launch
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import load_run, read_csv, write_csv
+from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters
+from rnnbench_nb.report import load_run, read_csv, write_csv
+from rnnbench_nb.training import train_run
+
+# Tests with the stand-ins share one server: they stay together on one worker.
+together = pytest.mark.xdist_group("workflow")
 
 
 def test_a_report_has_all_that_was_promised(report):
     wanted = ["index.html", "results.csv", "history.csv", "results_summary.md", "protocol.yaml"]
     wanted += [f"figures/{name}.{kind}" for kind in ("png", "svg")
                for name in ("training_curves", "accuracy_curves", "test_comparison")]  # fmt: skip
-    pages = ["01_data", "03_compare", "04_eigenvalues"]
+    pages = ["01_data", "03_compare", "04_eigenvalues", "07_gradients"]
     wanted += [f"pages/{page}.html" for page in pages]
     for run in ("lstm-seed42", "agru-seed42"):
         wanted.append(f"pages/02_train-{run}.html")
         files = ["02_train.ipynb", "run.json", "history.csv", "best.safetensors"]
-        files += ["initial.safetensors", "predicted.safetensors", "logits.safetensors"]
+        files += ["initial.safetensors", "predicted.safetensors", "outputs.safetensors"]
         wanted += [f"runs/{run}/{file}" for file in files]
     wanted.append("runs/agru-seed42/recurrent.safetensors")
     assert [file for file in wanted if not (report / file).exists()] == []
@@ -36,20 +44,24 @@ def test_a_report_has_all_that_was_promised(report):
 def test_a_second_command_does_nothing_and_says_so(report):
     parameters = report.parent / "tiny.yaml"
     before = {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
-    again = rnnbench("run", parameters, "--output-dir", report)
+    again = rnnbench_here("run", parameters, "--output-dir", report)
     assert again.returncode == 0
     assert "Nothing to do" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
 
 
-def test_more_seeds_rerun_nothing_and_other_parameters_are_refused(report, tmp_path):
+@together
+def test_more_seeds_rerun_nothing_and_other_parameters_are_refused(
+    report, tmp_path, quick_rnnbench
+):
     out = tmp_path / "report"
     shutil.copytree(report, out)
     parameters = report.parent / "tiny.yaml"
-    refused = rnnbench("run", parameters, "--output-dir", out, "--set", "gamma=0.5")
-    assert "it holds runs of lstm with other parameters (gamma: 0.01 there" in one_sentence(refused)
+    refused = quick_rnnbench("run", parameters, "--output-dir", out, "--set", "gamma=0.5")
+    assert "it holds runs of agru with other parameters (gamma: 0.01 there" in one_sentence(refused)
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
-    more = rnnbench("run", parameters, "--output-dir", out, "--runs", "2", "--models", "agru")
+    asked = ["--runs", "2", "--models", "agru"]
+    more = quick_rnnbench("run", parameters, "--output-dir", out, *asked)
     assert more.returncode == 0, more.stderr
     results = read_csv(out / "results.csv")
     assert results[["variant", "seed"]].values.tolist() == [["agru", 42], ["agru", 43]]
@@ -58,26 +70,34 @@ def test_more_seeds_rerun_nothing_and_other_parameters_are_refused(report, tmp_p
 
 
 def test_leaving_a_model_out_changes_nothing_for_the_others(report, tmp_path):
-    alone = rnnbench("run", report.parent / "tiny.yaml", "--output-dir", tmp_path, "--models=agru")
-    assert alone.returncode == 0, alone.stderr
-    weights = "runs/agru-seed42/best.safetensors"
-    assert (tmp_path / weights).read_bytes() == (report / weights).read_bytes()
+    arguments = ["run", report.parent / "tiny.yaml", "--output-dir", tmp_path, "--models=agru"]
+    assert rnnbench_here(*arguments, "--dry-run").returncode == 0
+    parameters = tmp_path / "variants/agru.yaml"  # all that a training is given
+    assert [path.name for path in parameters.parent.iterdir()] == ["agru.yaml"]
+    parameters = run_parameters(yaml.safe_load(parameters.read_text()), "variants/agru.yaml")
+    run = train_run(parameters, tmp_path / "run", report=lambda line: None)
+    weights = "best.safetensors"
+    theirs = report / "runs/agru-seed42" / weights
+    assert (run.folder / weights).read_bytes() == theirs.read_bytes()
 
 
-def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
+@together
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, quick_rnnbench):
     variants = "{größe: {model: gru}, bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, " \
                "clip_norm: null}}"  # fmt: skip
     parameters = write_tiny(tmp_path / "p.yaml", variants=variants, models="[gru, lstm]")
     out = tmp_path / "out"
-    result = rnnbench("run", parameters, "--output-dir", out)
+    real = "bad-seed42|03_compare"  # the notebook that fails, and the one that reads of it
+    result = quick_rnnbench("run", parameters, "--output-dir", out, REAL_NOTEBOOKS=real)
     message = one_sentence(result)
-    assert "bad-seed42 failed: bad-seed42: the loss is" in message
+    assert "bad-seed42 is failed: bad-seed42: the loss is" in message
     assert re.search(r"in epoch 1 at step \d \(the last finite loss was", message)
     assert load_run(out / "runs/größe-seed42").record["status"] == "completed"
     assert read_csv(out / "results.csv")["status"].tolist() == ["completed", "failed"]
-    assert "bad, seed 42, is failed" in (out / "results_summary.md").read_text()
+    assert "bad-seed42 is failed: " in (out / "results_summary.md").read_text()
     assert "the loss is" in (out / "index.html").read_text()
-    assert (out / "pages/02_train-bad-seed42.html").exists()
+    page = (out / "pages/02_train-bad-seed42.html").read_text()
+    assert "This notebook stopped with an error" in page
 
 
 @pytest.mark.parametrize(
@@ -92,9 +112,10 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
         (["--seed", "1", "--seed", "2"], "'seed' is given twice among the options"),
         (["--seed", "1", "--set", "seed=2"], "'seed' is given twice among the options"),
         (["--runs", "0"], "the options: runs: input should be greater than or equal to 1"),
-        (["--models", "lstm,gur"], "models: 'gur' is unknown; it must be one of lstm, gru, agru"),
-        (["--set", "dataset=minst"], "dataset: 'minst' is unknown; it must be one of mnist"),
-        (["--set", "reading=column"], "reading: 'column' is unknown"),
+        (["--models", "lstm,gur"], "models: 'gur' is unknown; it must be one of agru, gru, lstm"),
+        (["--set", "dataset=minst"], "dataset: input should be 'mnist', 'fashion_mnist' or"),
+        (["--set", "reading=column"], "reading: input should be 'row' or 'pixel', but 'column'"),
+        (["--models", "lstm", "--set", "gamma=0.5"], "gamma is an option of agru, and nothing"),
         (["--profile", "nowhere"], "--profile: profiles/ has no 'nowhere'; it must be one of"),
         (["--output-dir", "/proc/nowhere"], "/proc/nowhere: the output folder cannot be written"),
     ],
@@ -103,7 +124,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
 def test_bad_options_get_one_sentence(tmp_path, arguments, sentence):
     parameters = write_tiny(tmp_path / "p.yaml")
     place = [] if "--output-dir" in arguments else ["--output-dir", tmp_path / "out"]
-    assert sentence in one_sentence(rnnbench("run", parameters, *place, *arguments))
+    assert sentence in one_sentence(rnnbench_here("run", parameters, *place, *arguments))
     assert not (tmp_path / "out/runs").exists()
 
 
@@ -123,7 +144,7 @@ def test_two_commands_on_one_folder_are_refused(tmp_path):
 
     parameters = write_tiny(tmp_path / "p.yaml")
     with FileLock(tmp_path / ".lock"):
-        result = rnnbench("run", parameters, "--output-dir", tmp_path)
+        result = rnnbench_here("run", parameters, "--output-dir", tmp_path)
     assert "another rnnbench is at work there" in one_sentence(result)
 
 
@@ -132,25 +153,28 @@ def test_a_dry_run_leaves_what_failed_in_its_place(report, tmp_path):
     marker = tmp_path / "out/notebooks/03_compare.ipynb.failed"
     marker.touch()
     parameters = report.parent / "tiny.yaml"
-    rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
+    rnnbench_here("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
     assert marker.exists() and marker.with_suffix("").exists()
 
 
-def test_a_dry_run_says_what_would_run(tmp_path):
+def test_a_dry_run_says_what_would_run(tmp_path, capfd):
     parameters = write_tiny(tmp_path / "p.yaml", runs=3)
-    result = rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
+    result = rnnbench_here("run", parameters, "--output-dir", tmp_path / "out", "--dry-run")
     assert result.returncode == 0
-    assert "train" in result.stdout + result.stderr
+    assert re.search(r"train +6\b", "".join(capfd.readouterr()))
     assert not (tmp_path / "out/runs").exists()
 
 
 def test_where_mnist_cannot_be_had_the_quick_report_says_so_and_row_mnist_stops(tmp_path):
     (tmp_path / "file").write_text("")
     nowhere = {"RNNBENCH_DATA": str(tmp_path / "file/data")}  # cannot even be made
-    stops = rnnbench("run", "params/row_mnist.yaml", "--output-dir", tmp_path / "row", **nowhere)
+    stops = rnnbench_here(
+        "run", PROJECT / "params/row_mnist.yaml", "--output-dir", tmp_path / "row", **nowhere
+    )
     assert "mnist is not complete in" in one_sentence(stops)
     parameters = write_tiny(tmp_path / "p.yaml", dataset="mnist", offline_fallback="digits")
-    result = rnnbench("run", parameters, "--output-dir", tmp_path / "out", "--dry-run", **nowhere)
+    arguments = ["run", parameters, "--output-dir", tmp_path / "out", "--dry-run"]
+    result = rnnbench_here(*arguments, **nowhere)
     assert result.returncode == 0, result.stderr
     assert "NOTE: mnist is not there and could not be fetched" in result.stderr
 
@@ -161,51 +185,49 @@ def test_a_truncated_data_file_is_named(tmp_path):
     (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 too short")
     parameters = write_tiny(tmp_path / "p.yaml", dataset="mnist", offline_fallback="digits")
     out = tmp_path / "out"
-    result = rnnbench("run", parameters, "--output-dir", out, RNNBENCH_DATA=str(tmp_path))
+    result = rnnbench_here("run", parameters, "--output-dir", out, RNNBENCH_DATA=str(tmp_path))
     assert "train-images-idx3-ubyte" in one_sentence(result)
 
 
 def test_check_prints_what_it_read():
-    result = rnnbench("check", "params/row_mnist.yaml")
+    result = rnnbench("check", "params/row_mnist.yaml")  # in a process, as a user does
     assert result.returncode == 0
-    assert "learning_rate: 0.001\n" in result.stdout
-    assert "'gamma' is unknown" not in result.stdout
-    assert "nowhere.yaml" in one_sentence(rnnbench("check", "nowhere.yaml"))
+    assert yaml.safe_load(result.stdout) == load_protocol(PROJECT / "params/row_mnist.yaml").dump()
+    assert "nowhere.yaml" in one_sentence(rnnbench_here("check", "nowhere.yaml"))
 
 
 def test_data_verifies_what_is_there(tmp_path):
-    result = rnnbench("data", write_tiny(tmp_path / "p.yaml"))
+    result = rnnbench_here("data", write_tiny(tmp_path / "p.yaml"))
     assert "digits is complete and verified" in result.stdout
 
 
 def test_verifying_recomputes_the_table_from_the_predictions(report, tmp_path):
-    result = rnnbench("verify", report)
+    result = rnnbench_here("verify", report)
     assert result.returncode == 0, result.stderr
     assert "agrees with the predictions of 2 runs" in result.stdout
     shutil.copytree(report, tmp_path / "changed")
     table = read_csv(report / "results.csv")
     table.loc[1, "f1"] += 1e-15
     write_csv(tmp_path / "changed/results.csv", table)
-    assert "agru-seed42 has f1" in one_sentence(rnnbench("verify", tmp_path / "changed"))
+    assert "agru-seed42 has f1" in one_sentence(rnnbench_here("verify", tmp_path / "changed"))
 
 
-def test_publishing_copies_the_light_part(report):
-    published = PROJECT / "reports/published/tiny"
+def test_publishing_copies_the_light_part(report, tmp_path):
+    published = tmp_path / "published"
     (published / "runs/lstm-seed7").mkdir(parents=True)  # of an earlier publication
-    try:
-        result = rnnbench("publish", report)
-        assert result.returncode == 0, result.stderr
-        assert (published / "index.html").exists()
-        assert not (published / "runs/lstm-seed7").exists()
-        assert (published / "pages/02_train-agru-seed42.html").exists()
-        assert (published / "runs/agru-seed42/predicted.safetensors").exists()
-        endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
-        assert endings == {".html", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".safetensors"}
-        assert not list(published.glob("**/best.safetensors"))
-        assert "is not finished" in one_sentence(rnnbench("publish", published))
-        assert (published / "index.html").exists()
-    finally:
-        shutil.rmtree(published, ignore_errors=True)
+    (published / "protocol.yaml").touch()
+    result = rnnbench_here("publish", report, "--to", published)
+    assert result.returncode == 0, result.stderr
+    assert (published / "index.html").exists()
+    assert not (published / "runs/lstm-seed7").exists()
+    assert (published / "pages/02_train-agru-seed42.html").exists()
+    assert (published / "runs/agru-seed42/predicted.safetensors").exists()
+    assert (published / "analyses/eigenvalues/findings.json").exists()
+    endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
+    assert endings == {".html", ".csv", ".md", ".yaml", ".png", ".svg", ".json", ".safetensors"}
+    assert not list(published.glob("**/best.safetensors"))
+    assert "published already" in one_sentence(rnnbench_here("publish", published))
+    assert (published / "index.html").exists()
 
 
 def stand_in(folder, name, script):
@@ -220,17 +242,17 @@ def test_the_slurm_jobs_of_a_killed_command_are_ended_and_no_others(tmp_path, mo
     queue.write_text(f"7 rule_train {out}\n8 rule_train /elsewhere\n9 my_own {out}\n")
     stand_in(tmp_path, "squeue", f"cat {queue}")
     stand_in(tmp_path, "scancel", f'sed -i "/^$1 /d" {queue}')
-    cli._cancel_slurm_jobs(out)
+    launch.cancel_slurm_jobs(out)
     assert queue.read_text() == f"8 rule_train /elsewhere\n9 my_own {out}\n"
     stand_in(tmp_path, "squeue", "echo the controller is away >&2; exit 1")
     with pytest.raises(UserError, match=r"Slurm does not say .* \(the controller is away\); try"):
-        cli._cancel_slurm_jobs(out)
+        launch.cancel_slurm_jobs(out)
 
 
 def test_a_profile_whose_executor_is_not_installed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda module: None)
-    arguments = ["run", str(write_tiny(tmp_path / "p.yaml")), "--output-dir", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli.main, [*arguments, "--profile", "slurm"])
+    monkeypatch.setattr(launch, "find_spec", lambda module: None)
+    arguments = ["run", write_tiny(tmp_path / "p.yaml"), "--output-dir", tmp_path / "out"]
+    result = rnnbench_here(*arguments, "--profile", "slurm")
     assert result.stderr == (
         "rnnbench: --profile slurm needs snakemake-executor-plugin-slurm; install it: "
         "pip install snakemake-executor-plugin-slurm.\n"
@@ -240,12 +262,10 @@ def test_a_profile_whose_executor_is_not_installed_is_refused(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_trainings_on_a_gpu_take_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_has_gpu", lambda: True)
-    parameters = str(write_tiny(tmp_path / "p.yaml", models="[gru]", runs=3, epochs=30))
-    result = CliRunner().invoke(
-        cli.main, ["run", parameters, "--output-dir", str(tmp_path / "out")]
-    )
-    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
+    parameters = write_tiny(tmp_path / "p.yaml", models="[gru]", runs=3, epochs=30)
+    result = rnnbench_here("run", parameters, "--output-dir", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
     records = [load_run(folder).record for folder in tmp_path.glob("out/runs/*")]
     times = sorted((record["started"], record["finished"]) for record in records)
     assert all(times[i][1] <= times[i + 1][0] for i in range(2))

@@ -6,10 +6,11 @@ saved, so that a page made from a published report, which has no weights, is the
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -17,7 +18,11 @@ from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, Protocol
 from rnnbench_nb.files import write_file
-from rnnbench_nb.report import Report, read_csv, write_csv
+from rnnbench_nb.report import Report, Run, read_csv, write_csv
+from rnnbench_nb.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_REPORT = "reports/quick"  # of the notebooks; a demonstration stands in while it is missing
 FEW = 8  # variants: one line each, and more cannot be told apart
@@ -100,6 +105,43 @@ def analyse(name: str, report: Report, **options: Any) -> Analysis:
             return found
         found.save(folder)
     return load(folder)
+
+
+def weighted(report: Report) -> list[Run]:
+    """The runs of a report whose weights are there, for what is computed from weights.
+
+    Raises:
+        UserError: There are none.
+    """
+    runs = [run for run in report.runs if run.has("initial") and run.has("best")]
+    if not runs:
+        raise UserError(
+            f"{report.folder} holds no weights and no saved analysis of this page; make the report "
+            "again or open one that has."
+        )
+    return runs
+
+
+def examples(run: Run, count: int) -> tuple["Tensor", "Tensor"]:
+    """The first test examples of a run's task: sequences (count, T, D), and their targets."""
+    return _first_examples(type(run.task), run.task.options, count)
+
+
+@cache
+def _first_examples(kind: type[Task], options: Any, count: int) -> tuple["Tensor", "Tensor"]:
+    task = kind(options)
+    part = task.load(0).test  # the same for every seed
+    return task.inputs(part.inputs[:count]), part.targets[:count].clone()
+
+
+def keyed(key: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with these columns before its own."""
+    return pd.DataFrame({**key, **frame.to_dict("list")})
+
+
+def short(values: Iterable[float], digits: int = 6) -> list[float]:
+    """The values with this many significant digits, for a small file."""
+    return [float(f"{value:.{digits}g}") for value in values]
 
 
 def open_report(output_dir: str) -> Report:

@@ -9,7 +9,9 @@ from rnnbench_nb.figures.dynamics import (
     frequency_density,
     gradient_flow,
     growth_map,
-    growth_sources,
+    growth_terms,
+    moved_spectra,
+    sliders,
     spectrum,
     stability_through_training,
     state_norms,
@@ -26,6 +28,4 @@ from rnnbench_nb.figures.results import (
     test_errors,
     training_curves,
 )
-from rnnbench_nb.figures.style import save, show
-
-__all__ = [name for name in dir() if name[0] != "_"]
+from rnnbench_nb.figures.style import save, say, show

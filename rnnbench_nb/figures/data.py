@@ -9,8 +9,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from rnnbench_nb.figures.style import legend_below
-
 
 def images(
     pictures: np.ndarray, titles: Sequence[str], columns: int = 8, size: float = 1.15

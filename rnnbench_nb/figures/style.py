@@ -12,7 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from rnnbench_nb.files import write_file
@@ -54,6 +54,12 @@ def show(figure: Figure, alt: str) -> None:
     """Show a figure in a notebook, with a text for those who cannot see it; closes it."""
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
+
+
+def say(*texts: str) -> None:
+    """Show texts of Markdown in a notebook, a paragraph each."""
+    for text in texts:
+        display(Markdown(text))
 
 
 def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:

@@ -52,16 +52,23 @@ class Task:
         name: In parameter files.
         label: In text.
         read: "last" for an answer after the last step, "every" for one after each.
+        loss_label: The loss and its unit, on the axis of a figure.
         score: What a test example is judged by.
         metric_names: The columns of results.csv that judge a run, the mean score first.
+        metrics_note: A sentence on what they mean, where it is not plain.
+        data_page: The notebook of a report that shows the data; it takes the task's options and
+            `seed`. None for no such page.
         Options: The task's own parameters, with types, limits and defaults.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     read: ClassVar[str] = "last"
+    loss_label: ClassVar[str] = "Loss"
     score: ClassVar[Score] = Score()
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
+    metrics_note: ClassVar[str] = ""
+    data_page: ClassVar[str | None] = None
 
     class Options(Frozen):
         """A task without options of its own."""
@@ -70,8 +77,16 @@ class Task:
         """Take the options, any object that has all of `Options` as attributes."""
         self.options = self.Options(**{k: getattr(options, k) for k in self.Options.model_fields})
 
+    def fetch(self) -> str:
+        """Have the data on this machine, and say so in a sentence.
+
+        Raises:
+            UserError: The data are not there and cannot be had.
+        """
+        return f"The data of {self.label} need no fetching."
+
     def resolve(self) -> tuple[dict[str, Any], str]:
-        """Options that must change because of what this machine has, and a sentence that says so.
+        """Options that are settled by what this machine has, and a sentence if that is not asked.
 
         Raises:
             UserError: The data are not there and cannot be had.

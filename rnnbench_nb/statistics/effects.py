@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from statsmodels.regression.linear_model import OLS
 
-from rnnbench_nb.config import RunParameters
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import COMPLETED
+from rnnbench_nb.experiment import RunParameters
+from rnnbench_nb.report import COMPLETED
+from rnnbench_nb.statistics.intervals import ACCURACY
+from rnnbench_nb.tasks.base import Score
 
 NO_CHANGE = {"seed", "offline_fallback", "device"}  # set differently, they change no model
 
@@ -40,12 +42,15 @@ def families(variants: Mapping[str, RunParameters], reference: str = "") -> list
 
 def changes(variants: Mapping[str, RunParameters], reference: str) -> dict[str, dict]:
     """The parameters in which each other variant differs from the reference, with their values."""
-    base = variants[reference].model_dump(exclude={"variant", *NO_CHANGE})
-    return {
-        name: {key: value for key in base if (value := getattr(parameters, key)) != base[key]}
-        for name, parameters in variants.items()
-        if name != reference
-    }
+    base = variants[reference].model_dump()
+    found = {}
+    for name, parameters in variants.items():
+        if name != reference:
+            own = parameters.model_dump(exclude={"variant", *NO_CHANGE})
+            fields = type(parameters).model_fields  # an option that the reference lacks is at rest
+            found[name] = {key: value for key, value in own.items()
+                           if value != base.get(key, fields[key].default)}  # fmt: skip
+    return found
 
 
 def settings(values: Mapping) -> str:
@@ -58,32 +63,40 @@ def settings(values: Mapping) -> str:
     return " and ".join(texts)
 
 
-def validation_scores(results: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
-    """The validation accuracy of each finished run at the epoch that it chose.
+def validation_scores(
+    results: pd.DataFrame, history: pd.DataFrame, score: Score = ACCURACY
+) -> pd.DataFrame:
+    """The validation score of each finished run at the epoch that it chose.
 
     Args:
-        results: `RESULT_COLUMNS`, of `results.collect` or of a report's results.csv.
-        history: `HISTORY_COLUMNS`, likewise.
+        results: Those of a report.
+        history: Likewise.
+        score: The task's.
 
     Returns:
-        `variant, seed, accuracy` (fraction), `free_parameters`, `seconds` (per epoch).
+        `variant, seed`, the score, `free_parameters`, `seconds` (per epoch).
     """
-    done = results[results["status"] == COMPLETED].drop(columns="accuracy")
+    done = results[results["status"] == COMPLETED].drop(columns=score.name)
     chosen = history[history["split"] == "validation"].rename(columns={"epoch": "best_epoch"})
     keys = ["variant", "seed", "best_epoch"]
-    scores = done.astype({"best_epoch": int}).merge(chosen[[*keys, "accuracy"]], on=keys)
+    scores = done.astype({"best_epoch": int}).merge(chosen[[*keys, score.name]], on=keys)
     scores["seconds"] = scores["seconds"] / scores["epochs"]
-    return scores[["variant", "seed", "accuracy", "free_parameters", "seconds"]]
+    return scores[["variant", "seed", score.name, "free_parameters", "seconds"]]
 
 
 def effects(
-    scores: pd.DataFrame, variants: list[str], reference: str, margin: float, level: float = 0.95
+    scores: pd.DataFrame,
+    variants: list[str],
+    reference: str,
+    margin: float,
+    score: Score = ACCURACY,
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """The effect of each variant against the reference.
 
     With three seeds the spread of one paired difference has two degrees of freedom, so that an
-    interval corrected for many variants spans points of accuracy. Here all variants share one
-    spread, that of the rest in the least-squares fit of accuracy = variant + seed + rest (a seed
+    interval corrected for many variants is very wide. Here all variants share one
+    spread, that of the rest in the least-squares fit of score = variant + seed + rest (a seed
     is a block: a split and an order of batches that all variants share), as in Dunnett's test
     (1955, J. Am. Stat. Assoc. 50:1096). With two variants it is the paired t test.
 
@@ -92,11 +105,12 @@ def effects(
     - "undecided": neither. "Better" and "worse" go first.
 
     Args:
-        scores: `variant, seed, accuracy`, one row a finished run; those of seeds that the
+        scores: `variant, seed` and the score, one row a finished run; those of seeds that the
             reference did not finish do not count.
         variants: The names of all variants, those without a finished run too.
         reference: The variant that the others are compared with.
-        margin: Half-width of the zone that counts as no effect, a fraction (0.002 = 0.2 points).
+        margin: Half-width of the zone that counts as no effect, in the unit of the score.
+        score: What is compared, more being better.
         level: Coverage.
 
     Returns:
@@ -116,7 +130,7 @@ def effects(
     table = pd.DataFrame({"a": others, "b": reference})
     table["n"] = [int((done["variant"] == name).sum()) for name in others]
     dummies = pd.get_dummies(done[["variant", "seed"]].astype(str), dtype=float)
-    fit = OLS(done["accuracy"], dummies.drop(columns=f"variant_{reference}")).fit()
+    fit = OLS(done[score.name], dummies.drop(columns=f"variant_{reference}")).fit()
     which = [f"variant_{name}" for name in others]
     table["difference"] = fit.params.reindex(which).to_numpy()
     known = fit.df_resid > 0 and not np.allclose(fit.resid, 0, atol=1e-12)
@@ -126,12 +140,14 @@ def effects(
         if known:
             table[ends] = fit.conf_int((1 - level) / comparisons).reindex(which).to_numpy()
     table = table.assign(margin=margin, level=level)
-    return table.assign(verdict=[_verdict(row) for row in table.to_dict("records")])
+    return table.assign(verdict=[_verdict(row, score) for row in table.to_dict("records")])
 
 
-def _verdict(row: Mapping) -> str:
+def _verdict(row: Mapping, score: Score) -> str:
     low, high, margin = row["family_low"], row["family_high"], row["margin"]
     inside = -margin < low and high < margin
     if low > 0 or high < 0:
         return ("better" if low > 0 else "worse") + (", by less than the margin" if inside else "")
-    return f"no effect beyond {100 * margin:.3g} points" if inside else "undecided"
+    return (
+        f"no effect beyond {score.scale * margin:.3g} {score.difference}" if inside else "undecided"
+    )

@@ -14,10 +14,12 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from rnnbench_nb import stats
+from rnnbench_nb import statistics as stats
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.tasks.base import Score
 
 NAMES = ["lstm", "gru", "agru"]
+LABELS = {"lstm": "LSTM", "gru": "GRU", "agru": "A-GRU", "a": "a", "b": "b", "c": "c"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,10 +119,10 @@ def rates(study, **compared):
     counts = np.zeros(3)
     for _ in range(STUDIES):
         results, correct = study(generator)
-        verdicts = stats.compare(results, MARGIN, correct=correct)["verdict"]
+        verdicts = stats.compare(results, MARGIN, examples=correct)["verdict"]
         counts += [
-            verdicts.str.endswith("better").any(),
-            verdicts[0] == "gru is better",
+            verdicts.isin(["better", "worse"]).any(),
+            verdicts[0] == "worse",  # the LSTM than the GRU
             verdicts[0].startswith("equivalent"),
         ]
     return counts / STUDIES
@@ -176,15 +178,14 @@ def test_each_verdict_is_reached_and_said():
     wave = 1e-3 * np.array([1, -1, 2, -2, 1, -1, 2, -2, 0, 0])
     scores = {"lstm": 0.985 + wave, "gru": 0.985 + wave[::-1] * 0.5, "agru": 0.975 - wave}
     table = stats.compare(tidy(scores), margin=0.005)
-    better = "gru is better"
-    assert list(table["verdict"]) == ["equivalent within 0.5 points", "lstm is better", better]
+    assert list(table["verdict"]) == ["equivalent within 0.5 points", "better", "better"]
     assert list(stats.compare(tidy(scores), 5e-4)["verdict"])[0] == "not distinguishable"
-    said = [stats.sentence(row) for row in table.to_dict("records")]
-    assert said[2].startswith("gru minus agru: +1.00 points on average over 10 common seeds (95% ")
+    said = [stats.sentence(row, LABELS) for row in table.to_dict("records")]
+    assert said[2].startswith("GRU minus A-GRU: +1.00 points on average over 10 common seeds (95% ")
     assert "p = 0.00195; p = 0.00586 after Holm over 3 comparisons" in said[2].replace("exact ", "")
-    assert said[2].endswith("gru is better, for new seeds on these test images.")
+    assert said[2].endswith("GRU is better, for new seeds on these test examples.")
     small = stats.compare(tidy(scores), margin=0.02).to_dict("records")[2]
-    assert "gru is better, but by less than the margin of 2 points" in stats.sentence(small)
+    assert "GRU is better, but by less than the margin of 2 points" in stats.sentence(small, LABELS)
 
 
 def test_new_images_can_take_a_verdict_away():
@@ -194,19 +195,19 @@ def test_new_images_can_take_a_verdict_away():
     missed[:, :4] = False
     missed[::2, 4] = missed[:, 5] = False
     results = tidy({"a": right.mean(1), "b": missed.mean(1)})
-    assert stats.compare(results, 0.001)["verdict"][0] == "a is better"
+    assert stats.compare(results, 0.001)["verdict"][0] == "better"
     correct = {(k, s): x[s] for k, x in (("a", right), ("b", missed)) for s in range(10)}
-    for extra, verdict in ((0, "a is better"), (5, "not distinguishable")):
+    for extra, verdict in ((0, "better"), (5, "not distinguishable")):
         for seed in range(
             10
         ):  # 5 more images that only a misses, 5 that only b misses: the same gap
             correct["a", seed][6 : 6 + extra] = False
             correct["b", seed][11 : 11 + extra] = False
-        row = stats.compare(results, 0.001, correct=correct).iloc[0]
+        row = stats.compare(results, 0.001, examples=correct).iloc[0]
         assert row["low"] > 0 and row["p_holm"] < 0.05 and row["verdict"] == verdict
         assert (row["two_way_low"] > 0) == (extra == 0)
-        assert "for new seeds and new images" in stats.sentence(row)
-    wide = [stats.compare(results, m, correct=correct).iloc[0] for m in (0.01, 0.02)]
+        assert "for new seeds and new examples" in stats.sentence(row, LABELS)
+    wide = [stats.compare(results, m, examples=correct).iloc[0] for m in (0.01, 0.02)]
     assert all(row["p_equivalence_holm"] < 1e-3 for row in wide)
     assert [row["verdict"] for row in wide] == ["not distinguishable", "equivalent within 2 points"]
 
@@ -221,11 +222,14 @@ def test_too_few_seeds_are_told(seeds, variants, needed, floor):
     table = stats.compare(tidy(scores), margin=0.001)
     assert np.allclose(table["p"], 2 / 2**seeds)  # every difference has one sign
     if needed is None:
-        assert (table["limit"] == "").all() and table["verdict"].str.endswith("better").all()
+        assert stats.limit_sentence(table.iloc[0]) == "" and (table["verdict"] == "worse").all()
     else:
         assert (table["verdict"] == "not distinguishable").all()
-        assert f"cannot go below {floor}," in table["limit"][0]
-        assert f"at least {needed} seeds" in table["limit"][0]
+        said = stats.limit_sentence(table.iloc[0])
+        assert f"cannot go below {floor}," in said and f"at least {needed} seeds" in said
+        row = table.iloc[0]
+        assert (row["p_floor"], row["seeds_needed"]) == (float(floor), needed)
+        assert row["p_holm_floor"] == min(1, float(floor) * len(table))
 
 
 def test_ties_count_whatever_the_rounding_of_floats():
@@ -242,14 +246,13 @@ def test_one_seed_no_spread_and_no_common_seed_are_no_crash_and_no_claim():
     table = stats.compare(results, 0.01)
     assert list(table["n"]) == [1, 0, 1] and list(table["p"]) == [1, 1, 1]
     assert (table["verdict"] == "not distinguishable").all()
-    assert "+10.00 points in the one common seed" in stats.sentence(table.iloc[0])
-    assert stats.sentence(table.iloc[1]).startswith("a and c have no seed in common")
+    assert "+10.00 points in the one common seed" in stats.sentence(table.iloc[0], LABELS)
+    assert stats.sentence(table.iloc[1], LABELS).startswith("a and c have no seed in common")
     same = stats.compare(tidy({"a": [0.3, 0.2, 0.4], "b": [0.2, 0.1, 0.3]}), 0.5).iloc[0]
     assert np.isnan(same["low"]) and same["verdict"] == "not distinguishable"
     assert stats.summary(results)["n"].tolist() == [1, 2, 1]
-    assert "one seed, which shows no spread" in stats.summary_sentence(
-        stats.summary(results).iloc[0]
-    )
+    said = stats.summary_sentence(stats.summary(results).iloc[0], "a")
+    assert said == "a: 90.00% with one seed, which shows no spread."
     assert stats.compare(results.query("variant == 'a'"), 0.01).empty
 
 
@@ -268,8 +271,42 @@ def test_reference_halves_the_family_and_wrong_input_is_refused():
 
 def test_summary_sentence():
     row = stats.summary(tidy({"gru": [0.98, 0.99, 1.0]})).iloc[0]
-    said = "gru: 99.00% on average over 3 seeds (sd 1.00, 95% interval 96.52 to 101.48, runs 98.00"
-    assert stats.summary_sentence(row) == f"{said} to 100.00)."
+    said = "GRU: 99.00% on average over 3 seeds (sd 1.00, 95% interval 96.52 to 101.48, runs 98.00"
+    assert stats.summary_sentence(row, "GRU") == f"{said} to 100.00)."
+
+
+def test_only_variants_that_were_tested_on_the_same_examples_are_compared():
+    scores = {"a": [0.9, 0.8], "b": [0.7, 0.9], "c": [0.8, 0.8]}
+    table = stats.compare(tidy(scores), 0.01, tested_on={"a": 1, "b": 2, "c": 1})
+    assert table[["a", "b"]].values.tolist() == [["a", "c"]] and table["comparisons"][0] == 1
+    assert stats.compare(tidy(scores), 0.01, tested_on={"a": 1, "b": 2, "c": 3}).empty
+
+
+def test_a_score_in_another_unit_is_compared_and_said_in_it():
+    score = Score(name="fit", scale=1.0, unit="nats", difference="nats")
+    fits = {"a": [-0.5, -0.4, -0.3], "b": [-0.7, -0.55, -0.6]}  # differences 0.2, 0.15, 0.3
+    results = tidy(fits).rename(columns={"accuracy": "fit"})
+    each = {(v, s): np.array([x - 0.1, x + 0.1]) for v in fits for s, x in enumerate(fits[v])}
+    (row,) = stats.compare(results, 0.02, score, examples=each).to_dict("records")
+    assert row["difference"] == pytest.approx(0.65 / 3) and row["verdict"] == "not distinguishable"
+    assert row["two_way_low"] == pytest.approx(row["low"])  # both examples differ alike
+    assert stats.sentence(row, LABELS, score).startswith("a minus b: +0.2167 nats on average over")
+    said = stats.summary_sentence(stats.summary(results, score).iloc[0], "a", score)
+    assert said.startswith("a: -0.4000 nats on average over 3 seeds (sd 0.1000, 95% interval")
+    wide = stats.compare(results, 5.0, score).iloc[0]
+    assert wide["verdict"] == "equivalent within 5 nats"
+    assert stats.example_interval(np.array([0.2, 0.4, 0.9])) == pytest.approx(
+        tuple(scipy_stats.ttest_1samp([0.2, 0.4, 0.9], 0).confidence_interval())
+    )
+    assert stats.example_interval(np.array([0.0, 1.0, 1.0])) == stats.wilson(2, 3)
+
+
+def test_numbers_are_worded_in_the_unit_of_the_score():
+    assert stats.shown(0.98765, Score()) == "98.77" and stats.shown(0.01, Score(), "+") == "+1.00"
+    assert stats.with_unit("98.77", Score()) == "98.77%"
+    assert stats.with_unit("0.5", Score(scale=1, unit="nats")) == "0.5 nats"
+    assert stats.shown_range(-0.001, 0.02, Score()) == "-0.10 to +2.00"
+    assert stats.shown_range(np.nan, np.nan, Score()) == "unknown"
 
 
 # One test set
@@ -287,7 +324,7 @@ def test_mcnemar_per_seed():
     a, b = np.ones((2, 12), int), np.ones((2, 12), int)
     a[0, :10], b[0, :3] = 0, 0  # both right 3, only a 7, neither 2
     a[1, :4], b[1, :4] = 0, 0
-    table = stats.mcnemar_per_seed(a, b, label, seeds=[42, 43])
+    table = stats.mcnemar_per_seed(a == label, b == label, seeds=[42, 43])
     assert table.iloc[:, :5].values.tolist() == [[42, 3, 7, 0, 2], [43, 4, 0, 0, 8]]
     np.testing.assert_allclose(table["p"], [2 / 2**7, 1.0])
     np.testing.assert_allclose(table["p"][0], mcnemar([[3, 7], [0, 2]]).pvalue)
@@ -328,7 +365,7 @@ def test_disagreements():
     ]  # fmt: skip
 
 
-def test_time_to_accuracy():
+def test_time_to_score():
     rows = [
         ("gru", 1, epoch, split, accuracy, seconds)
         for epoch, accuracy in [(2, 0.7), (1, 0.5), (3, 0.6)]  # any order in the file
@@ -337,7 +374,7 @@ def test_time_to_accuracy():
     columns = ["variant", "seed", "epoch", "split", "accuracy", "seconds"]
     history = pd.DataFrame(rows, columns=columns)
     history.loc[history["split"] == "train", "accuracy"] = 1.0  # must not count
-    table = stats.time_to_accuracy(history, [0.5, 0.6, 0.9])
+    table = stats.time_to_score(history, [0.5, 0.6, 0.9])
     assert table["epoch"].tolist()[:2] == [1, 2] and table["seconds"].tolist()[:2] == [11, 32]
     assert table.loc[2, ["epoch", "seconds"]].isna().all()
     assert list(table.columns) == ["variant", "seed", "level", "epoch", "seconds"]
@@ -353,4 +390,4 @@ def test_many_seeds_get_sampled_signs_and_the_sentence_does_not_call_them_exact(
         for name, values in zip("ab", np.random.default_rng(1).random((2, 30)), strict=True)
     ).explode(["seed", "accuracy"])
     (row,) = stats.compare(runs.astype({"accuracy": float}), 0.002).to_dict("records")
-    assert "; sign-flip p" in stats.sentence(row)
+    assert "; sign-flip p" in stats.sentence(row, LABELS)

@@ -1,0 +1,192 @@
+"""Which settings of a model matter? The page 06_ablation, judged on validation alone."""
+
+import pandas as pd
+
+from rnnbench_nb import statistics
+from rnnbench_nb.analyses import Analysis
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.report import Report
+
+VERDICTS = ("better", "worse", "no effect", "undecided")
+SMALLER, LARGER = 0.95, 1.05  # times the free parameters: a difference worth a word
+
+
+def analyse(report: Report, margin: float = 0.002, reference: str = "") -> Analysis:
+    """Compare each variant with the reference of its family, at the epoch that each run chose.
+
+    Args:
+        report: With finished runs of at least two variants.
+        margin: Effects within it count as none, in the unit of the score.
+        reference: What the others are compared with; empty: the first variant of each family.
+
+    Returns:
+        Frames `scores` (`statistics.validation_scores`), `variants` (their mean, sd, seeds, free
+        parameters, seconds an epoch) and `effects` (`statistics.effects`, with the `change`, the
+        `keys` that it changes, and `alone_low, alone_high`, the corrected interval that uses the
+        spread of that change's own differences alone).
+
+    Raises:
+        UserError: Fewer than two variants have a finished run, or the reference has none.
+    """
+    parameters = {name: report.of(name)[0].parameters for name in report.variants
+                  if report.of(name)}  # fmt: skip
+    if len(parameters) < 2:
+        raise UserError(f"{report.folder} has finished runs of fewer than two variants to compare.")
+    found, score = Analysis(), report.task.score
+    scores = statistics.validation_scores(report.results, report.history, score)
+    found.frames["scores"] = scores
+    groups = scores.groupby("variant", sort=False)
+    found.frames["variants"] = groups.agg(
+        mean=(score.name, "mean"), sd=(score.name, "std"), n=(score.name, "size"),
+        free_parameters=("free_parameters", "first"), seconds=("seconds", "mean"),
+    ).reset_index()  # fmt: skip
+    families = statistics.families(parameters, reference)
+    tables = [family_effects(parameters, names, scores, margin, report) for names in families]
+    if len(tables) > 1:
+        for table in tables:
+            cell = CELLS[parameters[table["b"].iloc[0]].model]
+            table["change"] = f"{cell.label}: " + table["change"]
+    found.frames["effects"] = pd.concat(tables, ignore_index=True)
+    for table in tables:
+        _answer(found, report, table)
+    for table in tables:
+        _recommend(found, report, table)
+    for table in tables:
+        _highest(found, report, table)
+    later = int(scores["seed"].max()) + 1
+    found.say(
+        "As the best of all that were tried it looks better than it is: confirm it on seeds that "
+        f"had no part in the choice (`--seed {later}`), read once on the test examples. Whether "
+        "changes add up, these runs do not show.", "highest", later=later,
+    )  # fmt: skip
+    _trust(found, report)
+    return found
+
+
+def family_effects(
+    parameters: dict, names: list[str], scores: pd.DataFrame, margin: float, report: Report
+) -> pd.DataFrame:
+    """The rows of `effects` of one family, its reference first among the names.
+
+    Variants that change the same parameters stand together.
+    """
+    base, *others = names
+    score = report.task.score
+    changed = statistics.changes({name: parameters[name] for name in names}, base)
+    groups = list(dict.fromkeys(tuple(changed[name]) for name in others))
+    others.sort(key=lambda name: groups.index(tuple(changed[name])))
+    family = scores[scores["variant"].isin(names)]
+    table = statistics.effects(family, [base, *others], base, margin, score)
+    table["change"] = [statistics.settings(changed[name]) for name in table["a"]]
+    table["keys"] = [" ".join(changed[name]) for name in table["a"]]
+    alone = statistics.compare(family, margin, score, reference=base).set_index("a")
+    for end in ("low", "high"):
+        table[f"alone_{end}"] = table["a"].map(alone[f"family_{end}"])
+    return table
+
+
+def _mean(found: Analysis, report: Report, variant: str) -> str:
+    """The mean of a variant as text."""
+    mean = found["variants"].set_index("variant").loc[variant, "mean"]
+    return statistics.with_unit(statistics.shown(mean, report.task.score), report.task.score)
+
+
+def _answer(found: Analysis, report: Report, table: pd.DataFrame) -> None:
+    """The reference, and the changes by verdict."""
+    base, score = table["b"].iloc[0], report.task.score
+    run = report.of(base)[0]
+    size = {key: run.record["data"][key] for key in ("steps", "input_size")}
+    seeds = len(report.of(base))
+    found.say(
+        f"The reference, {report.labels[base]}, has a mean validation {score.name} of "
+        f"{_mean(found, report, base)} on {run.task.sentence(run.record['data'])} (seeds: {seeds})."
+        f" Changes tried: {len(table)}, with their effects in {score.difference}:",
+        "answer", seeds=seeds, changes=len(table), **size,
+    )  # fmt: skip
+    for verdict in VERDICTS:
+        texts = [
+            f"{row['change']} ({statistics.shown(row['difference'], score, '+')})"
+            for row in table.to_dict("records")
+            if row["verdict"].startswith(verdict)
+        ]
+        found.say(f"- **{verdict.capitalize()}:** {', '.join(texts) or 'none'}", "answer")
+
+
+def _recommend(found: Analysis, report: Report, table: pd.DataFrame) -> None:
+    """What to take, what is smaller and no worse, and what these runs could not see."""
+    base, score = table["b"].iloc[0], report.task.score
+    sizes = found["variants"].set_index("variant")["free_parameters"]
+    better = table[table["verdict"].str.startswith("better")]
+    for row in better.sort_values("difference", ascending=False).to_dict("records"):
+        times = sizes[row["a"]] / sizes[base]
+        larger = f", with {times:.1f} times the free parameters" if times > LARGER else ""
+        ends = statistics.shown_range(row["family_low"], row["family_high"], score)
+        found.say(
+            f"**Take {row['change']}** ({report.labels[base]} otherwise): "
+            f"{statistics.shown(row['difference'], score, '+')} {score.difference}, corrected "
+            f"interval {ends}{larger}.", "recommendation", times=times,
+        )  # fmt: skip
+    if better.empty:
+        text = f"**Keep {report.labels[base]}:** no change is shown to be better."
+        found.say(text, "recommendation")
+    cheaper = table[table["verdict"].str.startswith("no effect")]
+    cheaper = cheaper[cheaper["a"].map(sizes) < SMALLER * sizes[base]]
+    if len(cheaper):
+        text = f"Smaller, and no worse by more than the margin: {', '.join(cheaper['change'])}."
+        found.say(text, "recommendation")
+    widest = (table["family_high"] - table["family_low"]).max() / 2
+    if widest > table["margin"].iloc[0]:
+        text = f"{statistics.shown(widest, score)} {score.difference} can escape these runs."
+        found.say(f"Effects smaller than {text}", "recommendation", widest=widest)
+
+
+def _highest(found: Analysis, report: Report, table: pd.DataFrame) -> None:
+    """The highest means of a family; equal ones are all named."""
+    means = found["variants"].set_index("variant")["mean"].round(8)
+    means = means[[table["b"].iloc[0], *table["a"]]]
+    tied = means.index[means == means.max()]
+    names = ", ".join(report.labels[name] for name in tied)
+    text = f"{names} ({_mean(found, report, tied[0])})."
+    found.say(f"Highest mean, where one has to be chosen: {text}", "highest")
+
+
+def _trust(found: Analysis, report: Report) -> None:
+    """What the verdicts assume, and how far the variants' spreads are apart."""
+    score, effects = report.task.score, found["effects"]
+    spread = found["variants"].set_index("variant")["sd"].dropna()
+    half = (effects["alone_high"] - effects["alone_low"]).median() / 2
+    if len(spread) and half == half:
+        low, high = spread.idxmin(), spread.idxmax()
+        found.say(
+            "Sign flips do not carry the verdicts, and neither does the spread of each change's own"
+            f" differences, whose corrected interval is ± {statistics.shown(half, score)} "
+            f"{score.difference} in the median. The verdicts take all variants to spread alike "
+            "around their mean and the seed's: least squares, seeds as blocks. The standard "
+            f"deviations over seeds go from {statistics.shown(spread[low], score)} "
+            f"({report.labels[low]}) to {statistics.shown(spread[high], score)} "
+            f"({report.labels[high]}). So few seeds cannot test that assumption; where it fails, "
+            "verdicts on the variants that spread most are too bold.", "trust", half=half,
+        )  # fmt: skip
+
+
+def table_of(analysis: Analysis, report: Report) -> pd.DataFrame:
+    """Every change as text: validation score, effect, intervals and cost."""
+    effects, score = analysis["effects"], report.task.score
+    own = analysis["variants"].set_index("variant").reindex(effects["a"])
+    mean, sd = (own[name].map(lambda x: statistics.shown(x, score)) for name in ("mean", "sd"))
+
+    def ends(kind: str) -> list[str]:
+        pairs = zip(effects[f"{kind}_low"], effects[f"{kind}_high"], strict=True)
+        return [statistics.shown_range(*pair, score) for pair in pairs]
+
+    return pd.DataFrame({
+        "change": effects["change"],
+        "n": effects["n"],
+        "validation": (mean + " ± " + sd).to_numpy(),
+        "effect": effects["difference"].map(lambda x: statistics.shown(x, score, "+")),
+        "corrected": ends("family"),
+        "by itself": ends("alone"),
+        "free parameters": own["free_parameters"].map("{:,.0f}".format).to_numpy(),
+        "seconds per epoch": own["seconds"].map("{:.2f}".format).to_numpy(),
+    })  # fmt: skip

@@ -1,0 +1,306 @@
+"""Which variant scores best, by how much, and is it more than chance? The page 03_compare."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_ind_from_stats
+
+from rnnbench_nb import statistics
+from rnnbench_nb.analyses import Analysis, _examples
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.report import COMPLETED, Report
+from rnnbench_nb.report import summary as summary_of
+from rnnbench_nb.tasks import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS = (0.9, 0.95, 0.97, 0.98, 0.985)
+PAIRS = 4  # variants: more are compared with the first one alone
+LEVEL = 0.95  # coverage of the intervals
+PUBLISHED = "row_mnist"  # the protocol of published_row_mnist.csv, whose sd are of ddof 0
+
+
+def analyse(
+    report: Report, margin: float = 0.002, reference: str = "", levels: list[float] | None = None
+) -> Analysis:
+    """Compare the variants of a report on their test examples.
+
+    Args:
+        report: With at least one finished run.
+        margin: Differences within it count as equivalent, in the unit of the score.
+        reference: Compare with this variant alone; empty: every pair, up to four variants.
+        levels: Validation scores whose time is told; `LEVELS` of a percentage if None.
+
+    Returns:
+        Frames `comparison` (`statistics.compare`), `summary` (`statistics.summary`), `table`
+        (`report.summary`), `mcnemar`, `times` (`statistics.time_to_score`), `speed`, `sizes`,
+        `published`, and, of tasks with classes, `class_errors`, `reliability`, `calibration` and
+        `alone`.
+
+    Raises:
+        UserError: No run is finished.
+    """
+    if not report.runs:
+        raise UserError(f"{report.folder} has no finished run, so there is nothing to compare.")
+    if levels is None:
+        levels = LEVELS if report.task.score.unit == "%" else ()
+    found, groups = Analysis(), test_sets(report)
+    results = scores(report)
+    found.frames["table"] = summary_of(report.results)
+    found.frames["summary"] = statistics.summary(results, report.task.score)
+    _compare(found, report, results, groups, margin, reference)
+    for names in groups:
+        _best(found, report, names)
+    for row in found["summary"].to_dict("records"):
+        label = report.labels[row["variant"]]
+        text = statistics.summary_sentence(row, label, report.task.score)
+        found.say(f"- {text}", "runs", level=LEVEL)
+    _learning(found, report, levels)
+    for part in (_examples.mcnemar, _examples.class_errors, _examples.calibration):
+        part(found, report, groups)
+    _examples.alone(found, report, groups)
+    _sizes(found, report)
+    _published(found, report)
+    return found
+
+
+def scores(report: Report) -> pd.DataFrame:
+    """`variant, seed` and the mean test score of each run, judged by its own labels.
+
+    NaN for runs that did not finish, which are there too.
+    """
+    values = {run.key: float(run.scores.mean()) for run in report.runs}
+    keys = report.results[["variant", "seed"]]
+    each = [values.get(key, np.nan) for key in keys.itertuples(index=False, name=None)]
+    return keys.assign(**{report.task.score.name: each})
+
+
+def test_sets(report: Report) -> list[list[str]]:
+    """The variants with a finished run, by what they were tested on, in order."""
+    found: dict[tuple, list[str]] = {}
+    for name in report.variants:
+        for run in report.of(name)[:1]:
+            label = np.ascontiguousarray(run.predictions["label"]).astype(float)
+            key = (run.parameters.task, hashlib.sha256(label).hexdigest())
+            found.setdefault(key, []).append(name)
+    return list(found.values())
+
+
+def _compare(
+    found: Analysis,
+    report: Report,
+    results: pd.DataFrame,
+    groups: list[list[str]],
+    margin: float,
+    reference: str,
+) -> None:
+    """The frame `comparison`, the answers and one sentence a pair."""
+    variants, labels, score = list(report.variants), report.labels, report.task.score
+    only = reference or (variants[0] if len(variants) > PAIRS else None)
+    place = {name: index for index, names in enumerate(groups) for name in names}
+    table = statistics.compare(
+        results, margin, score, LEVEL, only, {run.key: run.scores for run in report.runs},
+        {name: place.get(name, 0) for name in variants},
+    )  # fmt: skip
+    found.frames["comparison"] = table
+    if len(groups) > 1:
+        parts = "; ".join(" and ".join(labels[name] for name in names) for names in groups)
+        found.say(
+            f"The variants were not all tested on the same examples, and a score on one set says "
+            f"nothing of another: no verdict is given between {parts}.", "unlike"
+        )  # fmt: skip
+    compared = table[table["n"] > 0]
+    for kind in ("better", "equivalent", "not distinguishable") if len(compared) else ():
+        words = {"better": " is better than "}.get(kind, " and ")
+        pairs = [
+            labels[a] + words + labels[b] if difference > 0 else labels[b] + words + labels[a]
+            for a, b, difference, verdict in zip(
+                compared["a"], compared["b"], compared["difference"], compared["verdict"],
+                strict=True,
+            )
+            if verdict.startswith(("better", "worse") if kind == "better" else kind)
+        ]  # fmt: skip
+        found.say(f"- **{kind.capitalize()}:** {', '.join(pairs) or 'none'}", "verdicts")
+    limits = {statistics.limit_sentence(row): None for row in compared.to_dict("records")}
+    for text in filter(None, limits):
+        found.say(text, "verdicts", significance=1 - LEVEL)
+    for row in table.to_dict("records"):
+        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs", smallest=1e-4)
+
+
+def _best(found: Analysis, report: Report, names: list[str]) -> None:
+    """The best mean among variants that were tested alike, and what one run alone can say."""
+    table, score = found["summary"].set_index("variant"), report.task.score
+    best = table.loc[names, "mean"].idxmax()
+    runs = sorted(report.of(best), key=lambda run: run.scores.mean())
+    middle = runs[(len(runs) - 1) // 2]
+    data, examples = middle.record["data"], len(middle.scores)
+    mean, low, high = middle.scores.mean(), *statistics.example_interval(middle.scores, LEVEL)
+    size = {key: data[key] for key in ("steps", "input_size")}
+    text = statistics.with_unit(statistics.shown(table.loc[best, "mean"], score), score)
+    found.say(
+        f"Highest mean {score.name} on the {examples:,} test examples of "
+        f"{middle.task.sentence(data)}: {text}, of {report.labels[best]}.",
+        "answer", examples=examples, **size,
+    )  # fmt: skip
+    one = statistics.with_unit(statistics.shown(mean, score), score)
+    ends = statistics.shown_range(low, high, score, "")
+    found.say(
+        f"One fitted model alone, tested on {examples:,} examples, is known no better than this: "
+        f"{one}, the {'median' if len(runs) % 2 else 'lower median'} of the runs of "
+        f"{report.labels[best]}, has the {100 * LEVEL:g}% interval {ends} over new examples.",
+        "one run", examples=examples, score=mean, low=low, high=high, level=LEVEL,
+    )  # fmt: skip
+
+
+def _learning(found: Analysis, report: Report, levels: list[float]) -> None:
+    """The frames `times`, and `speed`: medians over the runs that reach a level."""
+    columns = ["variant", "seed", "level", "epoch", "seconds"]
+    times = statistics.time_to_score(report.history, levels, report.task.score)
+    found.frames["times"] = times = times.reindex(columns=columns)
+    found.frames["speed"] = times.groupby(["variant", "level"], sort=False).agg(
+        reached=("epoch", "count"), runs=("epoch", "size"),
+        epochs=("epoch", "median"), seconds=("seconds", "median"),
+    ).reset_index()  # fmt: skip
+    if len(levels) and not times["epoch"].notna().any():
+        least, score = min(levels), report.task.score
+        text = statistics.with_unit(f"{score.scale * least:.4g}", score)
+        found.say(f"No run reaches {text}.", "speed", level=least)
+
+
+def _sizes(found: Analysis, report: Report) -> None:
+    """The frame `sizes`: parameters, and means of the epochs and seconds that training took."""
+    results = report.results[report.results["status"] == COMPLETED]
+    cost = results.assign(seconds_per_epoch=results["seconds"] / results["epochs"])
+    columns = ["parameters", "free_parameters", "epochs", "seconds", "seconds_per_epoch"]
+    sizes = cost.groupby("variant", sort=False)[columns].mean().reset_index()
+    found.frames["sizes"] = sizes
+    if len(sizes) > 1:
+        free = sizes["free_parameters"]
+        more = free.max() / free.min() - 1
+        text = "At such counts capacity cannot explain a difference."
+        if more > 0.02:
+            text = "Part of a difference may be capacity, which a comparison at equal counts, such "
+            text += "as params/row_mnist_matched.yaml, leaves out."
+        head = f"The largest has {100 * more:.1f}% more free parameters than the smallest."
+        found.say(f"{head} {text}", "sizes", more=more)
+
+
+def _published(found: Analysis, report: Report) -> None:
+    """The frame `published`: the variants beside the figures that others published."""
+    figures = pd.read_csv(Path(__file__).with_name(f"published_{PUBLISHED}.csv"))
+    theirs = load_protocol(PROJECT / f"params/{PUBLISHED}.yaml").parameterisations
+    rows = []
+    for ours in found["summary"].to_dict("records"):
+        run = report.of(ours["variant"])[0]
+        beside = figures[figures["model"] == run.parameters.model]
+        if run.parameters.model not in theirs or beside.empty:
+            continue
+        parameters = theirs[run.parameters.model]
+        data = TASKS[parameters.task](parameters).describe()
+        if run.parameters.task == parameters.task and data.items() <= run.record["data"].items():
+            pair = {"published": parameters, "here": run.parameters}
+            changed = statistics.changes(pair, "published")["here"]
+            settings = statistics.settings(changed) or "nothing"
+            rows.append(beside_published(ours, *beside.iloc[0, 1:]) | {"settings": settings})
+    columns = ["variant", "mean", "sd", "n", "published", "published_sd", "runs", "difference"]
+    found.frames["published"] = pd.DataFrame(rows, columns=[*columns, "p", "settings"])
+    if not rows:
+        text = "Those are figures on other data, or of models that this report does not hold."
+        found.say(text, "published")
+
+
+def beside_published(ours: dict, mean: float, sd: float, runs: int) -> dict:
+    """A row of `summary` beside a published mean and sd (ddof 0) of some runs.
+
+    Returns:
+        Ours and theirs (sd of ddof 1), the `difference` of the means, and `p` of Welch's t test:
+        whether two studies agree, not which model is better; NaN for one seed.
+    """
+    runs = int(runs)
+    sd = sd * np.sqrt(runs / (runs - 1))
+    known = [ours["mean"], ours["sd"], ours["n"], mean, sd, runs]
+    p = ttest_ind_from_stats(*known, equal_var=False).pvalue if ours["n"] > 1 else np.nan
+    names = ["mean", "sd", "n", "published", "published_sd", "runs"]
+    row = dict(zip(names, known, strict=True))
+    return {"variant": ours["variant"], **row, "difference": ours["mean"] - mean, "p": p}
+
+
+def tests_table(comparison: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """The tests of each compared pair as text, a row a pair."""
+    score, labels, rows = report.task.score, report.labels, {}
+    for row in comparison[comparison["n"] > 0].to_dict("records"):
+        ends = [
+            statistics.shown_range(row[f"{kind}low"], row[f"{kind}high"], score)
+            for kind in ("", "family_", "two_way_")
+        ]
+        rows[f"{labels[row['a']]} − {labels[row['b']]}"] = {
+            "common seeds": row["n"],
+            "difference": f"{score.scale * row['difference']:+.3f}",
+            f"{100 * row['level']:g}% interval": ends[0],
+            "corrected for all comparisons": ends[1],
+            "the same, and for new examples": ends[2],
+            "correlation": f"{row['correlation']:.2f}",
+            "sign-flip p": f"{row['p']:.4f}",
+            "sign-flip p, Holm": f"{row['p_holm']:.4f}",
+            "equivalence p, Holm": f"{row['p_equivalence_holm']:.4f}",
+            "verdict": statistics.verdict_text(row, labels),
+        }
+    return pd.DataFrame(rows) if len(rows) <= PAIRS else pd.DataFrame(rows).T
+
+
+def speed_table(speed: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """Epochs and seconds to each level as text, a row a variant."""
+    score = report.task.score
+
+    def text(row: pd.Series) -> str:
+        if not row["reached"]:
+            return "not reached"
+        some = f", {row['reached']:g} of {row['runs']:g}" * (row["reached"] < row["runs"])
+        return f"{row['epochs']:g} ({row['seconds']:.3g} s){some}"
+
+    level = [statistics.with_unit(f"{score.scale * at:.4g}", score) for at in speed["level"]]
+    table = speed.assign(text=speed.apply(text, axis=1), level=level)
+    table = table.assign(variant=table["variant"].map(report.labels))
+    return table.pivot(index="variant", columns="level", values="text").reindex(
+        index=table["variant"].unique(), columns=pd.unique(pd.Series(level))
+    )
+
+
+def published_table(published: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """The published figures beside ours as text, a row a variant."""
+    score = report.task.score
+    mean, theirs, sd, published_sd, difference = (
+        (score.scale * published[name]).map(f"{{:{sign}.2f}}".format)
+        for name, sign in (("mean", ""), ("published", ""), ("sd", ""), ("published_sd", ""),
+                           ("difference", "+"))
+    )  # fmt: skip
+    seeds, runs = (published[name].astype(str) for name in ("n", "runs"))
+    return pd.DataFrame({
+        "variant": published["variant"].map(report.labels),
+        "here": mean + " ± " + sd + " (" + seeds + " seeds)",
+        "published": theirs + " ± " + published_sd + " (" + runs + " runs)",
+        "difference": difference,
+        "p": published["p"].map("{:.2g}".format),
+        "set differently here": published["settings"],
+    })  # fmt: skip
+
+
+def pictures(alone: pd.DataFrame, report: Report) -> tuple["Figure", str]:
+    """The examples of `alone` of one test set, as their task shows them, and a text that says them.
+
+    Above each stand the variant that gets it, the true class and the others' error.
+    """
+    names = next(names for names in test_sets(report) if alone["variant"].iloc[0] in names)
+    shown = alone[alone["variant"].isin(names)]
+    run = report.of(names[0])[0]
+    texts = [f"{report.labels[row['variant']]}: {row['label']}\nnot {row['mistaken']}"
+             for row in shown.to_dict("records")]  # fmt: skip
+    examples = run.task.load(run.key[1]).test.inputs[shown["example"].tolist()]
+    alt = "Test examples that only one variant gets: " + "; ".join(texts).replace("\n", " ")
+    return run.task.mistakes(examples, texts), alt

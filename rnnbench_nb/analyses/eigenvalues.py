@@ -1,0 +1,266 @@
+"""Page 04: where the eigenvalues of a cell's recurrent matrix lie, and whether its step is stable.
+
+Real parts judge a flow. What a network takes T times is a step, and is judged by moduli against 1.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rnnbench_nb import dynamics
+from rnnbench_nb.analyses import Analysis, examples, keyed, short, weighted
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.report import Report, Run
+
+MOMENTS = ("initial", "best epoch")
+BINS = 60  # of the histogram of frequencies
+STEPS = 4  # of a sequence, at which the terms of the Jacobian are taken
+GAMMAS, EPSILONS = np.logspace(-2, 0.7, 19), np.logspace(-2, 1, 21)  # of the map
+MAP_STEPS, MAP_STATES, SMALL_STATE = 50, 8, 1e-6
+TRACKED = ["epsilon", "lambda_max", "modulus_max", "share_outside"]  # at every epoch
+
+
+def analyse(report: Report, count: int = 8) -> Analysis:
+    """Spectra, stability and growth of every variant whose cell has a recurrent matrix.
+
+    Args:
+        report: Its runs must have their weights.
+        count: Test examples on which the Jacobian's terms are taken, the first of the test set.
+
+    Returns:
+        Frames, keyed by `variant, seed, moment`: `stability` (see `stability_row`) and
+        `stability_means` over the seeds; `training`, four of these numbers at each `epoch`;
+        `frequencies`, densities over the seeds of each variant; `spectra` of the first run;
+        `terms` and `terms_means`, growth by `term` of the Jacobian (empty for cells without);
+        `map` and `boundary` over `gamma, epsilon` (empty for cells without these options).
+        Findings on `answer`, one a variant and one on all, `terms`, `map` and `lost`.
+
+    Raises:
+        UserError: No run has weights, or none a recurrent matrix.
+    """
+    runs = [run for run in weighted(report) if run.has("recurrent")]
+    if not runs:
+        raise UserError(f"{report.folder} has no finished run of a cell with a recurrent matrix.")
+    matrices = {run.key: torch.from_numpy(run.recurrent["matrix"]).double() for run in runs}
+    steps = {run.key: torch.from_numpy(run.recurrent["step_size"]).double() for run in runs}
+    modes = {key: dynamics.over_examples(torch.linalg.eigvals, a) for key, a in matrices.items()}
+    rows, training = [], []
+    for run in runs:
+        key = dict(zip(("variant", "seed"), run.key, strict=True))
+        places = dynamics.stability(modes[run.key], steps[run.key])
+        columns = {name: short(places[name].numpy()) for name in TRACKED}
+        training.append(pd.DataFrame({**key, "epoch": range(len(modes[run.key])), **columns}))
+        for moment, epoch in _epochs(run).items():
+            row = stability_row(matrices[run.key][epoch], modes[run.key][epoch],
+                                steps[run.key][epoch])  # fmt: skip
+            rows.append({**key, "moment": moment, **row})
+    stability = pd.DataFrame(rows)
+    analysis = Analysis({
+        "stability": stability,
+        "stability_means": means(stability, ["variant", "moment"]),
+        "training": pd.concat(training, ignore_index=True),
+        "frequencies": pd.concat(
+            [_frequencies([run for run in runs if run.key[0] == name], matrices)
+             for name in dict.fromkeys(run.key[0] for run in runs)], ignore_index=True,
+        ),
+        "spectra": pd.concat(
+            [keyed({"variant": runs[0].key[0], "seed": runs[0].key[1], "moment": moment},
+                   spectrum(matrices[runs[0].key][epoch], float(steps[runs[0].key][epoch])))
+             for moment, epoch in _epochs(runs[0]).items()], ignore_index=True,
+        ),
+    })  # fmt: skip
+    _stability_findings(analysis, report)
+    _terms(analysis, runs, report, count)
+    _map(analysis, runs)
+    return analysis
+
+
+def _epochs(run: Run) -> dict[str, int]:
+    return dict(zip(MOMENTS, (0, run.record["best_epoch"]), strict=True))
+
+
+def stability_row(matrix: Tensor, eigenvalues: Tensor, step_size: Tensor) -> dict[str, float]:
+    """What the page says of one recurrent matrix A (H, H) with eigenvalues (H,) and a step size.
+
+    Returns:
+        The columns of `dynamics.stability`; `abscissa` and `numerical_abscissa` of epsilon A; and
+        the `defect` of A from S - gamma I.
+    """
+    grown = dynamics.growth(step_size * matrix)
+    values = dynamics.stability(eigenvalues, step_size)
+    values |= {name: grown[name] for name in ("abscissa", "numerical_abscissa")}
+    values["defect"] = dynamics.defect(matrix)
+    return {name: float(value) for name, value in values.items()}
+
+
+def means(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Means over all but the keys, and the number of `seeds` that they are over."""
+    groups = frame.groupby(keys, sort=False)
+    table = groups.mean(numeric_only=True).drop(columns="seed")
+    table.insert(0, "seeds", groups["seed"].nunique())
+    return table.reset_index()
+
+
+def spectrum(matrix: Tensor, step_size: float) -> pd.DataFrame:
+    """`step_size`, the eigenvalues of A `real, imaginary`, and the `frequency` of S, ascending."""
+    eigenvalues = torch.linalg.eigvals(matrix)
+    eigenvalues = eigenvalues[eigenvalues.imag.argsort()].numpy()
+    return pd.DataFrame({
+        "step_size": step_size,
+        "real": eigenvalues.real,
+        "imaginary": eigenvalues.imag,
+        "frequency": frequencies(matrix),
+    })  # fmt: skip
+
+
+def frequencies(matrix: Tensor) -> np.ndarray:
+    """The imaginary parts (H,) of the eigenvalues of S = (A - A^T) / 2, ascending."""
+    return torch.linalg.eigvals(dynamics.antisymmetric_part(matrix)).imag.sort().values.numpy()
+
+
+def _frequencies(runs: list[Run], matrices: dict[tuple, Tensor]) -> pd.DataFrame:
+    """The densities of one variant's frequencies, and the semicircle of its initial matrices."""
+    at = {m: [matrices[run.key][_epochs(run)[m]] for run in runs] for m in MOMENTS}
+    s = dynamics.antisymmetric_part(torch.stack(at["initial"]))
+    edge = dynamics.semicircle_edge(s).mean()
+    found = {m: np.concatenate([frequencies(matrix) for matrix in at[m]]) for m in MOMENTS}
+    return keyed({"variant": runs[0].key[0]}, densities(found, float(edge)))
+
+
+def densities(found: dict[str, np.ndarray], edge: float) -> pd.DataFrame:
+    """Densities of frequencies by moment, on common bins: `moment, frequency, density, semicircle`.
+
+    `frequency` is the middle of a bin, `semicircle` the density there of a random S whose spectrum
+    ends at `edge`.
+    """
+    limit = max(edge, *(np.abs(values).max() for values in found.values()))
+    bins = np.linspace(-limit, limit, BINS + 1)
+    middle = (bins[1:] + bins[:-1]) / 2
+    theory = dynamics.semicircle(torch.from_numpy(middle), edge).numpy()
+    parts = [
+        pd.DataFrame({
+            "moment": moment, "frequency": short(middle), "semicircle": short(theory),
+            "density": short(np.histogram(values, bins, density=True)[0]),
+        })
+        for moment, values in found.items()
+    ]  # fmt: skip
+    return pd.concat(parts)
+
+
+def _stability_findings(analysis: Analysis, report: Report) -> None:
+    table = analysis["stability_means"].set_index(["moment", "variant"])
+    start, best = (table.loc[moment] for moment in MOMENTS)
+    trained = analysis["stability"].query(f"moment == {MOMENTS[1]!r}")
+    stable = int((trained.groupby("variant")["modulus_max"].max() <= 1).sum())
+    analysis.say(
+        f"After training, the Euler step $I + \\epsilon A$ amplifies no mode, in any seed, in "
+        f"{stable} of {len(best)} variant{'s' * (len(best) > 1)}.",
+        stable=stable, variants=len(best),
+    )  # fmt: skip
+    for variant in best.index:
+        before, after = start.loc[variant], best.loc[variant]
+        numbers = {f"{name}_initial": float(value) for name, value in before.items()}
+        numbers |= {f"{name}_best": float(value) for name, value in after.items()}
+        defect = max(before["defect"], after["defect"])
+        seeds = int(after["seeds"])
+        analysis.say(
+            f"**{report.labels[variant]}** ({seeds} seed{'s' * (seeds > 1)}): the fastest mode is "
+            f"multiplied by {before['modulus_max']:.3f} a step initially and by "
+            f"{after['modulus_max']:.3f} trained, where gates and saturation do not hold it; "
+            f"{100 * before['share_outside']:.0f}% and {100 * after['share_outside']:.0f}% of the "
+            f"modes lie outside the disc. $\\lambda_{{\\max}}$ goes from "
+            f"{before['lambda_max']:.2f} to {after['lambda_max']:.2f}, $\\epsilon$ from "
+            f"{before['epsilon']:.2f} to {after['epsilon']:.2f}, while the largest stable step "
+            f"would be {after['epsilon_max']:.4f}. The matrix is "
+            + (f"not $S - \\gamma I$, by {100 * defect:.0f}% of its norm." if defect > 1e-3
+               else f"$S - \\gamma I$ (defect {defect:.0g})."),
+            defect=float(defect), defect_percent=100 * float(defect),
+            share_outside_initial_percent=100 * float(before["share_outside"]),
+            share_outside_best_percent=100 * float(after["share_outside"]), **numbers,
+        )  # fmt: skip
+
+
+def terms_of(cell: nn.Module, inputs: Tensor) -> pd.DataFrame:
+    """Growth by each term of a cell's step Jacobian, and by the whole, along sequences (B, T, D).
+
+    Returns:
+        Columns `term` and those of `dynamics.growth`, means over the sequences and over `STEPS`
+        steps, from a quarter of the way to the last.
+    """
+    length = inputs.shape[1]
+    chosen = set(np.linspace(length // 4, length - 1, STEPS).astype(int).tolist())
+    names = []
+
+    def measure(x: Tensor) -> Tensor:
+        found = []
+        for t, step in enumerate(dynamics.walk(cell, x)):
+            if t in chosen:
+                parts = step.cell.jacobian_terms(step.u, step.before, *step.prepared)
+                del parts["identity"]
+                parts["whole"] = sum(parts.values())
+                names[:] = parts
+                grown = [torch.stack(list(dynamics.growth(m).values()), -1) for m in parts.values()]
+                found.append(torch.stack(grown, 1))  # (B, terms, columns)
+        return torch.stack(found).mean(0)
+
+    values = dynamics.over_examples(measure, inputs).mean(0)
+    columns = list(dynamics.growth(torch.zeros(1, 1)))
+    return keyed({"term": names}, pd.DataFrame(values.numpy(), columns=columns))
+
+
+def _terms(analysis: Analysis, runs: list[Run], report: Report, count: int) -> None:
+    """The frames and findings on the terms of the Jacobian; a cell that fails loses its rows."""
+    found = []
+    for run in runs:
+        try:
+            models = dict(zip(MOMENTS, (run.initial_model, run.model), strict=True))
+            if hasattr(run.model.cell, "jacobian_terms"):
+                for moment, model in models.items():
+                    frame = terms_of(model.cell, examples(run, count)[0])
+                    key = {"variant": run.key[0], "seed": run.key[1], "moment": moment}
+                    found.append(keyed(key, frame))
+        except Exception as error:  # whatever a contributed cell raises
+            reason = f"{type(error).__name__}: {error}"
+            analysis.say(f"{run.folder.name} is missing among the terms: {reason}", "lost")
+    if not found:
+        return
+    frame = pd.concat(found, ignore_index=True)
+    analysis.frames["terms"] = frame
+    table = means(frame, ["variant", "moment", "term"])
+    analysis.frames["terms_means"] = table
+    trained = table[table["moment"] == MOMENTS[1]]
+    for variant, rows in trained.groupby("variant", sort=False):
+        radii = dict(zip(rows["term"], rows["euler_radius"], strict=True))
+        text = ", ".join(f"{term} {radius:.3f}" for term, radius in radii.items())
+        analysis.say(
+            f"**{report.labels[variant]}**, trained, on {count} test examples: the largest modulus "
+            f"of an eigenvalue of one step with each term alone and with all of them is: {text}.",
+            "terms", examples=count, **radii,
+        )  # fmt: skip
+
+
+def _map(analysis: Analysis, runs: list[Run]) -> None:
+    """Growth over gamma and epsilon of the first run whose cell has both, and where theory ends."""
+    read = {"gamma", "epsilon"}
+    having = [run for run in runs if read <= type(run.parameters).model_fields.keys()]
+    if not having:
+        return
+    cell = having[0].initial_model.cell
+    generator = torch.Generator().manual_seed(0)
+    start = SMALL_STATE * torch.randn(MAP_STATES, len(cell.zero_state(1)[0]), generator=generator)
+    rates, boundary = dynamics.growth_map(cell, GAMMAS, EPSILONS, start.double(), MAP_STEPS)
+    grid = pd.MultiIndex.from_product([GAMMAS, EPSILONS], names=["gamma", "epsilon"])
+    analysis.frames["map"] = pd.DataFrame({"rate": rates.flatten().numpy()}, grid).reset_index()
+    analysis.frames["boundary"] = pd.DataFrame({"gamma": GAMMAS, "epsilon": boundary.numpy()})
+    alike = agreement(rates.numpy(), EPSILONS, boundary.numpy())
+    analysis.say(
+        f"Measured growth and theory agree on growth or decay at {alike} of {rates.numel()} points "
+        f"of the map; {MAP_STEPS} steps from a random state do not yet show the slowest growth.",
+        "map", steps=MAP_STEPS, agree=alike, points=rates.numel(),
+    )  # fmt: skip
+
+
+def agreement(rates: np.ndarray, epsilons: np.ndarray, boundary: np.ndarray) -> int:
+    """At how many points (gammas, epsilons) a state grows just where epsilon is above theory's."""
+    return int(((rates > 0) == (epsilons > boundary[:, None])).sum())

@@ -1,0 +1,388 @@
+"""The analyses behind 02_train, 03_compare and 06_ablation: values by hand, and on their pages."""
+
+import gc
+
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from conftest import TINY
+from made import write_made_report
+from numbers_on_pages import shown, unexplained
+from scipy import stats as scipy_stats
+
+from rnnbench_nb.analyses import ablation, analyse, comparison, load, training
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, run_parameters, to_yaml
+from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.tasks.base import Score
+from rnnbench_nb.training import train_run
+
+TRUTH = [0, 0, 1, 1]
+# Right: gru 4 and 3 of 4, lstm 3 and 1, and the agru, on other examples, 3.
+ANSWERS = {
+    ("gru", 1): (TRUTH, [0, 0, 1, 1]),
+    ("gru", 2): (TRUTH, [0, 0, 1, 0]),
+    ("lstm", 1): (TRUTH, [0, 1, 1, 1]),
+    ("lstm", 2): (TRUTH, [0, 1, 0, 0]),
+    ("agru", 1): ([1, 1, 1, 0], [1, 1, 1, 1]),
+}
+VARIANTS = {
+    "gru": {"model": "gru"},
+    "lstm": {"model": "lstm", "hidden_size": 64},
+    "agru": {"model": "agru"},
+}
+CURVES = {("gru", 1): [0.5, 0.9], ("gru", 2): [0.9], ("lstm", 1): [0.5, 0.6, 0.7, 0.9]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Statsmodels' multipletests collects garbage in each call; spare it the imported modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report whose A-GRU was tested on other examples, and whose last run did not finish."""
+    return write_made_report(tmp_path_factory.mktemp("made"), VARIANTS, ANSWERS, CURVES)
+
+
+@pytest.fixture(scope="module")
+def found(made):
+    return comparison.analyse(made, margin=0.01, levels=[0.85, 0.95])
+
+
+def numbers(analysis, topic):
+    return [finding.numbers for finding in analysis.findings if finding.topic == topic]
+
+
+def rows(frame, *columns):
+    return list(frame[list(columns)].itertuples(index=False, name=None))
+
+
+def test_each_run_is_judged_by_its_own_labels(made, found):
+    assert comparison.test_sets(made) == [["gru", "lstm"], ["agru"]]
+    scores = comparison.scores(made)
+    assert scores["accuracy"].tolist()[:5] == [1.0, 0.75, 0.75, 0.25, 0.75]
+    assert np.isnan(scores["accuracy"][5])  # it did not finish
+    summary = found["summary"]
+    assert rows(summary, "variant", "n", "mean") == [
+        ("gru", 2, 0.875), ("lstm", 2, 0.5), ("agru", 1, 0.75)]  # fmt: skip
+    assert summary["sd"].tolist()[:2] == pytest.approx([0.125 * 2**0.5, 0.25 * 2**0.5])
+    assert found["table"]["accuracy"].tolist() == [0.875, 0.5, 0.75]
+    assert found["table"]["accuracy_sd"].tolist()[:2] == summary["sd"].tolist()[:2]
+    assert found["table"]["epochs"].tolist() == [1.5, 2.5, 1]
+    assert found["table"]["best_epoch"].tolist() == [1.5, 2.5, 1]
+
+
+def test_variants_with_other_test_examples_get_a_sentence_and_no_verdict(found):
+    (row,) = found["comparison"].to_dict("records")
+    assert (row["a"], row["b"], row["n"], row["comparisons"]) == ("gru", "lstm", 2, 1)
+    assert row["difference"] == 0.375
+    half = scipy_stats.t.ppf(0.975, 1) * 0.125  # differences 0.25 and 0.5
+    assert (row["low"], row["high"]) == pytest.approx((0.375 - half, 0.375 + half))
+    # rows [0 1 0 0] and [0 1 1 0]: mean squares 1/8 (seeds), 11/24 (examples) and 1/8 (rest)
+    freedom = (11 / 24) ** 2 / (1 / 64 + (11 / 24) ** 2 / 3 + 1 / 64 / 3)
+    half = scipy_stats.t.ppf(0.975, freedom) * (11 / 24 / 8) ** 0.5
+    assert (row["two_way_low"], row["two_way_high"]) == pytest.approx((0.375 - half, 0.375 + half))
+    assert row["verdict"] == "not distinguishable"
+    (unlike,) = found.texts("unlike")
+    assert "no verdict is given between GRU and LSTM; A-GRU." in unlike
+    assert found.texts("verdicts")[2] == "- **Not distinguishable:** GRU and LSTM"
+    (pair,) = found.texts("pairs")
+    assert pair.startswith("- GRU minus LSTM: +37.50 points on average over 2 common seeds")
+    assert "needs at least 6 seeds" in found.texts("verdicts")[3]
+    assert numbers(found, "verdicts")[3] == {"significance": pytest.approx(0.05)}
+
+
+def test_the_best_of_each_test_set_and_what_one_run_of_it_says(found):
+    best = found.texts("answer")
+    assert "98" not in best[0] and "87.50%, of GRU." in best[0] and "75.00%, of A-GRU." in best[1]
+    assert numbers(found, "answer")[0] == {"examples": 4, "steps": 8, "input_size": 8}
+    one = numbers(found, "one run")[0]  # the lower of two runs: 3 of 4
+    assert one["score"] == 0.75 and one["examples"] == 4 and one["level"] == 0.95
+    z = scipy_stats.norm.ppf(0.975) ** 2
+    ends = (0.75 + z / 8 + np.array([-1, 1]) * np.sqrt(z * (0.75 * 0.25 / 4 + z / 64))) / (
+        1 + z / 4
+    )
+    assert (one["low"], one["high"]) == pytest.approx(tuple(ends))
+    assert found.texts("runs")[2] == "- A-GRU: 75.00% with one seed, which shows no spread."
+    assert numbers(found, "runs")[0] == {"level": 0.95}
+
+
+def test_mcnemar_is_of_pairs_of_fitted_models(found):
+    table = found["mcnemar"]
+    columns = ["a", "b", "seed", "both_right", "only_a", "only_b", "both_wrong", "p"]
+    assert rows(table, *columns) == [
+        ("gru", "lstm", 1, 3, 1, 0, 0, 1.0), ("gru", "lstm", 2, 1, 2, 0, 1, 0.5)]  # fmt: skip
+    assert numbers(found, "mcnemar") == [
+        {"pairs": 2, "significance": pytest.approx(0.05), "different": 0, "only_a": 1.5,
+         "only_b": 0.0}]  # fmt: skip
+
+
+def test_class_errors_by_hand(found):
+    table = found["class_errors"].pivot_table("error", "class", ["variant", "seed"], sort=False)
+    expected = {("gru", 1): [0, 0], ("gru", 2): [0, 0.5], ("lstm", 1): [0.5, 0],
+                ("lstm", 2): [0.5, 1], ("agru", 1): [1, 0]}  # fmt: skip
+    for key, values in expected.items():
+        assert table[key].tolist() == values
+    (text,) = found.texts("classes")  # one variant alone, the A-GRU, has no difference
+    assert "class 0: GRU has 0.00% errors there and LSTM 50.00%" in text
+    assert numbers(found, "classes") == [{"low": 0, "high": 0.5, "classes": 2, "hardest": "0"}]
+
+
+def test_what_one_gets_and_the_others_miss(found):
+    columns = ["variant", "example", "missed", "label", "mistaken"]
+    assert rows(found["alone"], *columns) == [("gru", 1, 1.0, "0", "1"), ("gru", 2, 0.5, "1", "0")]
+    assert found.texts("alone") == [
+        "Of 4 examples, 0 are missed by every run. Alone: GRU 2, LSTM 0."
+    ]
+    assert numbers(found, "alone") == [{"examples": 4, "never": 0, "alone": [2, 0]}]
+
+
+def test_time_to_a_level_and_its_table(made, found):
+    times = found["times"]
+    reached = times[times["level"] == 0.85]
+    assert rows(reached, "variant", "seed", "epoch", "seconds")[:3] == [
+        ("gru", 1, 2, 20), ("gru", 2, 1, 10), ("lstm", 1, 4, 40)]  # fmt: skip
+    assert times[times["level"] == 0.95]["epoch"].isna().all()
+    speed = found["speed"].set_index(["variant", "level"])
+    assert speed.loc[("gru", 0.85)].tolist() == [2, 2, 1.5, 15]
+    assert speed.loc[("lstm", 0.85)].tolist() == [1, 2, 4, 40]
+    table = comparison.speed_table(found["speed"], made)
+    assert table.loc["LSTM"].tolist() == ["4 (40 s), 1 of 2", "not reached"]
+    assert table.columns.tolist() == ["85%", "95%"] and not found.texts("speed")
+    never = comparison.analyse(made, levels=[0.99])
+    assert never.texts("speed") == ["No run reaches 99%."]
+    assert numbers(never, "speed") == [{"level": 0.99}]
+
+
+def test_sizes_and_cost(found):
+    columns = ["variant", "parameters", "free_parameters", "epochs", "seconds", "seconds_per_epoch"]
+    assert rows(found["sizes"], *columns) == [
+        ("gru", 1280, 1152, 1.5, 15, 10), ("lstm", 640, 576, 2.5, 25, 10),
+        ("agru", 1280, 1152, 1, 10, 10)]  # fmt: skip
+    assert numbers(found, "sizes") == [{"more": 1.0}]
+    assert "100.0% more free parameters" in found.texts("sizes")[0]
+
+
+def test_calibration_by_hand_and_left_out_where_there_are_no_outputs(tmp_path, found):
+    assert found["calibration"].empty and found["reliability"].empty
+    assert "Nothing is said of calibration" in found.texts("calibration")[0]
+    # seed 1 is sure by 0.8 and right, seed 2 is sure by 0.6 and half right
+    outputs = {}
+    for seed, answer in ((1, TRUTH), (2, [0, 1, 1, 0])):
+        chance = np.full((4, 10), 0.2 / 9 if seed == 1 else 0.4 / 9)
+        chance[np.arange(4), answer] = 0.8 if seed == 1 else 0.6
+        outputs["gru", seed] = np.log(chance).astype(np.float32)
+    answers = {key: (TRUTH, values.argmax(1)) for key, values in outputs.items()}
+    report = write_made_report(tmp_path, {"gru": {"model": "gru"}}, answers, outputs=outputs)
+    again = comparison.analyse(report)
+    assert again["calibration"]["ece"].tolist() == pytest.approx([0.2, 0.1])
+    bins = again["reliability"]
+    assert bins["count"].tolist() == [4, 4] and bins["accuracy"].tolist() == [0.5, 1]
+    assert bins["confidence"].tolist() == pytest.approx([0.6, 0.8])
+    (said,) = numbers(again, "calibration")
+    assert said["ece"] == pytest.approx(0.15) and said["sd"] == pytest.approx(0.1 / 2**0.5)
+    assert said["gap"] == pytest.approx(-0.05)
+    assert again.texts("calibration")[0].endswith("confidence 5.00 points below accuracy.")
+    assert again["comparison"].empty and again["alone"].empty  # one variant alone
+
+
+def test_beside_published_figures_is_welchs_test():
+    ours = {"variant": "x", "mean": 0.9, "sd": 0.1, "n": 4}
+    row = comparison.beside_published(ours, 0.8, 0.08, 5)
+    assert row["difference"] == pytest.approx(0.1)
+    assert row["published_sd"] == pytest.approx(0.08 * 1.25**0.5)
+    a, b = 0.1**2 / 4, 0.0064 * 1.25 / 5
+    freedom = (a + b) ** 2 / (a**2 / 3 + b**2 / 4)
+    assert row["p"] == pytest.approx(2 * scipy_stats.t.sf(0.1 / (a + b) ** 0.5, freedom))
+    assert np.isnan(comparison.beside_published({**ours, "n": 1}, 0.8, 0.08, 5)["p"])
+
+
+def test_texts_of_tables(made, found):
+    table = comparison.tests_table(found["comparison"], made)
+    assert table.columns.tolist() == ["GRU − LSTM"]
+    assert table["GRU − LSTM"]["difference"] == "+37.500"
+    assert table["GRU − LSTM"]["verdict"] == "not distinguishable"
+    ours = {"variant": "gru", "mean": 0.9, "sd": 0.1, "n": 4}
+    row = comparison.beside_published(ours, 0.8, 0.08, 5) | {"settings": "nothing"}
+    table = comparison.published_table(pd.DataFrame([row]), made)
+    assert table.iloc[0, :4].tolist() == [
+        "GRU", "90.00 ± 10.00 (4 seeds)", "80.00 ± 8.94 (5 runs)", "+10.00"]  # fmt: skip
+
+
+def test_a_report_without_a_finished_run_is_refused(tmp_path):
+    report = write_made_report(tmp_path, VARIANTS, {})
+    with pytest.raises(UserError, match="no finished run, so there is nothing to compare"):
+        comparison.analyse(report)
+    with pytest.raises(UserError, match="finished runs of fewer than two variants"):
+        ablation.analyse(report)
+
+
+# Published reports, without outputs and weights
+
+
+@pytest.mark.parametrize("name", ["row_mnist", "controls", "tuned", "row_mnist_matched", "vogt"])
+def test_the_comparison_of_a_published_report(name):
+    found = comparison.analyse(Report(PROJECT / "reports/published" / name))
+    assert "published report leaves them out" in found.texts("calibration")[0]
+    published = found["published"].set_index("variant")
+    if name == "row_mnist":
+        assert (100 * published["published"]).tolist() == pytest.approx([98.82, 98.97, 98.63])
+        differences = [0.018, -0.124, 0.072]  # of 98.838, 98.846 and 98.702
+        assert (100 * published["difference"]).tolist() == pytest.approx(differences)
+        assert set(published["settings"]) == {"nothing"}
+        assert found["comparison"]["verdict"].tolist() == [
+            "equivalent within 0.2 points", "better", "better"]  # fmt: skip
+    if name == "row_mnist_matched":
+        assert published["settings"].tolist() == ["hidden_size 109", "nothing", "hidden_size 139"]
+
+
+def test_the_ablation_of_a_published_search_is_by_model():
+    found = ablation.analyse(Report(PROJECT / "reports/published/tuning"))
+    assert found["effects"]["b"].nunique() == 3 and len(found["effects"]) == 15
+    assert len(found.texts("highest")) == 4 and len(found["scores"]) == 36
+
+
+# The ablation by hand
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    variants = {
+        "base": {"model": "agru"},
+        "wide": {"model": "agru", "hidden_size": 256},
+        "damped": {"model": "agru", "gamma": 0.5},
+    }
+    means = {"base": [0.90, 0.92], "wide": [0.95, 0.97], "damped": [0.90, 0.921]}
+    history = {
+        (v, s): [0.1, m] for v, values in means.items() for s, m in zip((1, 2), values, strict=True)
+    }
+    answers = {key: (TRUTH, TRUTH) for key in history}
+    report = write_made_report(tmp_path_factory.mktemp("changed"), variants, answers, history)
+    return report, ablation.analyse(report, margin=0.01)
+
+
+def test_the_frames_of_an_ablation(changed):
+    report, found = changed
+    variants = found["variants"].set_index("variant")
+    assert variants["mean"].tolist() == pytest.approx([0.91, 0.96, 0.9105])
+    assert variants["sd"].tolist()[:2] == pytest.approx([0.02 / 2**0.5] * 2)
+    assert variants.loc["wide"].tolist()[2:] == [2, 2304, 10]
+    assert found["scores"]["accuracy"].tolist() == [0.90, 0.92, 0.95, 0.97, 0.90, 0.921]
+    effects = found["effects"]
+    assert rows(effects, "a", "b", "change", "keys") == [
+        ("wide", "base", "hidden_size 256", "hidden_size"), ("damped", "base", "gamma 0.5", "gamma")
+    ]  # fmt: skip
+    assert effects["difference"].tolist() == pytest.approx([0.05, 0.0005])
+    half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 1) * 0.0005  # of 0 and 0.001, for two changes
+    alone = effects.loc[1, ["alone_low", "alone_high"]].tolist()
+    assert alone == pytest.approx([0.0005 - half, 0.0005 + half])
+    assert effects["verdict"].tolist() == ["better", "no effect beyond 1 points"]
+    table = ablation.table_of(found, report)
+    assert table["validation"].tolist()[0] == "96.00 ± 1.41"
+    assert table["effect"].tolist() == ["+5.00", "+0.05"]
+    assert table["free parameters"].tolist() == ["2,304", "1,152"]
+
+
+def test_the_findings_of_an_ablation(changed):
+    _, found = changed
+    assert "of 91.00% on the 8 × 8 digits" in found.texts("answer")[0]
+    assert numbers(found, "answer")[0] == {"seeds": 2, "changes": 2, "steps": 8, "input_size": 8}
+    assert found.texts("answer")[1] == "- **Better:** hidden_size 256 (+5.00)"
+    assert found.texts("answer")[3] == "- **No effect:** gamma 0.5 (+0.05)"
+    (take,) = found.texts("recommendation")
+    assert take.startswith("**Take hidden_size 256** (base otherwise): +5.00 points, corrected")
+    assert take.endswith("with 2.0 times the free parameters.")
+    assert numbers(found, "recommendation") == [{"times": 2.0}]
+    assert found.texts("highest")[0].endswith("where one has to be chosen: wide (96.00%).")
+    assert numbers(found, "highest")[1] == {"later": 3}
+    half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 1) * 0.0005
+    assert numbers(found, "trust") == [{"half": pytest.approx(half)}]  # the other has no spread
+
+
+# One run
+
+
+def test_the_worst_mistakes_and_the_sentence_of_one_run(tmp_path):
+    chance = np.full((4, 10), 1e-3)
+    chance[[0, 1, 2, 3], [0, 1, 1, 0]] = [0.9, 0.6, 0.5, 0.7]  # right, wrong, right, wrong
+    chance[[1, 3], [0, 1]] = [0.3, 0.2]
+    chance /= chance.sum(1, keepdims=True)
+    outputs = {("gru", 1): np.log(chance).astype(np.float32)}
+    answers = {("gru", 1): (TRUTH, chance.argmax(1))}
+    report = write_made_report(tmp_path, {"gru": {"model": "gru"}}, answers, outputs=outputs,
+                               seeds=(1,))  # fmt: skip
+    (run,) = report.runs
+    found = training.analyse(run)
+    worst = found["worst"]
+    assert worst["example"].tolist() == [3, 1] and worst["score"].tolist() == [0, 0]
+    assert worst["loss"].tolist() == pytest.approx(-np.log(chance[[3, 1], [1, 0]]), rel=1e-5)
+    assert worst["text"].tolist() == ["1 → 0 (0.77)", "0 → 1 (0.66)"]
+    assert found["facts"]["value"].tolist() == ["1,280", "1,152", "1", "1", "10.0",
+                                                "cpu, 1 thread(s)"]  # fmt: skip
+    said = numbers(found, "answer")
+    assert said[0]["mean"] == 0.5 and said[0]["examples"] == 4 and said[0]["seed"] == 1
+    assert (said[1]["most"], said[1]["least"]) == (0.5, 0.5)
+    assert found.texts("answer")[0].startswith("GRU with seed 1 has a mean accuracy of 50.00% on 4")
+    run.task.score = Score(name="accuracy", scale=1.0, unit="nats", difference="nats")
+    run.record["data"]["class_names"] = []  # a task without classes
+    found = training.analyse(run)
+    assert found["worst"]["example"].tolist() == [3, 1, 2, 0] and len(found.findings) == 2
+    assert found["worst"]["text"].tolist()[0] == "0.0000 nats"
+    assert training.report_of(run).labels == {"gru": "GRU"}
+
+
+# The pages
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A trained report of four variants on digits, two seeds each."""
+    folder = tmp_path_factory.mktemp("small")
+    variants = {name: {"model": name} for name in ("lstm", "gru", "agru")}
+    variants["gamma_2"] = {"model": "agru", "gamma": 2.0}
+    protocol = {**TINY, "models": ["lstm", "gru", "agru"], "variants": variants, "runs": 2}
+    (folder / "protocol.yaml").write_text(to_yaml({**protocol, "seed": 42}))
+    for name, values in variants.items():
+        for seed in (42, 43):
+            values = {**TINY, **values, "seed": seed, "variant": name}
+            parameters = run_parameters(values, "the test")
+            train_run(parameters, folder / "runs" / parameters.run, report=lambda line: None)
+    write_tables(Report(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page, options",
+    [("03_compare", {"levels": [0.2, 0.3, 0.9]}), ("06_ablation", {"reference": "agru"})],
+)
+def test_every_number_on_the_page_is_in_the_saved_analysis(small, page, options, tmp_path):
+    executed = papermill.execute_notebook(
+        PROJECT / f"notebooks/{page}.ipynb", tmp_path / "out.ipynb",
+        {"output_dir": str(small), **options}, progress_bar=False, cwd=tmp_path,
+    )  # fmt: skip
+    name = {"03_compare": "comparison", "06_ablation": "ablation"}[page]
+    saved = load(small / "analyses" / name)
+    report = Report(small)
+    assert analyse(name, report, **options).findings == saved.findings
+    names = [*report.variants, *report.labels.values(), "F1"]
+    assert sum(map(len, shown(executed))) > 1000
+    assert unexplained(executed, [saved], names) == []
+    size = sum(path.stat().st_size for path in (small / "analyses" / name).iterdir())
+    assert size < 200_000
+
+
+def test_the_training_page_shows_what_the_run_says(tmp_path):
+    out = tmp_path / "out.ipynb"
+    options = {**TINY, "model": "gru"}
+    papermill.execute_notebook(
+        PROJECT / "notebooks/02_train.ipynb", out, options, progress_bar=False, cwd=tmp_path
+    )
+    text = " ".join(shown(nbformat.read(out, as_version=4)))
+    assert "GRU with seed 42 has a mean accuracy of" in text and "torch.nn.LSTM" in text
+    assert "is the hardest, with" in text and "trained parameters" in text

@@ -1,0 +1,193 @@
+"""What `rnnbench run` does around Snakemake, whose place a function takes here."""
+
+import json
+
+import nbformat
+import pytest
+from conftest import one_sentence, rnnbench_here, write_tiny
+
+from rnnbench_nb import launch, site
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, load_protocol, recorded_protocol, to_yaml
+from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.training import train_run
+
+
+def in_process(out, profile, jobs, dry_run, on_gpu):
+    """The graph of notebooks, each an empty one, and the trainings without a notebook."""
+    protocol = recorded_protocol(out / "protocol.yaml")
+    pages = [*launch.data_pages(protocol), *launch.analysis_pages(protocol)]
+    notebooks = [out / f"notebooks/{page}.ipynb" for page in pages]
+    for seed in protocol.seeds:
+        for parameters in protocol.at(seed):
+            folder = out / "runs" / parameters.run
+            if not (folder / "02_train.ipynb").exists() and not dry_run:
+                train_run(parameters, folder, report=lambda line: None)
+                notebooks.append(folder / "02_train.ipynb")
+    for path in [] if dry_run else notebooks:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cell = nbformat.v4.new_markdown_cell(f"# {path.stem} of {', '.join(protocol.models)}")
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    if not dry_run:
+        write_tables(Report(out))
+        (out / "logs").mkdir(exist_ok=True)
+        for page in pages:
+            (out / f"logs/{page}.txt").touch()
+        site.build(out)
+    return 0
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """A function that runs the command on a tiny protocol, with the function above."""
+    monkeypatch.setattr(launch, "snakemake", in_process)
+    parameters = write_tiny(tmp_path / "p.yaml", models="[gru, agru]")
+    out = tmp_path / "out"
+    return out, lambda *options: rnnbench_here("run", parameters, "--output-dir", out, *options)
+
+
+def records(out):
+    return {path.parent.name: json.loads(path.read_text()) for path in out.glob("runs/*/run.json")}
+
+
+def written(out):
+    return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
+
+
+def change(folder, **values):
+    """Another value in a run.json; None takes the key out."""
+    record = json.loads((folder / "run.json").read_text()) | values
+    record = {key: value for key, value in record.items() if value is not None}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_a_narrower_report_shows_what_was_asked_for_and_keeps_the_runs(here):
+    out, run = here
+    assert run().returncode == 0
+    (out / "analyses/eigenvalues").mkdir(parents=True)
+    (out / "notebooks/09_my_own.ipynb").write_bytes(
+        (out / "notebooks/03_compare.ipynb").read_bytes()
+    )
+    assert (out / "pages/04_eigenvalues.html").exists()
+    before = written(out)
+    assert run("--models", "gru").returncode == 0
+    assert {path.stem for path in (out / "pages").iterdir()} == {
+        "01_data", "03_compare", "07_gradients", "09_my_own", "02_train-gru-seed42",
+    }  # fmt: skip
+    assert "04_eigenvalues" not in (out / "index.html").read_text()
+    assert not (out / "notebooks/04_eigenvalues.ipynb").exists()
+    assert not (out / "logs/04_eigenvalues.txt").exists()
+    assert not (out / "analyses").exists()  # of both models
+    assert before == written(out)
+    assert run().returncode == 0  # and back
+    assert (out / "pages/04_eigenvalues.html").exists()
+    assert before == written(out)
+
+
+def test_a_dry_run_removes_nothing(here):
+    out, run = here
+    assert run().returncode == 0
+    change(out / "runs/gru-seed42", fingerprint="0" * 16)
+    result = run("--models", "gru", "--again", "--dry-run")
+    assert "To be trained again: gru-seed42." in result.stdout
+    assert (out / "pages/04_eigenvalues.html").exists()
+    assert (out / "runs/gru-seed42/run.json").exists()
+
+
+def test_runs_of_other_code_are_told_and_trained_again_only_when_asked(here):
+    out, run = here
+    quiet = run()
+    assert "NOTE" not in quiet.stderr
+    made = records(out)["gru-seed42"]["fingerprint"]
+    change(out / "runs/gru-seed42", fingerprint="0" * 16)
+    before = written(out)
+    told = run()
+    assert told.returncode == 0
+    assert told.stderr.splitlines() == [
+        "NOTE: 1 of 2 finished runs is made by other code than stands here; --again trains them "
+        "again (gru-seed42)."
+    ]
+    assert "made by other code" in (out / "index.html").read_text()
+    assert before == written(out)
+    again = run("--again")
+    assert again.returncode == 0 and "NOTE" not in again.stderr
+    assert "To be trained again: gru-seed42." in again.stdout
+    assert records(out)["gru-seed42"]["fingerprint"] == made
+    after = written(out)
+    changed = [path.parent.name for path in before if before[path] != after[path]]
+    assert changed == ["gru-seed42"]
+
+
+def test_runs_of_before_fingerprints_are_told_once_and_never_trained_again(here):
+    out, run = here
+    run()
+    for name in ("gru-seed42", "agru-seed42"):
+        change(out / "runs" / name, fingerprint=None)
+    before = written(out)
+    result = run("--again")
+    assert result.stderr.splitlines() == [
+        "NOTE: 2 of 2 finished runs are of before fingerprints were kept: which code made them is "
+        "unknown (gru-seed42, agru-seed42)."
+    ]
+    assert before == written(out)
+
+
+def test_an_option_goes_to_those_that_read_it_and_is_recorded_with_them_only(here):
+    out, run = here
+    refused = run("--models", "gru", "--set", "gamma=0.5")
+    assert one_sentence(refused) == (
+        "rnnbench: the options: gamma is an option of agru, and nothing here reads it; leave it "
+        "out."
+    )
+    assert not out.exists()
+    assert run("--models", "gru,agru", "--set", "gamma=0.5").returncode == 0
+    found = {name: record["parameters"].get("gamma") for name, record in records(out).items()}
+    assert found == {"gru-seed42": None, "agru-seed42": 0.5}
+    assert "gamma" not in (out / "runs/gru-seed42/run.json").read_text()
+    assert "gamma: 0.5\n" in (out / "variants/agru.yaml").read_text()
+    assert "gamma" not in (out / "variants/gru.yaml").read_text()
+
+
+def test_other_parameters_are_refused_and_a_key_that_has_come_since_is_none(tmp_path):
+    protocol = load_protocol(write_tiny(tmp_path / "p.yaml", models="[gru]"))
+    launch.write_parameters(tmp_path / "out", protocol)
+    (tmp_path / "out/runs/gru-seed42").mkdir(parents=True)
+    path = tmp_path / "out/variants/gru.yaml"
+    text = path.read_text().replace("min_delta: 0.0\n", "num_layers: 1\ngamma: 0.5\n")
+    path.write_text(text)  # as an earlier version wrote it: all cells' keys, not yet all of ours
+    launch.write_parameters(tmp_path / "out", protocol)
+    assert path.read_text() == text
+    other = load_protocol(tmp_path / "p.yaml", {"epochs": 7})
+    with pytest.raises(UserError, match=r"runs of gru with other parameters \(epochs: 2 there, 7 "):
+        launch.write_parameters(tmp_path / "out", other)
+    seeds = load_protocol(tmp_path / "p.yaml", {"seed": 7})
+    launch.write_parameters(tmp_path / "out", seeds)  # a seed is another run, not another variant
+
+
+def test_data_that_stand_in_are_settled_once_and_noted(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "file/data"))  # cannot even be made
+    values = {"dataset": "mnist", "offline_fallback": "digits"}
+    variants = "{a: {model: gru}, b: {model: gru, dataset: fashion_mnist}, " \
+               "c: {model: gru, dataset: digits}}"  # fmt: skip
+    path = write_tiny(tmp_path / "p.yaml", models="[gru]", variants=variants, **values)
+    protocol = load_protocol(path).resolved()
+    assert protocol.note == (
+        "mnist is not there and could not be fetched: the 8 × 8 digits of scikit-learn instead; "
+        "fashion_mnist is not there and could not be fetched: the 8 × 8 digits of scikit-learn "
+        "instead"
+    )
+    found = [(p.dataset, p.offline_fallback) for p in protocol.parameterisations.values()]
+    assert found == [("digits", None)] * 3
+    (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
+    assert recorded_protocol(tmp_path / "protocol.yaml") == protocol
+    asked = load_protocol(path, {"dataset": "digits", "variants": {}}).resolved()
+    assert asked.note == "" and asked.values["dataset"] == "digits"
+
+
+def test_the_data_page_takes_the_options_of_its_task():
+    ((page, parameters),) = launch.data_pages(load_protocol(PROJECT / "params/quick.yaml")).items()
+    assert page == "01_data"
+    assert launch.data_options(parameters) == (
+        "dataset: mnist\noffline_fallback: digits\nreading: row\nseed: 42\n"
+    )

@@ -1,0 +1,121 @@
+"""What is published is light, and says the same as the report it comes from."""
+
+import re
+import shutil
+
+import nbformat
+import papermill
+import pytest
+from conftest import one_sentence, rnnbench_here, write_tiny
+
+from rnnbench_nb import launch, site
+from rnnbench_nb.analyses import Analysis, Finding, load
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.publish import publish
+from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.training import train_run
+
+
+def notebook(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [nbformat.v4.new_markdown_cell(f"# The page {path.stem}")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished report of one model and two seeds, and of another whose run is left over."""
+    out = tmp_path_factory.mktemp("made") / "small"
+    protocol = load_protocol(write_tiny(out.parent / "p.yaml", models="[gru]", runs=2, epochs=1))
+    launch.write_parameters(out, protocol)
+    for parameters in (*protocol.at(42), *protocol.at(43)):
+        run = train_run(parameters, out / "runs" / parameters.run, report=lambda line: None)
+        notebook(run.folder / "02_train.ipynb")
+    shutil.copytree(out / "runs/gru-seed42", out / "runs/lstm-seed42")  # no longer asked for
+    notebook(out / "notebooks/03_compare.ipynb")
+    Analysis(findings=[Finding("It is so.", {"n": 1})]).save(out / "analyses/small")
+    write_tables(Report(out))
+    site.build(out)
+    return out
+
+
+def test_the_light_part_is_copied_and_nothing_else(made, tmp_path):
+    (tmp_path / "there/runs/lstm-seed7").mkdir(parents=True)  # of an earlier publication
+    (tmp_path / "there/protocol.yaml").touch()
+    index = publish(made, tmp_path / "there")
+    assert index == tmp_path / "there/index.html"
+    files = {str(path.relative_to(index.parent)) for path in index.parent.rglob("*.*")
+             if path.is_file()}  # fmt: skip
+    runs = {f"runs/gru-seed{seed}/{name}" for seed in (42, 43)
+            for name in ("run.json", "predicted.safetensors")}  # fmt: skip
+    assert files == runs | {
+        "index.html", "protocol.yaml", "results.csv", "history.csv", "results_summary.md",
+        "pages/03_compare.html", "pages/02_train-gru-seed42.html", "analyses/small/findings.json",
+    }  # fmt: skip
+    assert load(index.parent / "analyses/small").texts("answer") == ["It is so."]
+
+
+def test_the_default_place_is_the_published_folder_of_its_name(made, monkeypatch, tmp_path):
+    monkeypatch.setattr("rnnbench_nb.cli.PROJECT", tmp_path)
+    result = rnnbench_here("publish", made)
+    assert result.stdout.strip() == str(tmp_path / "reports/published/small/index.html")
+
+
+def test_a_published_report_has_the_histories_and_scores_of_its_runs(made, tmp_path):
+    before, after = Report(made), Report(publish(made, tmp_path / "there").parent)
+    assert after.lost == []
+    assert after.history.equals(before.history)
+    assert after.results.equals(before.results)
+    assert [run.scores.tolist() for run in after.runs] == [r.scores.tolist() for r in before.runs]
+
+
+def test_places_that_hold_other_things_are_left_alone(made, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    refused = rnnbench_here("publish", made, "--to", tmp_path)
+    assert "holds other things than a report; name another with --to" in one_sentence(refused)
+    assert (tmp_path / "thesis.tex").exists()
+    for place in (made, made / "runs"):
+        with pytest.raises(UserError, match="is in the report itself"):
+            publish(made, place)
+    assert (made / "index.html").exists()
+
+
+def test_what_is_not_finished_or_published_already_is_refused(made, tmp_path):
+    published = publish(made, tmp_path / "there").parent
+    with pytest.raises(UserError, match="is not finished, or published already"):
+        publish(published, tmp_path / "again")
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy/notebooks/03_compare.ipynb.failed").touch()
+    with pytest.raises(UserError, match="is not finished, or published already"):
+        publish(tmp_path / "copy", tmp_path / "again")
+    (tmp_path / "copy/notebooks/03_compare.ipynb.failed").unlink()
+    (tmp_path / "copy/runs/gru-seed43/run.json").unlink()
+    with pytest.raises(UserError, match="is not finished, or published already"):
+        publish(tmp_path / "copy", tmp_path / "again")
+
+
+def body(path, folder):
+    """What the page of an executed notebook shows, but for the report's folder and drawn ids."""
+    executed = nbformat.read(path, as_version=4)
+    executed.cells = [cell for cell in executed.cells
+                      if "injected-parameters" not in cell.metadata.get("tags", [])]  # fmt: skip
+    nbformat.write(executed, folder / path.name)
+    return re.sub(r"T_[0-9a-f]{5}", "T", site.render(path.stem, folder / path.name).body)
+
+
+def test_pages_remade_without_weights_equal_those_made_with_them(report, tmp_path):
+    published = publish(report, tmp_path / "published").parent
+    assert not list(published.glob("runs/*/best.safetensors"))
+    names = launch.analysis_pages(Report(report).protocol)
+    assert names == ["03_compare", "04_eigenvalues", "07_gradients"]
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    for name in names:
+        remade = tmp_path / f"{name}.ipynb"
+        papermill.execute_notebook(
+            PROJECT / f"notebooks/{name}.ipynb", remade, {"output_dir": str(published)},
+            progress_bar=False, cwd=tmp_path,
+        )  # fmt: skip
+        before = body(report / f"notebooks/{name}.ipynb", tmp_path / "before")
+        assert body(remade, tmp_path / "after") == before, name
