@@ -16,7 +16,10 @@ class Start(Frozen):
 
     Attributes:
         start: common, the policy of all cells (see `Cell.initialise`), or source, the authors' way
-            for the cell's own weights; the head has the common start either way.
+            for the cell's own weights; the head has the common start either way. The default is
+            common where the cell learns with it: each file says how far both came in the first 300
+            steps of row MNIST (128 units, batch 128, Adam 1e-3, one seed, accuracy on 2,000
+            validation images), which shows that they learn and no more.
     """
 
     start: Literal["common", "source"] = "common"

