@@ -42,7 +42,8 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
     def initialise(self, generator):
         """As torch starts a linear layer: everything uniform on +-1/sqrt(D), biases too.
 
-        Both starts learn, slowly (38% either way): common is the default.
+        Both starts learn, slowly at 1e-3 (38% either way; 79% with common at 1e-2): common is the
+        default.
         """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.input_size)
