@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from rnnbench_nb.cells import CELLS
+from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.tasks import TASKS, Task
 
@@ -34,15 +34,19 @@ def _stripped(path: Path) -> str:
     return ast.dump(tree)
 
 
+def _files(entry: type, base: type) -> list[Path]:
+    """The file of a cell or task, and those of the ones that it builds on."""
+    kinds = [kind for kind in entry.__mro__ if issubclass(kind, base) and kind is not base]
+    names = dict.fromkeys(kind.__module__.removeprefix("rnnbench_nb.") for kind in kinds)
+    return [PACKAGE / f"{name.replace('.', '/')}.py" for name in names]
+
+
 def _sources(model: str, task: str) -> list[Path]:
     """The files that the numbers of this cell on this task depend on."""
-    file = CELLS[model].__module__.rpartition(".")[2]
-    kernels = sorted((PACKAGE / "cells/kernels").glob(f"{file}.*"))
+    cells, tasks = _files(CELLS[model], Cell), _files(TASKS[task], Task)
+    kernels = sorted((PACKAGE / "cells/kernels").glob(f"{cells[0].stem}.*"))
     kernels += [PACKAGE / "cells/kernels/build.py"] if kernels else []
-    parts = [kind for kind in TASKS[task].__mro__ if issubclass(kind, Task) and kind is not Task]
-    names = dict.fromkeys(kind.__module__.rpartition(".")[2] for kind in parts)
-    tasks = [PACKAGE / f"tasks/{name}.py" for name in names]  # of a task, and those it is made of
-    found = [PACKAGE / "cells" / f"{file}.py", *tasks, *kernels, *(PACKAGE / s for s in SHARED)]
+    found = [*cells, *tasks, *kernels, *(PACKAGE / s for s in SHARED)]
     return [path for path in found if path.suffix in (".py", ".cpp")]
 
 

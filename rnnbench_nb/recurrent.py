@@ -106,9 +106,10 @@ class Recurrent(_Shared, nn.Module):
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
         self.options = validate(self.Options, options, self.label)
         rows = self.blocks * hidden_size
-        shapes = {"weight_ih": (rows, input_size), **self.weights(), "bias": (rows,)}
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        shapes = {"weight_ih": (rows, input_size), **self.weights()}
+        for name, shape in {**shapes, "bias": shapes.get("bias", (rows,))}.items():
+            made = None if shape is None else nn.Parameter(torch.empty(shape))
+            self.register_parameter(name, made)
         self.reset_parameters()
 
     def drive(self, x: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def test_check_prints_what_is_read_back_unchanged(tmp_path):
 def test_check_refuses_a_key_that_nobody_reads(tmp_path):
     path = write_tiny(tmp_path / "p.yaml", models="[gru]", gamma=0.5)
     sentence = one_sentence(rnnbench_here("check", path))
-    assert "gamma is an option of agru, and nothing here reads it" in sentence
+    assert "gamma is an option of agru" in sentence and "and nothing here reads it" in sentence
 
 
 def test_there_are_seven_published_reports():

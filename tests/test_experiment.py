@@ -74,7 +74,7 @@ def test_the_row_mnist_protocol_is_the_published_one():
         ("variants: {a: {gama: 1}}", "variant 'a': unknown key 'gama'"),
         ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set 'seed'"),
         ("models: [gru]\nvariants: {a: {model: lstm}}", "none of the variants uses gru"),
-        ("models: [gru]\ngamma: 0.5", "gamma is an option of agru, and nothing here reads it"),
+        ("models: [gru]\ngamma: 0.5", "gamma is an option of agru"),
         ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),
         ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
         ("num_layers: 1", "unknown key 'num_layers'"),
@@ -122,7 +122,7 @@ def test_options_are_laid_over_the_file(tmp_path):
 def test_an_option_goes_to_those_that_read_it_and_to_no_other(tmp_path):
     found = load(tmp_path, "models: [gru, agru]", gamma=0.5).parameterisations
     assert found["agru"].gamma == 0.5 and "gamma" not in found["gru"].model_dump()
-    with pytest.raises(UserError, match="the options: gamma is an option of agru, and nothing"):
+    with pytest.raises(UserError, match="the options: gamma is an option of agru.*, and nothing"):
         load(tmp_path, "models: [gru, agru]", models=["gru"], gamma=0.5)
     narrowed = load(tmp_path, "models: [gru, agru]\ngamma: 0.5", models=["gru"])
     assert list(narrowed.parameterisations) == ["gru"]  # what the file says of others may stay
@@ -204,7 +204,7 @@ def test_a_notebook_refuses_what_papermill_only_warns_of():
     assert from_notebook(notebook("seed = 3")) == run_parameters({"model": "gru", "seed": 3}, "x")
     with pytest.raises(UserError, match="the notebook's parameters: unknown key 'gama'"):
         from_notebook(notebook("gama = 0.1"))
-    with pytest.raises(UserError, match="gamma is an option of agru, and nothing here reads it"):
+    with pytest.raises(UserError, match="gamma is an option of agru.*, and nothing here reads it"):
         from_notebook(notebook("gamma = 0.1"))
 
 

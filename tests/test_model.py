@@ -56,7 +56,8 @@ def test_the_controls_have_no_redundant_parameters(control, total):
 @pytest.mark.parametrize("model", CELLS)
 def test_one_initialisation_for_all(model):
     bound = 1 / 8
-    for name, parameter in build(model, hidden_size=64).named_parameters():
+    common = {"start": "common"} if "start" in CELLS[model].Options.model_fields else {}
+    for name, parameter in build(model, hidden_size=64, **common).named_parameters():
         if parameter.dim() > 1:
             for gate in parameter.split(64):  # the same bound in every gate, and it is reached
                 assert 0.9 * bound < gate.abs().max() <= bound, name
@@ -172,5 +173,5 @@ def test_a_cell_that_reads_in_two_directions_is_refused():
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(UserError, match="model: 'agr' is unknown; it must be one of agru, gru"):
+    with pytest.raises(UserError, match="model: 'agr' is unknown; it must be one of agru, anti"):
         build("agr")

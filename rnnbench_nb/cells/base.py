@@ -1,6 +1,6 @@
 """What a cell says of itself; the module around it and its loop are in `recurrent`."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rnnbench_nb.plugins import torch
 from rnnbench_nb.validation import Frozen
@@ -8,7 +8,21 @@ from rnnbench_nb.validation import Frozen
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cell", "Frozen", "torch"]
+__all__ = ["Cell", "Frozen", "Start", "torch"]
+
+
+class Start(Frozen):
+    """The option of a cell whose authors start it in a way of their own.
+
+    Attributes:
+        start: common, the policy of all cells (see `Cell.initialise`), or source, the authors' way
+            for the cell's own weights; the head has the common start either way. The default is
+            common where the cell learns with it: each file says how far both came in the first 300
+            steps of row MNIST (128 units, batch 128, Adam 1e-3, one seed, accuracy on 2,000
+            validation images), which shows that they learn and no more.
+    """
+
+    start: Literal["common", "source"] = "common"
 
 
 class Cell:
@@ -47,8 +61,11 @@ class Cell:
     options: Any
     hidden_size: int
 
-    def weights(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter besides `weight_ih` (blocks H, D) and `bias` (blocks H,)."""
+    def weights(self) -> dict[str, tuple[int, ...] | None]:
+        """The shape of each parameter besides `weight_ih` (blocks H, D) and `bias` (blocks H,).
+
+        A cell without a bias says `{"bias": None}`.
+        """
         return {}
 
     def initialise(self, generator: "torch.Generator | None") -> None:

@@ -1,0 +1,69 @@
+"""The AntisymmetricRNN (Chang et al. 2019), an Euler step along an antisymmetric flow."""
+
+import math
+
+from rnnbench_nb.cells.base import Cell, Start, torch
+from rnnbench_nb.validation import Finite, NotNegative, Positive
+
+
+class AntisymmetricRNN(Cell):
+    """h' = h + epsilon tanh(A h + V x + b), A = W - W^T - gamma I (Chang et al. 2019, eq. 11)."""
+
+    name, label = "antisymmetric_rnn", "AntisymmetricRNN"
+    colour, dashes, marker = "#E60000", (7, 1), "p"
+    equation = r"""
+(`rnnbench_nb.AntisymmetricRNN`; Chang et al. 2019, equation 11), a forward Euler
+step of size $\epsilon$ with the damping $\gamma$:
+
+$$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s + b\right)$$
+"""
+
+    class Options(Start):
+        """What the AntisymmetricRNN can be told.
+
+        Attributes:
+            gamma: Damping.
+            epsilon: Step size, never trained.
+            initial_scale: Factor on the initial W; the authors searched from 0 to 16.
+        """
+
+        gamma: Finite = 0.01
+        epsilon: Positive = 0.1
+        initial_scale: NotNegative = 1.0
+
+    def weights(self):
+        """W (H, H)."""
+        return {"recurrent": (self.hidden_size, self.hidden_size)}
+
+    def initialise(self, generator):
+        """Its authors: V from N(0, 1/D) and W from N(0, 1/H), these being variances, b zero.
+
+        Both starts learn (78% common, 84% source; gated 81% and 86%): common is the default.
+        """
+        with torch.no_grad():
+            if self.options.start == "source":
+                for weight in (self.weight_ih, self.recurrent):
+                    weight.normal_(0, 1 / math.sqrt(weight.shape[1]), generator=generator)
+            self.recurrent.mul_(self.options.initial_scale)
+
+    def step_size(self):
+        """The step size epsilon."""
+        return self.options.epsilon
+
+    def recurrent_matrix(self):
+        """A (H, H) = W - W^T - gamma I, computed from the current W."""
+        w = self.recurrent
+        identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
+        return w - w.T - self.options.gamma * identity
+
+    def prepare(self):
+        """A."""
+        return (self.recurrent_matrix(),)
+
+    def step(self, u, h, a):
+        """One step; u = V x + b."""
+        return h + self.options.epsilon * torch.tanh(u + torch.nn.functional.linear(h, a))
+
+    def redundant(self):
+        """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2."""
+        return self.hidden_size * (self.hidden_size + 1) // 2

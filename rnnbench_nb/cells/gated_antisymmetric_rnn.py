@@ -1,0 +1,31 @@
+"""The AntisymmetricRNN with a gate (Chang et al. 2019), which costs no second product."""
+
+from rnnbench_nb.cells.antisymmetric_rnn import AntisymmetricRNN
+from rnnbench_nb.cells.base import torch
+
+
+class GatedAntisymmetricRNN(AntisymmetricRNN):
+    """h' = h + epsilon z * tanh(A h + V x + b), where A h serves the gate z too (eq. 12).
+
+    Parameters: ``weight_ih`` (2H, D), rows [V_z | V]; ``recurrent`` (H, H), W; ``bias`` (2H,). The
+    options and both starts are those of the AntisymmetricRNN.
+    """
+
+    name, label = "gated_antisymmetric_rnn", "gated AntisymmetricRNN"
+    colour, dashes, marker = "#730000", (7, 1, 1, 1), "H"
+    blocks = 2
+    equation = r"""
+(`rnnbench_nb.GatedAntisymmetricRNN`; Chang et al. 2019, equation 12), whose gate shares the product
+with $A = W - W^\top - \gamma I$:
+
+$$z_s = \sigma(A h_{s-1} + V_z x_s + b_z)$$
+
+$$h_s = h_{s-1} + \epsilon\, z_s \odot \tanh(A h_{s-1} + V x_s + b)$$
+"""
+
+    def step(self, u, h, a):
+        """One step; u = [V_z x + b_z | V x + b]."""
+        gate_input, candidate_input = u.chunk(2, -1)
+        shared = torch.nn.functional.linear(h, a)
+        z = torch.sigmoid(gate_input + shared)
+        return h + self.options.epsilon * z * torch.tanh(candidate_input + shared)

@@ -1,0 +1,61 @@
+"""The GRU with its reset gate before the product (Cho et al. 2014): the A-GRU's control.
+
+torch.nn.GRU resets after the product, so that it differs from the A-GRU in two things; this one
+differs in the candidate's free matrix and the convex mix of old and new alone.
+"""
+
+from rnnbench_nb.cells.base import Cell, Start, torch
+
+
+class GRUResetBefore(Cell):
+    """The GRU as first published (Cho et al. 2014, eq. 5-8, z being 1 - theirs).
+
+        z  = sigma(W_z x + U_z h + b_z)        update gate
+        r  = sigma(W_r x + U_r h + b_r)        reset gate
+        h' = (1 - z) h + z tanh(V x + W (r * h) + b)
+
+    The source has no biases. The parameters are those of the A-GRU but for its step size:
+    ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows [U_z | U_r];
+    ``candidate_weight`` (H, H), W; ``bias`` (3H,).
+    """
+
+    name, label = "gru_reset_before", "GRU, reset before"
+    colour, dashes, marker = "#73593F", (1, 1, 3, 1), "v"
+    blocks = 3
+    equation = r"""
+(`rnnbench_nb.GRUResetBefore`; Cho et al. 2014, equations 5 to 8), whose reset gate acts before the
+matrix product:
+
+$$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
+
+$$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot \tanh\left(V x_s + W (r_s \odot h_{s-1}) + b\right)$$
+"""
+
+    class Options(Start):
+        """The start alone."""
+
+    def weights(self):
+        """The recurrent weights."""
+        h = self.hidden_size
+        return {"gate_weight": (2 * h, h), "candidate_weight": (h, h)}
+
+    def initialise(self, generator):
+        """Its authors: input weights from N(0, 0.01^2), each recurrent matrix orthogonal.
+
+        Both starts learn alike (86% either way); common, the A-GRU's, is the default.
+        """
+        if self.options.start == "source":
+            torch.nn.init.normal_(self.weight_ih, std=0.01, generator=generator)
+            for matrix in (*self.gate_weight.chunk(2), self.candidate_weight):
+                torch.nn.init.orthogonal_(matrix, generator=generator)
+
+    def prepare(self):
+        """[U_z | U_r] and W."""
+        return self.gate_weight, self.candidate_weight
+
+    def step(self, u, h, gate_weight, w):
+        """One step; u has the rows of ``weight_ih``."""
+        linear, size = torch.nn.functional.linear, len(w)
+        gate_input, candidate_input = u.split([2 * size, size], -1)
+        z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, -1)
+        return torch.lerp(h, torch.tanh(candidate_input + linear(r * h, w)), z)

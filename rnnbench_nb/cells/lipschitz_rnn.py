@@ -1,0 +1,94 @@
+"""The LipschitzRNN (Erichson et al. 2021), a linear part and a bounded one, by forward Euler."""
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from rnnbench_nb.cells.base import Cell, Start, torch
+from rnnbench_nb.validation import Finite, NotNegative, Positive
+
+
+class LipschitzRNN(Cell):
+    """h' = h + epsilon (M_B h + tanh(M_C h + U x + b)) (Erichson et al. 2021).
+
+    Both matrices mix an antisymmetric and a symmetric part of a free one, damped by gamma:
+    M_B = beta (B - B^T) + (1 - beta) (B + B^T) - gamma I, and M_C likewise (their A and W; they let
+    beta and gamma differ between the two, but their code has one of each).
+
+    Parameters: ``weight_ih`` (H, D), U; ``linear_weight`` and ``tanh_weight`` (H, H), B and C;
+    ``bias`` (H,).
+    """
+
+    name, label = "lipschitz_rnn", "LipschitzRNN"
+    colour, dashes, marker = "#BF00E6", (1, 3), "8"
+    equation = r"""
+(`rnnbench_nb.LipschitzRNN`; Erichson et al. 2021), a forward Euler step of size $\epsilon$ along a
+linear and a bounded part:
+
+$$h_s = h_{s-1} + \epsilon \left(M_B h_{s-1} + \tanh(M_C h_{s-1} + U x_s + b)\right)$$
+
+$$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C \text{ likewise}$$
+"""
+
+    class Options(Start):
+        """What the LipschitzRNN can be told; the defaults are its authors' for pixel MNIST.
+
+        Attributes:
+            beta: Share of the antisymmetric part: 1 for it alone, 0 for the symmetric one alone.
+            gamma: Damping.
+            epsilon: Step size, never trained.
+            initial_scale: Factor on the initial B and C; the authors' commands have 6 to 32.
+        """
+
+        beta: Annotated[float, Field(ge=0, le=1)] = 0.75
+        gamma: Finite = 0.001
+        epsilon: Positive = 0.03
+        initial_scale: NotNegative = 1.0
+
+    def weights(self):
+        """B and C."""
+        square = (self.hidden_size, self.hidden_size)
+        return {"linear_weight": square, "tanh_weight": square}
+
+    def initialise(self, generator):
+        """Its authors: B and C of standard deviation 1/H; U and b as torch's, +-1/sqrt(D).
+
+        Both starts learn (67% common, 68% source): common is the default.
+        """
+        with torch.no_grad():
+            if self.options.start == "source":
+                bound = 1 / math.sqrt(self.input_size)
+                for tensor in (self.weight_ih, self.bias):
+                    tensor.uniform_(-bound, bound, generator=generator)
+                for matrix in (self.linear_weight, self.tanh_weight):
+                    matrix.normal_(0, 1 / self.hidden_size, generator=generator)
+            self.linear_weight.mul_(self.options.initial_scale)
+            self.tanh_weight.mul_(self.options.initial_scale)
+
+    def step_size(self):
+        """The step size epsilon."""
+        return self.options.epsilon
+
+    def recurrent_matrix(self):
+        """M_B (H, H): since tanh is bounded, whether states stay bounded is for M_B to decide."""
+        return self._mixed(self.linear_weight)
+
+    def _mixed(self, w):
+        """The mix, beta (W - W^T) + (1 - beta) (W + W^T) = W + (1 - 2 beta) W^T, less gamma I."""
+        identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
+        return w + (1 - 2 * self.options.beta) * w.T - self.options.gamma * identity
+
+    def prepare(self):
+        """M_B and M_C, in one matrix (2H, H) for one product a step."""
+        return (torch.cat([self._mixed(self.linear_weight), self._mixed(self.tanh_weight)]),)
+
+    def step(self, u, h, both):
+        """One step; u = U x + b."""
+        linear, inner = torch.nn.functional.linear(h, both).chunk(2, -1)
+        return h + self.options.epsilon * (linear + torch.tanh(inner + u))
+
+    def redundant(self):
+        """At beta 1 and 0 only one part of B and C acts; else every entry does."""
+        n = self.hidden_size
+        return {1.0: n * (n + 1), 0.0: n * (n - 1)}.get(self.options.beta, 0)
