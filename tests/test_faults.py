@@ -67,7 +67,7 @@ def back_to(phase: str, whole: Path, out: Path) -> None:
     shutil.copytree(whole, out)
     for name in AFTER[phase]:
         path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def working_on(out: Path) -> list[psutil.Process]:
