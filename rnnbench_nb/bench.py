@@ -5,14 +5,15 @@ alike; ratios of medians are the result, times alone are not.
 """
 
 import ctypes
-import itertools
 import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,16 +57,10 @@ class Shape(NamedTuple):
 
 
 REFERENCE = Shape(28, 128, 128, 1)
-SHORT = [REFERENCE, REFERENCE._replace(threads=2), REFERENCE._replace(precision="medium")]
 LONG = REFERENCE._replace(steps=784)
-SHORT += [LONG]
-GRID = [
-    Shape(*shape) for shape in itertools.product((28, 784), (64, 128, 256), (32, 128, 512), (1, 2))
-]
-GRID += [
-    Shape(steps, 128, 128, threads, "medium")
-    for steps, threads in itertools.product((28, 784), (1, 2))
-]
+SHORT = [REFERENCE, REFERENCE._replace(threads=2), REFERENCE._replace(precision="medium"), LONG]
+GRID = [Shape(*s) for s in product((28, 784), (64, 128, 256), (32, 128, 512), (1, 2))]
+GRID += [Shape(*s) for s in product((28, 784), (128,), (128,), (1, 2), ("medium",))]
 
 
 def model_of(name: str, shape: Shape) -> SequenceModel:
@@ -87,31 +82,21 @@ def step_of(name: str, work: str, shape: Shape) -> Callable[[], None]:
     labels = torch.randint(OUTPUTS, (shape.batch,), generator=random)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
 
-    def train() -> None:
-        optimiser.zero_grad()
-        F.cross_entropy(classifier(inputs), labels).backward()
-        nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-        optimiser.step()
+    def run() -> None:
+        with plain_loop() if name.endswith(LOOP) else nullcontext():
+            if work == "infer":
+                with torch.inference_mode():
+                    classifier(inputs)
+                return
+            optimiser.zero_grad()
+            F.cross_entropy(classifier(inputs), labels).backward()
+            nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+            optimiser.step()
 
-    @torch.inference_mode()
-    def infer() -> None:
-        classifier(inputs)
-
-    run = train if work == "train" else infer
-    if not name.endswith(LOOP):
-        return run
-
-    def without_backends() -> None:
-        with plain_loop():
-            run()
-
-    return without_backends
+    return run
 
 
-def measure(
-    shape: Shape, work: tuple[str, ...] = WORK, models: list[str] = TIMED,
-    rounds: int = 11, seconds: float = 4.0,
-) -> Iterator[dict]:  # fmt: skip
+def measure(shape: Shape, rounds: int = 11, seconds: float = 4.0) -> Iterator[dict]:
     """Time the models in turn, `rounds` times or until `seconds` are over, after one warm-up.
 
     Yields:
@@ -122,8 +107,8 @@ def measure(
     torch.set_num_threads(shape.threads)
     torch.set_float32_matmul_precision(shape.precision)
     try:
-        for task in work:
-            steps = {model: step_of(model, task, shape) for model in models}
+        for task in WORK:
+            steps = {model: step_of(model, task, shape) for model in TIMED}
             for step in steps.values():
                 step()
             deadline = time.perf_counter() + seconds
@@ -235,22 +220,20 @@ def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
         `machine`; `limit`, the operations a second of one core; and `rows`, those of `measure`.
     """
     limit, rows = arithmetic_limit(), []
-    paths = "; ".join(f"{CELLS[name].label}: {path}" for name, path in machine()["paths"].items())
-    report(f"{processor()}, {limit / 1e9:.0f} GFLOP/s a core; {paths}")
+    found = {"machine": machine(), "limit": limit, "rows": rows}
+    report(_machine_sentence(found))
     for shape in shapes:
         measured = list(measure(shape))
-        table = summarise(pd.DataFrame(measured), limit)
-        for row in table[table["model"].isin(FAST)].to_dict("records"):
-            ratios = "  ".join(f"{row[f'{b}_ratio']:.2f} x {CELLS[b].label}" for b in BASELINES)
-            share = row["limit_share"]
-            report(
-                f"{row['task']:5}  T {row['steps']:3}  H {row['hidden']:3}  B {row['batch']:3}  "
-                f"threads {row['threads']}  {row['precision']:7}  {CELLS[row['model']].label} "
-                f"{row['milliseconds']:8.2f} ms  {ratios}"
-                + ("" if math.isnan(share) else f"  {share:.0%} of the limit")
-            )
         rows += measured
-    return {"machine": machine(), "limit": limit, "rows": rows}
+        table = summarise(pd.DataFrame(measured), limit)
+        for row in table[table["model"].isin(FAST)].itertuples():
+            share = "" if math.isnan(row.limit_share) else f"  {row.limit_share:.0%} of the limit"
+            report(
+                f"{row.task:5}  T {row.steps:3}  H {row.hidden:3}  B {row.batch:3}  threads "
+                f"{row.threads}  {row.precision:7}  {CELLS[row.model].label} "
+                f"{row.milliseconds:8.2f} ms  {_ratios(row, 'x')}{share}"
+            )
+    return found
 
 
 def run_parts(report: Callable[[str], None] = print) -> dict:
@@ -273,23 +256,31 @@ def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return table, parts.assign(total=parts.sum(axis=1)), memory.to_frame()
 
 
+def _ratios(row: Any, words: str) -> str:
+    """How fast a row of `summarise` is beside each of torch's cells."""
+    ratios = {CELLS[b].label: getattr(row, f"{b}_ratio") for b in BASELINES}
+    return " and ".join(f"{ratio:.2f} {words} {label}" for label, ratio in ratios.items())
+
+
+def _machine_sentence(report: dict) -> str:
+    found = report["machine"]
+    paths = "; ".join(f"{CELLS[name].label}: {path}" for name, path in found["paths"].items())
+    return (
+        f"{found['processor']}, torch {found['torch']}; {paths}. One core reaches "
+        f"{report['limit'] / 1e9:.0f} GFLOP/s in fused multiply-adds."
+    )
+
+
 def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[str]:
     """What the tables say, the machine first, each with its numbers."""
-    told = "; ".join(f"{CELLS[n].label}: {path}" for n, path in report["machine"]["paths"].items())
-    found = [
-        f"{report['machine']['processor']}, torch {report['machine']['torch']}; {told}. One core "
-        f"reaches {report['limit'] / 1e9:.0f} GFLOP/s in fused multiply-adds."
-    ]
+    found = [_machine_sentence(report)]
     ours = table[table["model"].isin(FAST) & (table["precision"] == "highest")]
-    for row in ours[ours["task"] == "train"].to_dict("records"):
-        ratios = " and ".join(
-            f"{row[f'{b}_ratio']:.2f} times as fast as torch's {CELLS[b].label}" for b in BASELINES
-        )
+    for row in ours[ours["task"] == "train"].itertuples():
+        ratios = _ratios(row, "times as fast as torch's")
         found.append(
-            f"- {CELLS[row['model']].label}, {row['steps']} steps, {row['hidden']} units, batch "
-            f"{row['batch']}, threads {row['threads']}: a training step takes "
-            f"{row['milliseconds']:.1f} ms, {ratios}, at {100 * row['limit_share']:.0f}% of the "
-            "arithmetic limit."
+            f"- {CELLS[row.model].label}, {row.steps} steps, {row.hidden} units, batch {row.batch},"
+            f" threads {row.threads}: a training step takes {row.milliseconds:.1f} ms, {ratios}, "
+            f"at {row.limit_share:.0%} of the arithmetic limit."
         )
     for name in FAST:
         shares = [
@@ -298,8 +289,8 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
         ]
         rest = parts.loc[name, ["data", "evaluation"]].sum() / parts.at[name, "total"]
         found.append(
-            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and "
-            f"{100 * rest:.0f}% of it is data and evaluation rather than training."
+            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and {rest:.0%} of "
+            "it is data and evaluation rather than training."
         )
     return found
 

@@ -21,9 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from rnnbench_nb.model import SequenceModel
@@ -102,18 +100,12 @@ def stability(eigenvalues: Tensor, epsilon: Tensor) -> dict[str, Tensor]:
     }
 
 
-# Three ways to step along ds/dt = M s for one unit of time, M (..., n, n), such as epsilon A.
+# Two ways to step along ds/dt = M s for one unit of time, M (..., n, n), such as epsilon A.
 
 
 def euler_step(operator: Tensor) -> Tensor:
     """I + M: the forward Euler step, which is what a cell takes."""
     return torch.eye(operator.shape[-1], dtype=operator.dtype) + operator
-
-
-def midpoint_step(operator: Tensor) -> Tensor:
-    """(I - M/2)^-1 (I + M/2): the implicit midpoint step, orthogonal if M is antisymmetric."""
-    left, right = euler_step(-operator / 2), euler_step(operator / 2)
-    return torch.from_numpy(np.linalg.solve(left.numpy(), right.numpy()))
 
 
 def exact_step(operator: Tensor) -> Tensor:
@@ -144,21 +136,13 @@ def growth(operator: Tensor) -> dict[str, Tensor]:
 
 
 class Step(NamedTuple):
-    """One step of a cell.
-
-    Attributes:
-        cell: The cell in float64.
-        u: What its input contributes (B, blocks H).
-        before: State before the step (B, n).
-        prepared: What its `prepare` gave.
-        after: State after the step (B, n).
-    """
+    """One step of a cell, all in float64."""
 
     cell: nn.Module
-    u: Tensor
-    before: Tensor
-    prepared: tuple[Tensor, ...]
-    after: Tensor
+    u: Tensor  # what its input contributes (B, blocks H)
+    before: Tensor  # state before the step (B, n)
+    prepared: tuple[Tensor, ...]  # what the cell's `prepare` gave
+    after: Tensor  # state after the step (B, n)
 
 
 def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
@@ -184,18 +168,11 @@ def jacobian(step: Step) -> Tensor:
 
 
 def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16) -> Tensor:
-    """Apply `measure` to `size` examples at a time, on all of torch's threads.
+    """What `measure` gives for `size` examples of the batches at a time, all together.
 
-    Memory then grows with `size` alone, about ten arrays (size, n, n) a thread. Each thread works
-    on examples of its own, because several threads inside one small factorisation only fight.
-
-    Args:
-        measure: Takes a part of each batch; returns a tensor, examples first.
-        batches: Inputs, targets and so on, examples first.
-        size: Images in a part.
-
-    Returns:
-        What `measure` returned, all examples together.
+    Batches and what `measure` returns have examples first. Memory grows with `size` alone, about
+    ten arrays (size, n, n) a thread. Each of torch's threads works on examples of its own, because
+    several threads inside one small factorisation only fight.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -252,7 +229,7 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     half of a trained LSTM's at T = 28.
 
     Args:
-        jacobians: J_t (B, n, n) for t = 1 ... T in this order, as `map(jacobian, walk(...))`.
+        jacobians: As for `lyapunov_exponents`.
 
     Returns:
         Exponents (B, n) in nats a step, descending; -inf for a direction that a step erases to
@@ -296,17 +273,6 @@ def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:
     """All states (B, T + 1, n) of a cell that reads `inputs` (B, T, D), the zero start first."""
     steps = list(walk(cell, inputs))
     return torch.stack([steps[0].before, *(step.after for step in steps)], dim=1)
-
-
-def principal_components(states: Tensor, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Trajectories (B, T + 1, n) along their `count` main directions, by PCA of all states.
-
-    Returns:
-        Coordinates (B, T + 1, count), and the fraction of the variance along each (count,).
-    """
-    pca = PCA(count, svd_solver="full")
-    coordinates = pca.fit_transform(states.flatten(0, 1).numpy())
-    return coordinates.reshape(*states.shape[:2], count), pca.explained_variance_ratio_
 
 
 def at(cell: nn.Module, **options: float) -> nn.Module:

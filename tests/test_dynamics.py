@@ -283,7 +283,7 @@ def test_the_usual_defaults_are_far_outside_the_euler_region():
     assert columns["share_outside"] > 0.8
 
 
-def test_three_steps_of_the_linear_operator():
+def test_two_steps_of_the_linear_operator():
     w = draw(8, 8)
     s = w - w.T
     a = s - GAMMA * torch.eye(8, dtype=torch.float64)
@@ -300,13 +300,10 @@ def test_three_steps_of_the_linear_operator():
     damping = torch.full((8,), math.exp(-GAMMA * EPSILON), dtype=torch.float64)
     assert_close(torch.linalg.svdvals(dynamics.exact_step(EPSILON * a)), damping)
 
-    midpoint = dynamics.midpoint_step(EPSILON * torch.stack([s, a]))
-    assert_close(midpoint[0].T @ midpoint[0], torch.eye(8, dtype=torch.float64))
-    assert (torch.linalg.svdvals(midpoint[1]) < 1).all()
-    # All three agree to the order they claim: an eighth of the step is an eighth of the error.
-    for step, order in [(dynamics.euler_step, 2), (dynamics.midpoint_step, 3)]:
-        errors = [(step(x * a) - dynamics.exact_step(x * a)).abs().max() for x in (0.01, 0.005)]
-        assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
+    # Both agree to the order that Euler's claims: half the step is a quarter of the error.
+    errors = [(dynamics.euler_step(x * a) - dynamics.exact_step(x * a)).abs().max()
+              for x in (0.01, 0.005)]  # fmt: skip
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
 
 
 def test_growth_by_hand():
@@ -450,15 +447,6 @@ def test_an_erased_direction_has_exponent_minus_infinity():
 
 
 # Beside the Jacobians
-
-
-def test_principal_components_of_a_line():
-    states = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3, 1) * draw(1, 1, H)
-    coordinates, shares = dynamics.principal_components(states)
-    assert coordinates.shape == (2, 3, 2)
-    assert shares == pytest.approx([1, 0], abs=1e-12)
-    steps = np.diff(coordinates[..., 0].ravel())
-    assert np.abs(steps) == pytest.approx(0.4 * draw(H).norm().item(), rel=1e-12)
 
 
 def test_growth_map_meets_the_linear_theory():

@@ -73,7 +73,7 @@ def test_trajectories_of_a_line_know_their_target():
     assert frame["target"].tolist() == ["yes"] * 3 + ["no"] * 3
     assert frame["step"].tolist() == [0, 1, 2] * 2
     steps = np.abs(np.diff(frame["first"]))
-    assert steps == pytest.approx(0.4 * draw(H).norm().item(), rel=1e-2)
+    assert steps == pytest.approx(0.4 * draw(H).norm().item(), rel=1e-3)
     numbers, _ = gradients.trajectories(path, torch.tensor([[9.0, 0.5], [9, 1.5]]))
     assert numbers["target"].unique().tolist() == [0.5, 1.5]  # the last of each
 

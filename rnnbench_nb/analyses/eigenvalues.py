@@ -42,42 +42,36 @@ def analyse(report: Report, count: int = 8) -> Analysis:
     runs = [run for run in weighted(report) if run.has("recurrent")]
     if not runs:
         raise UserError(f"{report.folder} has no finished run of a cell with a recurrent matrix.")
-    matrices = {run.key: torch.from_numpy(run.recurrent["matrix"]).double() for run in runs}
-    steps = {run.key: torch.from_numpy(run.recurrent["step_size"]).double() for run in runs}
-    modes = {key: dynamics.over_examples(torch.linalg.eigvals, a) for key, a in matrices.items()}
-    rows, training = [], []
+    rows, training, spectra, edges = [], [], [], {}
     for run in runs:
         key = dict(zip(("variant", "seed"), run.key, strict=True))
-        places = dynamics.stability(modes[run.key], steps[run.key])
+        a, epsilon = (torch.from_numpy(run.recurrent[n]).double() for n in ("matrix", "step_size"))
+        modes = dynamics.over_examples(torch.linalg.eigvals, a)
+        places = dynamics.stability(modes, epsilon)
         columns = {name: short(places[name].numpy()) for name in TRACKED}
-        training.append(pd.DataFrame({**key, "epoch": range(len(modes[run.key])), **columns}))
-        for moment, epoch in _epochs(run).items():
-            row = stability_row(matrices[run.key][epoch], modes[run.key][epoch],
-                                steps[run.key][epoch])  # fmt: skip
-            rows.append({**key, "moment": moment, **row})
+        training.append(pd.DataFrame({**key, "epoch": range(len(a)), **columns}))
+        edge = dynamics.semicircle_edge(dynamics.antisymmetric_part(a[0]))
+        edges.setdefault(run.key[0], []).append(float(edge))
+        for moment, t in zip(MOMENTS, (0, run.record["best_epoch"]), strict=True):
+            key["moment"] = moment
+            rows.append(key | stability_row(a[t], modes[t], epsilon[t]))
+            spectra.append(keyed(key, spectrum(a[t], float(epsilon[t]))))
     stability = pd.DataFrame(rows)
+    histograms = []
+    for name, part in pd.concat(spectra).groupby("variant", sort=False):
+        found = dict(list(part.groupby("moment", sort=False)["frequency"]))
+        histograms.append(keyed({"variant": name}, densities(found, np.mean(edges[name]))))
     analysis = Analysis({
         "stability": stability,
         "stability_means": means(stability, ["variant", "moment"]),
         "training": pd.concat(training, ignore_index=True),
-        "frequencies": pd.concat(
-            [_frequencies([run for run in runs if run.key[0] == name], matrices)
-             for name in dict.fromkeys(run.key[0] for run in runs)], ignore_index=True,
-        ),
-        "spectra": pd.concat(
-            [keyed({"variant": runs[0].key[0], "seed": runs[0].key[1], "moment": moment},
-                   spectrum(matrices[runs[0].key][epoch], float(steps[runs[0].key][epoch])))
-             for moment, epoch in _epochs(runs[0]).items()], ignore_index=True,
-        ),
+        "frequencies": pd.concat(histograms, ignore_index=True),
+        "spectra": pd.concat(spectra[: len(MOMENTS)], ignore_index=True),
     })  # fmt: skip
     _stability_findings(analysis, report)
     _terms(analysis, runs, report, count)
     _map(analysis, runs)
     return analysis
-
-
-def _epochs(run: Run) -> dict[str, int]:
-    return dict(zip(MOMENTS, (0, run.record["best_epoch"]), strict=True))
 
 
 def stability_row(matrix: Tensor, eigenvalues: Tensor, step_size: Tensor) -> dict[str, float]:
@@ -104,28 +98,12 @@ def means(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def spectrum(matrix: Tensor, step_size: float) -> pd.DataFrame:
     """`step_size`, the eigenvalues of A `real, imaginary`, and the `frequency` of S, ascending."""
-    eigenvalues = torch.linalg.eigvals(matrix)
-    eigenvalues = eigenvalues[eigenvalues.imag.argsort()].numpy()
-    return pd.DataFrame({
-        "step_size": step_size,
-        "real": eigenvalues.real,
-        "imaginary": eigenvalues.imag,
-        "frequency": frequencies(matrix),
-    })  # fmt: skip
-
-
-def frequencies(matrix: Tensor) -> np.ndarray:
-    """The imaginary parts (H,) of the eigenvalues of S = (A - A^T) / 2, ascending."""
-    return torch.linalg.eigvals(dynamics.antisymmetric_part(matrix)).imag.sort().values.numpy()
-
-
-def _frequencies(runs: list[Run], matrices: dict[tuple, Tensor]) -> pd.DataFrame:
-    """The densities of one variant's frequencies, and the semicircle of its initial matrices."""
-    at = {m: [matrices[run.key][_epochs(run)[m]] for run in runs] for m in MOMENTS}
-    s = dynamics.antisymmetric_part(torch.stack(at["initial"]))
-    edge = dynamics.semicircle_edge(s).mean()
-    found = {m: np.concatenate([frequencies(matrix) for matrix in at[m]]) for m in MOMENTS}
-    return keyed({"variant": runs[0].key[0]}, densities(found, float(edge)))
+    modes = torch.linalg.eigvals(matrix)
+    modes = modes[modes.imag.argsort()].numpy()
+    s = dynamics.antisymmetric_part(matrix)
+    frequency = torch.linalg.eigvals(s).imag.sort().values.numpy()
+    columns = {"real": modes.real, "imaginary": modes.imag, "frequency": frequency}
+    return pd.DataFrame({"step_size": step_size, **columns})
 
 
 def densities(found: dict[str, np.ndarray], edge: float) -> pd.DataFrame:
@@ -162,22 +140,19 @@ def _stability_findings(analysis: Analysis, report: Report) -> None:
         before, after = start.loc[variant], best.loc[variant]
         numbers = {f"{name}_initial": float(value) for name, value in before.items()}
         numbers |= {f"{name}_best": float(value) for name, value in after.items()}
-        defect = max(before["defect"], after["defect"])
-        seeds = int(after["seeds"])
+        defect = max(before.defect, after.defect)
+        seeds = int(after.seeds)
         analysis.say(
             f"**{report.labels[variant]}** ({seeds} seed{'s' * (seeds > 1)}): the fastest mode is "
-            f"multiplied by {before['modulus_max']:.3f} a step initially and by "
-            f"{after['modulus_max']:.3f} trained, where gates and saturation do not hold it; "
-            f"{100 * before['share_outside']:.0f}% and {100 * after['share_outside']:.0f}% of the "
-            f"modes lie outside the disc. $\\lambda_{{\\max}}$ goes from "
-            f"{before['lambda_max']:.2f} to {after['lambda_max']:.2f}, $\\epsilon$ from "
-            f"{before['epsilon']:.2f} to {after['epsilon']:.2f}, while the largest stable step "
-            f"would be {after['epsilon_max']:.4f}. The matrix is "
-            + (f"not $S - \\gamma I$, by {100 * defect:.0f}% of its norm." if defect > 1e-3
-               else f"$S - \\gamma I$ (defect {defect:.0g})."),
-            defect=float(defect), defect_percent=100 * float(defect),
-            share_outside_initial_percent=100 * float(before["share_outside"]),
-            share_outside_best_percent=100 * float(after["share_outside"]), **numbers,
+            f"multiplied by {before.modulus_max:.3f} a step initially and by "
+            f"{after.modulus_max:.3f} trained, where gates and saturation do not hold it; "
+            f"{before.share_outside:.0%} and {after.share_outside:.0%} of the modes lie outside "
+            f"the disc. $\\lambda_{{\\max}}$ goes from {before.lambda_max:.2f} to "
+            f"{after.lambda_max:.2f}, $\\epsilon$ from {before.epsilon:.2f} to "
+            f"{after.epsilon:.2f}, while the largest stable step would be "
+            f"{after.epsilon_max:.4f}. The matrix is "
+            + (f"not $S - \\gamma I$, by {defect:.0%} of its norm." if defect > 1e-3
+               else f"$S - \\gamma I$ (defect {defect:.0g})."), **numbers,
         )  # fmt: skip
 
 
@@ -189,24 +164,17 @@ def terms_of(cell: nn.Module, inputs: Tensor) -> pd.DataFrame:
         steps, from a quarter of the way to the last.
     """
     length = inputs.shape[1]
-    chosen = set(np.linspace(length // 4, length - 1, STEPS).astype(int).tolist())
-    names = []
-
-    def measure(x: Tensor) -> Tensor:
-        found = []
-        for t, step in enumerate(dynamics.walk(cell, x)):
-            if t in chosen:
-                parts = step.cell.jacobian_terms(step.u, step.before, *step.prepared)
-                del parts["identity"]
-                parts["whole"] = sum(parts.values())
-                names[:] = parts
-                grown = [torch.stack(list(dynamics.growth(m).values()), -1) for m in parts.values()]
-                found.append(torch.stack(grown, 1))  # (B, terms, columns)
-        return torch.stack(found).mean(0)
-
-    values = dynamics.over_examples(measure, inputs).mean(0)
-    columns = list(dynamics.growth(torch.zeros(1, 1)))
-    return keyed({"term": names}, pd.DataFrame(values.numpy(), columns=columns))
+    chosen = np.linspace(length // 4, length - 1, STEPS).astype(int)
+    rows = []
+    for t, step in enumerate(dynamics.walk(cell, inputs)):
+        if t in chosen:
+            parts = step.cell.jacobian_terms(step.u, step.before, *step.prepared)
+            del parts["identity"]
+            parts["whole"] = sum(parts.values())
+            for term, part in parts.items():
+                grown = {name: float(v.mean()) for name, v in dynamics.growth(part).items()}
+                rows.append({"term": term, **grown})
+    return pd.DataFrame(rows).groupby("term", sort=False).mean().reset_index()
 
 
 def _terms(analysis: Analysis, runs: list[Run], report: Report, count: int) -> None:
@@ -214,24 +182,23 @@ def _terms(analysis: Analysis, runs: list[Run], report: Report, count: int) -> N
     found = []
     for run in runs:
         try:
-            models = dict(zip(MOMENTS, (run.initial_model, run.model), strict=True))
+            models = zip(MOMENTS, (run.initial_model, run.model), strict=True)
             if hasattr(run.model.cell, "jacobian_terms"):
-                for moment, model in models.items():
-                    frame = terms_of(model.cell, examples(run, count)[0])
-                    key = {"variant": run.key[0], "seed": run.key[1], "moment": moment}
-                    found.append(keyed(key, frame))
+                found += [
+                    keyed({"variant": run.key[0], "seed": run.key[1], "moment": moment},
+                          terms_of(model.cell, examples(run, count)[0]))
+                    for moment, model in models
+                ]  # fmt: skip
         except Exception as error:  # whatever a contributed cell raises
             reason = f"{type(error).__name__}: {error}"
             analysis.say(f"{run.folder.name} is missing among the terms: {reason}", "lost")
     if not found:
         return
     frame = pd.concat(found, ignore_index=True)
-    analysis.frames["terms"] = frame
     table = means(frame, ["variant", "moment", "term"])
-    analysis.frames["terms_means"] = table
-    trained = table[table["moment"] == MOMENTS[1]]
-    for variant, rows in trained.groupby("variant", sort=False):
-        radii = dict(zip(rows["term"], rows["euler_radius"], strict=True))
+    analysis.frames |= {"terms": frame, "terms_means": table}
+    for variant, rows in table[table["moment"] == MOMENTS[1]].groupby("variant", sort=False):
+        radii = rows.set_index("term")["euler_radius"].to_dict()
         text = ", ".join(f"{term} {radius:.3f}" for term, radius in radii.items())
         analysis.say(
             f"**{report.labels[variant]}**, trained, on {count} test examples: the largest modulus "

@@ -1,10 +1,13 @@
 """Page 07: do states and gradients explode or vanish on their way through a sequence?"""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from rnnbench_nb import dynamics
@@ -38,7 +41,7 @@ def analyse(report: Report, count: int = 32) -> Analysis:
     found, lost = {}, {}
     for run in weighted(report):
         try:
-            for name, frame in _frames(run, report, count):
+            for name, frame in _frames(run, run is report.of(run.key[0])[0], count):
                 found.setdefault(name, []).append(frame)
         except Exception as error:  # whatever a contributed cell raises costs its own rows alone
             lost.setdefault(run.key[0], f"{type(error).__name__}: {error}")
@@ -52,26 +55,20 @@ def analyse(report: Report, count: int = 32) -> Analysis:
     return analysis
 
 
-def _frames(run: Run, report: Report, count: int) -> list[tuple[str, pd.DataFrame]]:
+def _frames(run: Run, first: bool, count: int) -> list[tuple[str, pd.DataFrame]]:
     """All frames of one run, so that a run that fails leaves none."""
     inputs, targets = examples(run, count)
     variant, seed = run.key
-    first = run is report.of(variant)[0]
     frames = []
-    for moment in MOMENTS:
+    for moment, model in zip(MOMENTS, (run.initial_model, run.model), strict=True):
         key = {"variant": variant, "seed": seed, "moment": moment}
-        model = run.initial_model if moment == "initial" else run.model
         path = dynamics.trajectories(model.cell, inputs)[..., : model.cell.hidden_size]
-        gradients = dynamics.over_examples(
-            lambda x, y, model=model: dynamics.gradient_norms(model, run.task, x, y),
-            inputs, targets,
-        )  # fmt: skip
+        measure = partial(dynamics.gradient_norms, model, run.task)
+        gradients = dynamics.over_examples(measure, inputs, targets)
         rates = exponents(model.cell, inputs)
         row = {"decades": decades(gradients), "largest_exponent": float(np.nanmax(rates))}
-        frames += [
-            ("along", keyed(key, along(gradients, path))),
-            ("exponents", keyed(key, spectrum(rates))),
-        ]
+        frames.append(("along", keyed(key, along(gradients, path))))
+        frames.append(("exponents", keyed(key, spectrum(rates))))
         if first:
             noisy = noise_exponents(model.cell)
             row["noise_exponent"] = float(np.nanmax(noisy))
@@ -105,12 +102,10 @@ def along(gradients: Tensor, path: Tensor) -> pd.DataFrame:
     At most `POINTS` steps, with six digits.
     """
     steps = thinned(gradients.shape[1])
-    columns = {
-        "log10_gradient": gradients.clamp(min=1e-300).log10().mean(0),
-        "state_norm": path.norm(dim=-1).mean(0),
-    }
-    values = {name: short(column.numpy()[steps], 6) for name, column in columns.items()}
-    return pd.DataFrame({"step": steps, **values})
+    size = gradients.clamp(min=1e-300).log10().mean(0)
+    norm = path.norm(dim=-1).mean(0)
+    columns = {"log10_gradient": short(size[steps]), "state_norm": short(norm[steps])}
+    return pd.DataFrame({"step": steps, **columns})
 
 
 def exponents(cell: nn.Module, inputs: Tensor) -> np.ndarray:
@@ -119,24 +114,25 @@ def exponents(cell: nn.Module, inputs: Tensor) -> np.ndarray:
     They are `dynamics.singular_exponents` up to `SHORT` steps and `lyapunov_exponents` above.
     Directions that a step erases are left out of the mean.
     """
-    short_enough = inputs.shape[1] <= SHORT
-    measure = dynamics.singular_exponents if short_enough else dynamics.lyapunov_exponents
-    return _ranked_mean(
-        dynamics.over_examples(lambda x: measure(map(dynamics.jacobian, dynamics.walk(cell, x))),
-                               inputs)
-    )  # fmt: skip
+    few = inputs.shape[1] <= SHORT
+    measure = dynamics.singular_exponents if few else dynamics.lyapunov_exponents
+    return _exponents(measure, cell, inputs)
 
 
 def noise_exponents(cell: nn.Module) -> np.ndarray:
     """Exponents (n,) under uniform noise after a warm-up, by QR, as Vogt et al. 2022 measured."""
     shape = NOISE_SEQUENCES, WARM_UP + NOISE_STEPS, cell.input_size
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return _exponents(dynamics.lyapunov_exponents, cell, noise, WARM_UP, size=4)
 
-    def measure(x: Tensor) -> Tensor:
-        steps = islice(dynamics.walk(cell, x), WARM_UP, None)
-        return dynamics.lyapunov_exponents(map(dynamics.jacobian, steps))
 
-    return _ranked_mean(dynamics.over_examples(measure, noise, size=4))
+def _exponents(
+    measure: Callable, cell: nn.Module, inputs: Tensor, skipped: int = 0, **options: int
+) -> np.ndarray:
+    def of_part(x: Tensor) -> Tensor:
+        return measure(map(dynamics.jacobian, islice(dynamics.walk(cell, x), skipped, None)))
+
+    return _ranked_mean(dynamics.over_examples(of_part, inputs, **options))
 
 
 def _ranked_mean(found: Tensor) -> np.ndarray:
@@ -149,7 +145,7 @@ def spectrum(rates: np.ndarray) -> pd.DataFrame:
     """`position` from 0 (largest) to 1, and `exponent`; at most `POINTS` of them, six digits."""
     places = thinned(len(rates))
     positions = places / max(len(rates) - 1, 1)
-    return pd.DataFrame({"position": short(positions, 4), "exponent": short(rates[places], 6)})
+    return pd.DataFrame({"position": short(positions, 4), "exponent": short(rates[places])})
 
 
 def trajectories(
@@ -162,17 +158,18 @@ def trajectories(
         targets: Of each example, the last one where there is one a step.
         names: Of the classes, if the targets are classes.
     """
-    coordinates, shares = dynamics.principal_components(path)
+    pca = PCA(2, svd_solver="full")
+    points = pca.fit_transform(path.flatten(0, 1).numpy()).reshape(*path.shape[:2], 2)
     steps = thinned(path.shape[1])
+    grid = pd.MultiIndex.from_product([range(len(path)), steps], names=["example", "step"])
+    frame = grid.to_frame(index=False)
     last = [target.flatten()[-1].item() for target in targets]
-    rows = [
-        pd.DataFrame({
-            "example": example, "target": names[target] if names else target, "step": steps,
-            "first": short(points[steps, 0], 4), "second": short(points[steps, 1], 4),
-        })
-        for example, (points, target) in enumerate(zip(coordinates, last, strict=True))
-    ]  # fmt: skip
-    return pd.concat(rows), dict(zip(("first", "second"), map(float, shares), strict=True))
+    frame.insert(1, "target", [names[t] if names else t for t in last for _ in steps])
+    for i, name in enumerate(("first", "second")):
+        frame[name] = short(points[:, steps, i].ravel(), 4)
+    return frame, dict(
+        zip(("first", "second"), pca.explained_variance_ratio_.tolist(), strict=True)
+    )
 
 
 def summary(measures: pd.DataFrame) -> pd.DataFrame:
@@ -186,27 +183,24 @@ def _findings(analysis: Analysis, report: Report) -> None:
     """One sentence a variant."""
     rows = analysis["summary"].set_index(["variant", "moment"])
     lengths = analysis["along"].groupby("variant")["step"].max()
-    for variant in dict.fromkeys(analysis["summary"]["variant"]):
-        values = {m: rows.loc[(variant, m)] for m in MOMENTS}
-        numbers = {
-            f"{name}_{moment}": float(row[name])
-            for moment, row in values.items()
-            for name in ("decades", "decades_sd", "largest_exponent", "noise_exponent")
-        }
-        seeds, steps = int(values["trained"]["seeds"]), int(lengths[variant])
-        changes = [_change(row["decades"], row["decades_sd"]) for row in values.values()]
+    columns = ["decades", "decades_sd", "largest_exponent", "noise_exponent"]
+    for variant in rows.index.unique("variant"):
+        before, after = (rows.loc[(variant, moment)] for moment in MOMENTS)
+        numbers = {f"{name}_{MOMENTS[0]}": float(before[name]) for name in columns}
+        numbers |= {f"{name}_{MOMENTS[1]}": float(after[name]) for name in columns}
+        seeds, steps = int(after.seeds), int(lengths[variant])
         analysis.say(
             f"**{report.labels[variant]}** ({seeds} seed{'s' * (seeds > 1)}): over {steps} steps "
-            f"back the gradient {changes[0]} initially and {changes[1]} trained; the largest "
-            f"exponent goes from {numbers['largest_exponent_initial']:+.3f} to "
-            f"{numbers['largest_exponent_trained']:+.3f} nats a step (first seed, under noise: "
-            f"from {numbers['noise_exponent_initial']:+.3f} to "
-            f"{numbers['noise_exponent_trained']:+.3f}).",
+            f"back the gradient {_change(before)} initially and {_change(after)} trained; the "
+            f"largest exponent goes from {before.largest_exponent:+.3f} to "
+            f"{after.largest_exponent:+.3f} nats a step (first seed, under noise: from "
+            f"{before.noise_exponent:+.3f} to {after.noise_exponent:+.3f}).",
             seeds=seeds, steps=steps, **numbers,
         )  # fmt: skip
 
 
-def _change(decades: float, sd: float) -> str:
+def _change(row: pd.Series) -> str:
     """Such as `shrinks by 1.2 ± 0.1 decades`."""
-    spread = "" if np.isnan(sd) else f" ± {sd:.1f}"
-    return f"{'grows' if decades > 0 else 'shrinks'} by {abs(decades):.1f}{spread} decades"
+    spread = "" if np.isnan(row.decades_sd) else f" ± {row.decades_sd:.1f}"
+    word = "grows" if row.decades > 0 else "shrinks"
+    return f"{word} by {abs(row.decades):.1f}{spread} decades"

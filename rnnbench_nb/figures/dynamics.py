@@ -1,12 +1,13 @@
 """Figures of the dynamics: spectra, stability, growth, gradients, exponents, trajectories."""
 
 import os
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
 from rnnbench_nb.figures.style import labelled, legend_below, look, show
@@ -17,25 +18,25 @@ if TYPE_CHECKING:
 FEW = 8  # lines, beyond which they cannot be told apart
 
 
-def _few(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows of the first few variants, and a title that says so where there are more."""
-    names = list(frame["variant"].unique())
-    title = f"The first {FEW} of {len(names)} variants" if len(names) > FEW else ""
-    return frame[frame["variant"].isin(names[:FEW])], title
+def _few(frame: pd.DataFrame, report: "Report", figure: Figure) -> pd.DataFrame:
+    """The rows of the first few variants, labelled; a title says so where there are more."""
+    names = frame["variant"].unique()
+    if len(names) > FEW:
+        figure.suptitle(f"The first {FEW} of {len(names)} variants")
+    return labelled(frame[frame["variant"].isin(names[:FEW])], report)
 
 
 def spectrum(spectra: pd.DataFrame, report: "Report") -> Figure:
     """Eigenvalues in the complex plane at each moment, with the disc of a stable Euler step.
 
     Args:
-        spectra: Columns `variant, moment, real, imaginary, step_size`.
+        spectra: Columns `variant, moment, real, imaginary, step_size`, of one variant.
         report: Where the variant's label and colour are.
     """
-    panels = {
-        f"{report.labels[variant]}, {moment}": part
-        for (variant, moment), part in spectra.groupby(["variant", "moment"], sort=False)
-    }
-    return _spectra(panels, report.looks[spectra["variant"].iloc[0]].colour)
+    variant = spectra["variant"].iloc[0]
+    moments = spectra.groupby("moment", sort=False)
+    panels = {f"{report.labels[variant]}, {moment}": part for moment, part in moments}
+    return _spectra(panels, report.looks[variant].colour, sharey=True)
 
 
 def moved_spectra(
@@ -44,18 +45,17 @@ def moved_spectra(
     """The last moment's S - gamma I and its disc, for every damping and step size.
 
     Args:
-        spectra: Columns `variant, moment, frequency`.
+        spectra: Columns `variant, moment, frequency`, of one variant.
         report: Where the variant's colour is.
         gammas: Dampings.
         epsilons: Step sizes.
     """
     last = spectra[spectra["moment"] == spectra["moment"].iloc[-1]]
     panels = {
-        rf"$\gamma = {gamma:g}$, $\epsilon = {epsilon:.3g}$": pd.DataFrame(
-            {"real": -gamma, "imaginary": last["frequency"], "step_size": epsilon}
+        rf"$\gamma = {gamma:g}$, $\epsilon = {epsilon:.3g}$": last.assign(
+            real=-gamma, imaginary=last["frequency"], step_size=epsilon
         )
-        for gamma in gammas
-        for epsilon in epsilons
+        for gamma, epsilon in product(gammas, epsilons)
     }
     return _spectra(panels, report.looks[last["variant"].iloc[0]].colour)
 
@@ -76,7 +76,7 @@ def sliders(spectra: pd.DataFrame, report: "Report") -> None:
     )
 
 
-def _spectra(panels: dict[str, pd.DataFrame], colour: str) -> Figure:
+def _spectra(panels: dict[str, pd.DataFrame], colour: str, sharey: bool = False) -> Figure:
     """Columns `real, imaginary, step_size` as panels, two a row.
 
     The Euler step h + epsilon A h grows along a mode unless its eigenvalue is in the disc of radius
@@ -84,28 +84,54 @@ def _spectra(panels: dict[str, pd.DataFrame], colour: str) -> Figure:
     """
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.5 * columns, 4.1 * rows), sharey="row", squeeze=False
+        rows, columns, figsize=(4.5 * columns, 0.6 + 3.5 * rows), sharey=sharey, squeeze=False
     )
     for ax, (title, panel) in zip(axes.flat, panels.items(), strict=True):
         radius = 1 / panel["step_size"].iloc[0]
-        ax.add_patch(
-            plt.Circle(
-                (-radius, 0), radius, facecolor="0.9", edgecolor="0.4", linestyle="--",
-                label="Euler step stable",
-            )
-        )  # fmt: skip
-        ax.scatter(
-            panel["real"], panel["imaginary"], s=14, color=colour, zorder=3, label="eigenvalues"
-        )
+        style = {"facecolor": "0.9", "edgecolor": "0.4", "linestyle": "--"}
+        ax.add_patch(plt.Circle((-radius, 0), radius, **style, label="Euler step stable"))
+        modes = panel["real"], panel["imaginary"]
+        ax.scatter(*modes, s=14, color=colour, zorder=3, label="eigenvalues")
         ax.axvline(0, color="0.3", linewidth=0.8)
-        ax.set(title=title, xlabel="Real part")
+        ax.set_title(title)
         ax.set_aspect("equal", adjustable="datalim")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("Imaginary part")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-    )
+    figure.supxlabel("Real part")
+    figure.supylabel("Imaginary part")
+    legend_below(figure, axes[0, 0])
     return figure
+
+
+def _lines(
+    panels: dict[str, tuple[pd.DataFrame, str]], x: str, xlabel: str, ylabel: str,
+    report: "Report", **options: Any,
+) -> Figure:  # fmt: skip
+    """Panels by title, two a row, of a frame and its column y: one line a variant over `x`.
+
+    A line is the mean and a band the standard deviation over seeds.
+    """
+    rows = len(panels) // 2
+    one = len({y for _, y in panels.values()}) == 1
+    figure, axes = plt.subplots(
+        rows, 2, figsize=(9.5, 1.6 + 2.2 * rows), sharex=rows > 1, sharey=one, squeeze=False
+    )
+    for ax, (title, (frame, y)) in zip(axes.flat, panels.items(), strict=True):
+        sns.lineplot(
+            _few(frame, report, figure), x=x, y=y, hue="label", style="label", errorbar="sd", ax=ax,
+            palette=look(report, "colour"), dashes=look(report, "dashes"),
+            legend=ax is axes[0, 0], err_kws={"alpha": 0.15, "linewidth": 0}, **options,
+        )  # fmt: skip
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def _by_moment(
+    frame: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, report: "Report", **options: Any
+) -> Figure:
+    """One panel a moment of training."""
+    moments = frame.groupby("moment", sort=False)
+    panels = {moment.capitalize(): (part, y) for moment, part in moments}
+    return _lines(panels, x, xlabel, ylabel, report, **options)
 
 
 def frequency_density(frequencies: pd.DataFrame, report: "Report") -> Figure:
@@ -115,10 +141,10 @@ def frequency_density(frequencies: pd.DataFrame, report: "Report") -> Figure:
         frequencies: Columns `variant, moment, frequency, density, semicircle`.
         report: Where labels and looks are.
     """
+    xlabel = "Imaginary part of the eigenvalues of S"
     figure = _by_moment(
-        frequencies, "frequency", "density", "Imaginary part of the eigenvalues of S", "Density",
-        report, drawstyle="steps-mid",
-    )  # fmt: skip
+        frequencies, "frequency", "density", xlabel, "Density", report, drawstyle="steps-mid"
+    )
     _, first = next(iter(frequencies.groupby(["variant", "moment"], sort=False)))
     for ax in figure.axes:
         ax.plot(first["frequency"], first["semicircle"], color="black", linestyle="--")
@@ -132,25 +158,16 @@ def stability_through_training(training: pd.DataFrame, report: "Report") -> Figu
         training: Columns `variant, seed, epoch, lambda_max, epsilon, modulus_max, share_outside`.
         report: Where labels and looks are.
     """
-    panels = {
-        "lambda_max": r"Largest frequency $\lambda_{\max}$",
-        "epsilon": r"Step size $\epsilon$",
-        "modulus_max": "Largest modulus of the Euler step",
-        "share_outside": "Modes outside the disc (%)",
+    frame = training.assign(share_outside=100 * training["share_outside"])
+    names = {
+        r"Largest frequency $\lambda_{\max}$": "lambda_max",
+        r"Step size $\epsilon$": "epsilon",
+        "Largest modulus of the Euler step": "modulus_max",
+        "Modes outside the disc (%)": "share_outside",
     }
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6), sharex=True)
-    few, title = _few(training)
-    frame = labelled(few, report).assign(share_outside=100 * few["share_outside"])
-    for ax, (column, name) in zip(axes.flat, panels.items(), strict=True):
-        sns.lineplot(
-            frame, x="epoch", y=column, hue="label", style="label", errorbar="sd", ax=ax,
-            palette=look(report, "colour"), dashes=look(report, "dashes"),
-            legend=ax is axes[0, 0], err_kws={"alpha": 0.15, "linewidth": 0},
-        )  # fmt: skip
-        ax.set(title=name, xlabel="Epoch (0: initialisation)", ylabel="")
-    axes[1, 0].axhline(1, color="0.3", linestyle="--", linewidth=1)
-    figure.suptitle(title or None)
-    legend_below(figure, axes[0, 0])
+    panels = {title: (frame, column) for title, column in names.items()}
+    figure = _lines(panels, "epoch", "Epoch (0: initialisation)", "", report)
+    figure.axes[2].axhline(1, color="0.3", linestyle="--", linewidth=1)
     return figure
 
 
@@ -165,12 +182,11 @@ def growth_terms(terms: pd.DataFrame, report: "Report") -> Figure:
         "euler_radius": ("Largest modulus of the step", 1),
         "numerical_abscissa": ("Numerical abscissa (growth at once of the flow)", 0),
     }
-    few, title = _few(terms)
-    few = labelled(few, report)
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    few = _few(terms, report, figure)
     several = few["variant"].nunique() > 1
-    few = few.assign(row=few["label"] + ", " + few["term"] if several else few["term"])
-    height = 1.4 + 0.5 * few["row"].nunique()
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, height), sharey=True)
+    few["row"] = few["label"] + ", " + few["term"] if several else few["term"]
+    figure.set_size_inches(9.5, 1.6 + 0.5 * few["row"].nunique())
     for ax, (measure, (name, neutral)) in zip(axes, names.items(), strict=True):
         sns.pointplot(
             few, y="row", x=measure, hue="moment", ax=ax, dodge=0.3, linestyle="none",
@@ -179,35 +195,14 @@ def growth_terms(terms: pd.DataFrame, report: "Report") -> Figure:
         )  # fmt: skip
         ax.axvline(neutral, color="0.3", linestyle="--", linewidth=1)
         ax.set(title=name, xlabel="per step", ylabel="")
-    axes[0].legend(title=None)
-    figure.suptitle(title or None)
-    return figure
-
-
-def _by_moment(
-    frame: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, report: "Report", **options: Any
-) -> Figure:
-    """One panel a moment of training, one line a variant: mean and band over seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
-    few, title = _few(labelled(frame, report))
-    for ax, moment in zip(axes, few["moment"].unique(), strict=True):
-        sns.lineplot(
-            few[few["moment"] == moment], x=x, y=y, hue="label", style="label",
-            palette=look(report, "colour"), dashes=look(report, "dashes"), errorbar="sd",
-            err_kws={"alpha": 0.15, "linewidth": 0}, legend=ax is axes[0], ax=ax, **options,
-        )  # fmt: skip
-        ax.set(title=moment.capitalize(), xlabel=xlabel, ylabel=ylabel)
-    figure.suptitle(title or None)
     legend_below(figure, axes[0])
     return figure
 
 
 def gradient_flow(along: pd.DataFrame, report: "Report") -> Figure:
     """Gradient norm at each step, from columns `variant, seed, moment, step, log10_gradient`."""
-    ylabel = r"$\log_{10}$ of the gradient norm"
-    return _by_moment(
-        along, "step", "log10_gradient", "Step (the loss is at the last)", ylabel, report
-    )
+    labels = "Step (the loss is at the last)", r"$\log_{10}$ of the gradient norm"
+    return _by_moment(along, "step", "log10_gradient", *labels, report)
 
 
 def state_norms(along: pd.DataFrame, report: "Report") -> Figure:
@@ -217,10 +212,8 @@ def state_norms(along: pd.DataFrame, report: "Report") -> Figure:
 
 def exponent_spectra(exponents: pd.DataFrame, report: "Report") -> Figure:
     """Finite-time exponents, from columns `variant, seed, moment, position, exponent`."""
-    figure = _by_moment(
-        exponents, "position", "exponent", "Position in the spectrum (0: largest)",
-        "Finite-time exponent (nats a step)", report,
-    )  # fmt: skip
+    labels = "Position in the spectrum (0: largest)", "Finite-time exponent (nats a step)"
+    figure = _by_moment(exponents, "position", "exponent", *labels, report)
     for ax in figure.axes:
         ax.axhline(0, color="0.3", linestyle="--", linewidth=1)
     return figure
@@ -236,14 +229,14 @@ def growth_map(growth: pd.DataFrame, boundary: pd.DataFrame) -> Figure:
     rates = growth.pivot(index="epsilon", columns="gamma", values="rate")
     gammas, epsilons = rates.columns.to_numpy(), rates.index.to_numpy()
     figure, ax = plt.subplots(figsize=(7, 4.2))
-    limit = np.abs(rates.to_numpy()).max()
     mesh = ax.pcolormesh(
-        gammas, epsilons, rates, cmap="PuOr_r", vmin=-limit, vmax=limit, shading="nearest"
+        gammas, epsilons, rates, cmap="PuOr_r", norm=CenteredNorm(), shading="nearest"
     )
     ax.contour(gammas, epsilons, rates, levels=[0], colors="black", linewidths=1.5)
-    ax.plot(boundary["gamma"], boundary["epsilon"], color="black", linestyle="--")
-    handles = [plt.Line2D([], [], color="black", linestyle=style) for style in ("-", "--")]
-    ax.legend(handles, ["measured: no growth", "theory: stable below"], loc="upper right")
+    dashed = {"color": "black", "linestyle": "--", "label": "theory: stable below"}
+    ax.plot(boundary["gamma"], boundary["epsilon"], **dashed)
+    ax.plot([], [], color="black", label="measured: no growth")
+    legend_below(figure, ax)
     ax.set(
         xscale="log", yscale="log", xlabel=r"Damping $\gamma$", ylabel=r"Step size $\epsilon$",
         ylim=(epsilons.min(), epsilons.max()), xlim=(gammas.min(), gammas.max()),
@@ -272,8 +265,11 @@ def trajectories(paths: pd.DataFrame, shares: pd.DataFrame, report: "Report") ->
             estimator=None, sort=False, linewidth=0.7, palette="tab10" if few else "viridis",
             ax=ax, legend="auto" if ax is axes[0, -1] else False,
         )  # fmt: skip
-        ax.set(title=report.labels[share.variant])
-        ax.set_xlabel(f"1st direction ({100 * share.first:.0f}%)")
-        ax.set_ylabel(f"2nd direction ({100 * share.second:.0f}%)")
+        ax.set(
+            title=report.labels[share.variant],
+            xlabel=f"1st direction ({share.first:.0%})",
+            ylabel=f"2nd direction ({share.second:.0%})",
+        )
+        ax.locator_params(nbins=4)
     sns.move_legend(axes[0, -1], "center left", bbox_to_anchor=(1, 0.5), title="Target")
     return figure
