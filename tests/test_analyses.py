@@ -73,6 +73,15 @@ def test_an_analysis_is_by_variant_never_pooled(every_cell, name):
         assert set(frame[column]) <= {*every_cell.variants, *every_cell.labels.values()}
 
 
+def test_a_saved_analysis_is_not_taken_for_one_with_other_options(every_cell, tmp_path):
+    analyse("comparison", every_cell, margin=0.01)
+    light = tmp_path / "light"
+    shutil.copytree(every_cell.folder, light, ignore=shutil.ignore_patterns("best*", "initial*"))
+    assert analyse("comparison", Report(light), margin=0.01).options == {"margin": 0.01}
+    with pytest.raises(UserError, match="was saved with {'margin': 0.01}, and without the weights"):
+        analyse("comparison", Report(light), margin=0.02)
+
+
 def test_a_damaged_analysis_is_named(tmp_path):
     Analysis({"x": pd.DataFrame({"a": [1]})}).save(tmp_path)
     (tmp_path / "findings.json").write_text("{")

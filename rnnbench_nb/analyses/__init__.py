@@ -48,6 +48,7 @@ class Analysis:
 
     frames: dict[str, pd.DataFrame] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         """A frame by its name."""
@@ -65,7 +66,8 @@ class Analysis:
         """Write the frames as CSV and the findings as JSON."""
         for name, frame in self.frames.items():
             write_csv(folder / f"{name}.csv", frame)
-        content = {"frames": list(self.frames), "findings": [f._asdict() for f in self.findings]}
+        content = {"options": self.options, "frames": list(self.frames)}
+        content["findings"] = [finding._asdict() for finding in self.findings]
         write_file(folder / "findings.json", json.dumps(content, indent=1, default=float) + "\n")
 
 
@@ -82,7 +84,8 @@ def load(folder: Path) -> Analysis:
         names = [str(name) for name in content["frames"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is missing or damaged; make the report again.") from error
-    return Analysis({name: read_csv(folder / f"{name}.csv") for name in names}, findings)
+    frames = {name: read_csv(folder / f"{name}.csv") for name in names}
+    return Analysis(frames, findings, content.get("options", {}))
 
 
 def analyse(name: str, report: Report, **options: Any) -> Analysis:
@@ -94,17 +97,24 @@ def analyse(name: str, report: Report, **options: Any) -> Analysis:
         options: Of the module's `analyse`.
 
     Raises:
-        UserError: The report lacks what the analysis needs.
+        UserError: The report lacks what the analysis needs, or was analysed with other options.
     """
     folder = report.folder / "analyses" / name
     weights = all(run.has("best") for run in report.runs)
     if weights or not (folder / "findings.json").exists():
         module = importlib.import_module(f"rnnbench_nb.analyses.{name}")
         found: Analysis = module.analyse(report, **options)
+        found.options = options
         if not weights:  # a report of before analyses were saved is read, and left as it is
             return found
         found.save(folder)
-    return load(folder)
+    found = load(folder)
+    if found.options != options:
+        raise UserError(
+            f"{folder} was saved with {found.options}, and without the weights of its runs it "
+            f"cannot be made with {options}; take the options that it has."
+        )
+    return found
 
 
 def weighted(report: Report) -> list[Run]:
