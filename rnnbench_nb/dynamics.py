@@ -186,17 +186,16 @@ def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 
 # Along a sequence: products of Jacobians, gradients, states.
 
 
-def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[Tensor]:
-    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: J_T ... J_1 = Q_T R_T ... R_1."""
+def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: J_T ... J_1 = Q_T R_T ... R_1.
+
+    With each comes the size (B, 1) up to which its entries are rounding, not data.
+    """
     q = None  # kept as Householder vectors, which is faster than forming it
     for j in jacobians:
         q = torch.geqrf(j if q is None else torch.ormqr(*q, j, left=False))
-        yield q.a.triu()
-
-
-def _rounding(r: Tensor) -> Tensor:
-    """The size (B, 1) up to which the entries of a triangular factor are rounding, not data."""
-    return ERASED * torch.linalg.matrix_norm(r)[:, None]
+        r = q.a.triu()
+        yield r, ERASED * torch.linalg.matrix_norm(r)[:, None]
 
 
 def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
@@ -214,9 +213,9 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
         erases to working precision.
     """
     total, steps = 0, 0  # no list of T small tensors: between large ones it fragments memory
-    for r in _triangular_factors(jacobians):
+    for r, rounding in _triangular_factors(jacobians):
         diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
-        total = total + torch.where(diagonal > _rounding(r), diagonal, 0).log()
+        total = total + torch.where(diagonal > rounding, diagonal, 0).log()
         steps += 1
     return total / steps
 
@@ -236,9 +235,9 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
         working precision, or all steps together shrink below 1e-308.
     """
     total, steps = None, 0
-    for r in _triangular_factors(jacobians):
+    for r, rounding in _triangular_factors(jacobians):
         rows = r.abs().amax(-1)  # (B, n)
-        r = torch.where((rows > _rounding(r))[..., None], r, 0)
+        r = torch.where((rows > rounding)[..., None], r, 0)
         total = r if total is None else r @ total
         steps += 1
     return torch.linalg.svdvals(total).log() / steps

@@ -29,17 +29,11 @@ FEW = 8  # variants: one line each, and more cannot be told apart
 
 
 class Finding(NamedTuple):
-    """A sentence that a page prints, and the numbers in it.
+    """A sentence that a page prints, and the numbers in it."""
 
-    Attributes:
-        text: Markdown.
-        numbers: Those of the sentence before rounding, by name; plain values.
-        topic: Where on the page it belongs, such as "answer".
-    """
-
-    text: str
-    numbers: dict[str, Any] = {}
-    topic: str = "answer"
+    text: str  # Markdown
+    numbers: dict[str, Any] = {}  # before rounding, by name; plain values
+    topic: str = "answer"  # where on the page it belongs
 
 
 @dataclass

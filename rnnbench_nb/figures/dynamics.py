@@ -95,43 +95,35 @@ def _spectra(panels: dict[str, pd.DataFrame], colour: str, sharey: bool = False)
         ax.axvline(0, color="0.3", linewidth=0.8)
         ax.set_title(title)
         ax.set_aspect("equal", adjustable="datalim")
-    figure.supxlabel("Real part")
-    figure.supylabel("Imaginary part")
+    plt.setp(axes[-1], xlabel="Real part")
+    plt.setp(axes[:, 0], ylabel="Imaginary part")
+    figure.get_layout_engine().set(h_pad=0.12)  # or titles touch the numbers above them
     legend_below(figure, axes[0, 0])
     return figure
 
 
 def _lines(
-    panels: dict[str, tuple[pd.DataFrame, str]], x: str, xlabel: str, ylabel: str,
-    report: "Report", **options: Any,
+    frame: pd.DataFrame, by: str, x: str, y: str, xlabel: str, ylabel: str, report: "Report",
+    **options: Any,
 ) -> Figure:  # fmt: skip
-    """Panels by title, two a row, of a frame and its column y: one line a variant over `x`.
+    """A panel for each value of `by`, two a row, and in it one line a variant.
 
     A line is the mean and a band the standard deviation over seeds.
     """
-    rows = len(panels) // 2
-    one = len({y for _, y in panels.values()}) == 1
+    rows = frame[by].nunique() // 2
     figure, axes = plt.subplots(
-        rows, 2, figsize=(9.5, 1.6 + 2.2 * rows), sharex=rows > 1, sharey=one, squeeze=False
+        rows, 2, figsize=(9.5, 1.6 + 2.2 * rows), sharex=rows > 1, sharey=rows == 1, squeeze=False
     )
-    for ax, (title, (frame, y)) in zip(axes.flat, panels.items(), strict=True):
+    parts = _few(frame, report, figure).groupby(by, sort=False)
+    for ax, (title, part) in zip(axes.flat, parts, strict=True):
         sns.lineplot(
-            _few(frame, report, figure), x=x, y=y, hue="label", style="label", errorbar="sd", ax=ax,
+            part, x=x, y=y, hue="label", style="label", errorbar="sd", ax=ax,
             palette=look(report, "colour"), dashes=look(report, "dashes"),
             legend=ax is axes[0, 0], err_kws={"alpha": 0.15, "linewidth": 0}, **options,
         )  # fmt: skip
-        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        ax.set(title=title[0].upper() + title[1:], xlabel=xlabel, ylabel=ylabel)
     legend_below(figure, axes[0, 0])
     return figure
-
-
-def _by_moment(
-    frame: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, report: "Report", **options: Any
-) -> Figure:
-    """One panel a moment of training."""
-    moments = frame.groupby("moment", sort=False)
-    panels = {moment.capitalize(): (part, y) for moment, part in moments}
-    return _lines(panels, x, xlabel, ylabel, report, **options)
 
 
 def frequency_density(frequencies: pd.DataFrame, report: "Report") -> Figure:
@@ -141,10 +133,9 @@ def frequency_density(frequencies: pd.DataFrame, report: "Report") -> Figure:
         frequencies: Columns `variant, moment, frequency, density, semicircle`.
         report: Where labels and looks are.
     """
-    xlabel = "Imaginary part of the eigenvalues of S"
-    figure = _by_moment(
-        frequencies, "frequency", "density", xlabel, "Density", report, drawstyle="steps-mid"
-    )
+    labels = "Imaginary part of the eigenvalues of S", "Density"
+    columns = "moment", "frequency", "density"
+    figure = _lines(frequencies, *columns, *labels, report, drawstyle="steps-mid")
     _, first = next(iter(frequencies.groupby(["variant", "moment"], sort=False)))
     for ax in figure.axes:
         ax.plot(first["frequency"], first["semicircle"], color="black", linestyle="--")
@@ -160,13 +151,14 @@ def stability_through_training(training: pd.DataFrame, report: "Report") -> Figu
     """
     frame = training.assign(share_outside=100 * training["share_outside"])
     names = {
-        r"Largest frequency $\lambda_{\max}$": "lambda_max",
-        r"Step size $\epsilon$": "epsilon",
-        "Largest modulus of the Euler step": "modulus_max",
-        "Modes outside the disc (%)": "share_outside",
+        "lambda_max": r"Largest frequency $\lambda_{\max}$",
+        "epsilon": r"Step size $\epsilon$",
+        "modulus_max": "Largest modulus of the Euler step",
+        "share_outside": "Modes outside the disc (%)",
     }
-    panels = {title: (frame, column) for title, column in names.items()}
-    figure = _lines(panels, "epoch", "Epoch (0: initialisation)", "", report)
+    frame = frame.rename(columns=names).melt(["variant", "seed", "epoch"], list(names.values()))
+    labels = "Epoch (0: initialisation)", ""
+    figure = _lines(frame, "variable", "epoch", "value", *labels, report)
     figure.axes[2].axhline(1, color="0.3", linestyle="--", linewidth=1)
     return figure
 
@@ -202,18 +194,18 @@ def growth_terms(terms: pd.DataFrame, report: "Report") -> Figure:
 def gradient_flow(along: pd.DataFrame, report: "Report") -> Figure:
     """Gradient norm at each step, from columns `variant, seed, moment, step, log10_gradient`."""
     labels = "Step (the loss is at the last)", r"$\log_{10}$ of the gradient norm"
-    return _by_moment(along, "step", "log10_gradient", *labels, report)
+    return _lines(along, "moment", "step", "log10_gradient", *labels, report)
 
 
 def state_norms(along: pd.DataFrame, report: "Report") -> Figure:
     """Norm of the state at each step, from columns `variant, seed, moment, step, state_norm`."""
-    return _by_moment(along, "step", "state_norm", "Step", "Norm of the hidden state", report)
+    return _lines(along, "moment", "step", "state_norm", "Step", "Norm of the hidden state", report)
 
 
 def exponent_spectra(exponents: pd.DataFrame, report: "Report") -> Figure:
     """Finite-time exponents, from columns `variant, seed, moment, position, exponent`."""
     labels = "Position in the spectrum (0: largest)", "Finite-time exponent (nats a step)"
-    figure = _by_moment(exponents, "position", "exponent", *labels, report)
+    figure = _lines(exponents, "moment", "position", "exponent", *labels, report)
     for ax in figure.axes:
         ax.axhline(0, color="0.3", linestyle="--", linewidth=1)
     return figure
