@@ -17,8 +17,6 @@ from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.launch import OUTPUT
 from rnnbench_nb.report import Report, read_csv
 
-pytestmark = pytest.mark.xdist_group("workflow")  # they share a report and a server
-
 RUN = "runs/gru-seed42"
 AFTER = {  # what a phase makes, and all that follows from it
     "pages": ["index.html", "pages", "logs/render.txt"],

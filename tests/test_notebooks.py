@@ -15,7 +15,6 @@ from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
 from rnnbench_nb.tasks import TASKS
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-together = pytest.mark.xdist_group("notebooks")  # on one worker, for they share a kernel
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -118,14 +117,12 @@ def text_of(notebook):
     )
 
 
-@together
 def test_training_by_hand_refuses_an_unknown_key(execute):
     with pytest.raises(papermill.PapermillExecutionError) as error:
         execute("02_train", gama=0.5)
     assert "unknown key 'gama'; the nearest known key is 'gamma'" in str(error.value)
 
 
-@together
 @pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
 def test_a_notebook_that_reads_runs_works_from_a_fresh_clone_and_says_so_at_the_top(name, execute):
     executed = execute(name)
@@ -133,14 +130,12 @@ def test_a_notebook_that_reads_runs_works_from_a_fresh_clone_and_says_so_at_the_
     assert "**This is a demonstration:**" in text_of(nbformat.v4.new_notebook(cells=outputs[:1]))
 
 
-@together
 @pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
 def test_a_wrong_folder_is_an_error_and_no_demonstration(name, execute, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="holds no report"):
         execute(name, output_dir=str(tmp_path / "none"))
 
 
-@together
 @pytest.mark.parametrize("name", ["03_compare", "07_gradients"])
 def test_a_notebook_that_reads_runs_is_content_with_one(name, execute, report, tmp_path):
     write_tiny(tmp_path / "protocol.yaml", models="[agru]")

@@ -20,9 +20,6 @@ from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters
 from rnnbench_nb.report import load_run, read_csv, write_csv
 from rnnbench_nb.training import train_run
 
-# Tests with the stand-ins share one server: they stay together on one worker.
-together = pytest.mark.xdist_group("workflow")
-
 
 def test_a_report_has_all_that_was_promised(report):
     wanted = ["index.html", "results.csv", "history.csv", "results_summary.md", "protocol.yaml"]
@@ -50,7 +47,6 @@ def test_a_second_command_does_nothing_and_says_so(report):
     assert before == {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
 
 
-@together
 def test_more_seeds_rerun_nothing_and_other_parameters_are_refused(
     report, tmp_path, quick_rnnbench
 ):
@@ -81,7 +77,6 @@ def test_leaving_a_model_out_changes_nothing_for_the_others(report, tmp_path):
     assert (run.folder / weights).read_bytes() == theirs.read_bytes()
 
 
-@together
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, quick_rnnbench):
     variants = "{größe: {model: gru}, bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, " \
                "clip_norm: null}}"  # fmt: skip
