@@ -175,7 +175,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
 @each_cell
 def test_every_cell_learns_every_task(cell, task, tmp_path):
     small = {key: value for key, value in TINY.items() if key in RunParameters.model_fields}
-    small |= TASKS[task].tiny
+    small |= {**TASKS[task].tiny, "epochs": 4}
     parameters = run_parameters({"model": cell, "task": task, **small}, "the test")
     run = train_run(parameters, tmp_path, **QUIET)
     losses = run.history[run.history["split"] == "train"]["loss"].to_numpy()

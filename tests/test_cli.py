@@ -10,8 +10,10 @@ import yaml
 from conftest import one_sentence, rnnbench_here, write_tiny
 
 from rnnbench_nb import cli
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
 from rnnbench_nb.report import Report, formatted, read_csv, summary, write_csv
+from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.training import train_run
 
 PUBLISHED = sorted(path.parent for path in PROJECT.glob("reports/published/*/protocol.yaml"))
@@ -76,7 +78,8 @@ def test_list_shows_each_report_with_its_best_variant(tmp_path, monkeypatch):
     assert "protocol.yaml: models: 'nothing' is unknown" in result.stdout
     # 60 is the mean of 50 and 70, whose sd is 20 / sqrt(2)
     assert cells[2] == ["mine", "3/4", "GRU: accuracy 60.00 ± 14.14%", "reports/mine"]
-    assert "Cells: agru, gru, lstm." in result.stdout and "Tasks: image_sequence." in result.stdout
+    assert f"Cells: {', '.join(CELLS)}." in result.stdout
+    assert f"Tasks: {', '.join(TASKS)}." in result.stdout
     assert cells[3] == ["vogt", "1/1", "GRU: accuracy 97.94%", "reports/published/vogt"]
 
 

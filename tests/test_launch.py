@@ -3,13 +3,16 @@
 import json
 
 import nbformat
+import papermill
 import pytest
+import yaml
 from conftest import one_sentence, rnnbench_here, write_tiny
 
 from rnnbench_nb import launch, site
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol, recorded_protocol, to_yaml
 from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.training import train_run
 
 
@@ -187,6 +190,8 @@ def test_data_that_stand_in_are_settled_once_and_noted(tmp_path, monkeypatch):
 def test_the_data_page_takes_the_options_of_its_task():
     ((page, parameters),) = launch.data_pages(load_protocol(PROJECT / "params/quick.yaml")).items()
     assert page == "01_data"
-    assert launch.data_options(parameters) == (
-        "dataset: mnist\noffline_fallback: digits\nreading: row\nseed: 42\n"
-    )
+    given = yaml.safe_load(launch.data_options(parameters))
+    assert given.pop("seed") == 42 and given["offline_fallback"] == "digits"
+    assert given.keys() == TASKS[parameters.task].Options.model_fields.keys()
+    declared = papermill.inspect_notebook(PROJECT / f"notebooks/{page}.ipynb")
+    assert given.keys() <= declared.keys()

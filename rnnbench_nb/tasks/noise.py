@@ -16,6 +16,7 @@ class NoisePadded(ImageSequence):
 
     name, label = "noise_padded", "classification of images before noise"
     tiny = {"dataset": "digits", "padded_length": 28}
+    data_page = None  # that page shows images as they are
 
     class Options(ImageSequence.Options):
         """Which images, and how many steps with the noise; rows are read as they are."""
