@@ -84,6 +84,14 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
     return root / name
 
 
+LONG = ("test_workflow", "test_faults", "test_add_a_cell", "test_publish", "test_notebooks")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The files that take longest go first, so that no worker waits for another at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture
 def tiny() -> RunParameters:
     return run_parameters({"model": "agru", **TINY}, "the test")
