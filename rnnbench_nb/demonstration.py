@@ -8,7 +8,7 @@ from IPython.display import Markdown, display
 from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report
-from rnnbench_nb.training import train_run
+from rnnbench_nb.runs import train_run
 
 SETTINGS = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "hidden_size": 32}
 

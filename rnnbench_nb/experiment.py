@@ -37,15 +37,22 @@ GONE = {"num_layers": (1, None)}  # keys of earlier records, with the values tha
 
 
 class ModelParameters(Frozen):
-    """The cell, by its name, and its size; dropout is before the head."""
+    """The cell, by its name, and its size; dropout is before the head.
+
+    Every matrix starts uniform on +-1/sqrt(H), or as Xavier has it (Glorot and Bengio 2010).
+    """
 
     model: str
     hidden_size: Size = 128
     dropout: Fraction = 0.0
+    initialisation: Literal["uniform", "xavier"] = "uniform"
 
 
 class OptimiserParameters(Frozen):
-    """The optimiser and its schedule; clip_norm bounds the norm of the whole gradient."""
+    """The optimiser and its schedule; clip_norm bounds the norm of the whole gradient.
+
+    On a plateau the learning rate falls by a factor, and not below the minimum.
+    """
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive = 1e-3
@@ -54,19 +61,23 @@ class OptimiserParameters(Frozen):
     schedule: Literal["plateau", "cosine", "none"] = "plateau"
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     plateau_patience: Annotated[int, Field(ge=0)] = 5
+    plateau_minimum: NotNegative = 0.0
 
 
 class TrainingParameters(Frozen):
     """The budget: at most so many epochs, and steps of the optimiser if they are given.
 
     The last epoch may then be short. Patience counts epochs without a fall of min_delta in the
-    validation loss.
+    validation loss. `best_by` says what chooses the epoch whose weights are tested, `drop_last`
+    whether an incomplete batch at the end of an epoch is left out.
     """
 
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 42
     epochs: Size = 50
     steps: Size | None = None
     batch_size: Size = 128
+    drop_last: bool = False
+    best_by: Literal["score", "loss"] = "score"
     patience: Size | None = 10
     min_delta: NotNegative = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -61,8 +61,8 @@ def build_model(
     """The model that the parameters describe, initialised by one policy for all cells.
 
     Every matrix is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU and the
-    same for each gate; every vector is 0. Then the cell sets what its file says (the LSTM its
-    forget bias, the A-GRU its step size).
+    same for each gate, or, if `initialisation` says so, Xavier uniform; every vector is 0. Then the
+    cell sets what its file says (the LSTM its forget bias, the A-GRU its step size).
 
     Args:
         parameters: The cell, its size and options.
@@ -78,7 +78,7 @@ def build_model(
     options = {name: getattr(parameters, name) for name in kind.Options.model_fields}
     cell = kind(input_size, parameters.hidden_size, batch_first=True, **options)
     model = SequenceModel(cell, outputs, parameters.dropout, read)
-    draw(model, parameters.hidden_size, generator)
+    draw(model, parameters.hidden_size, generator, parameters.initialisation)
     cell.initialise(generator)
     return model
 

@@ -72,12 +72,22 @@ class _Shared:
         return parts
 
 
-def draw(module: nn.Module, hidden_size: int, generator: torch.Generator | None) -> None:
-    """The common start: every matrix uniform on +-1/sqrt(H), every vector and scalar zero."""
+def draw(
+    module: nn.Module,
+    hidden_size: int,
+    generator: torch.Generator | None,
+    initialisation: str = "uniform",
+) -> None:
+    """The common start: every matrix uniform on +-1/sqrt(H), or Xavier; all else zero.
+
+    Xavier takes the fans of a stored matrix as it stands, the gates stacked.
+    """
     bound = 1 / math.sqrt(hidden_size)
     for tensor in module.state_dict(keep_vars=True).values():
         with torch.no_grad():
-            if tensor.dim() > 1:
+            if tensor.dim() > 1 and initialisation == "xavier":
+                nn.init.xavier_uniform_(tensor, generator=generator)
+            elif tensor.dim() > 1:
                 tensor.uniform_(-bound, bound, generator=generator)
             else:
                 tensor.zero_()

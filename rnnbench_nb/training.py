@@ -1,44 +1,27 @@
 """The one training loop: fair, resumable, and blind to which cell it trains."""
 
 import copy
-import hashlib
 import io
 import math
 import pickle
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rnnbench_nb import report as results
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, RunParameters
+from rnnbench_nb.experiment import RunParameters
 from rnnbench_nb.files import write_file
-from rnnbench_nb.model import SequenceModel, build_model, count
-from rnnbench_nb.provenance import environment, fingerprint
+from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.provenance import fingerprint
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.tasks import TASKS, Task
+from rnnbench_nb.tasks import Task
 from rnnbench_nb.tasks.base import Part, Split
 
 MOMENTUM = 0.9  # of SGD
 EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
-
-
-def device_of(parameters: RunParameters) -> torch.device:
-    """The device that `device: auto | cpu | cuda` means here.
-
-    Raises:
-        UserError: cuda is asked for and there is none.
-    """
-    if parameters.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'.")
-    gpu = parameters.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
 
 
 def _optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:
@@ -69,8 +52,13 @@ def epochs_of(parameters: RunParameters, examples: int) -> int:
     """
     if not parameters.steps:
         return parameters.epochs
-    each = math.ceil(examples / parameters.batch_size)
-    return min(parameters.epochs, math.ceil(parameters.steps / each))
+    return min(parameters.epochs, math.ceil(parameters.steps / _batches(parameters, examples)))
+
+
+def _batches(parameters: RunParameters, examples: int) -> int:
+    """Batches in a whole epoch; the last may be incomplete, unless it is dropped."""
+    whole, rest = divmod(examples, parameters.batch_size)
+    return whole + (rest > 0 and not (parameters.drop_last and whole))
 
 
 def _schedule(
@@ -80,7 +68,10 @@ def _schedule(
     schedules = torch.optim.lr_scheduler
     if parameters.schedule == "plateau":
         return schedules.ReduceLROnPlateau(
-            optimiser, factor=parameters.plateau_factor, patience=parameters.plateau_patience
+            optimiser,
+            factor=parameters.plateau_factor,
+            patience=parameters.plateau_patience,
+            min_lr=parameters.plateau_minimum,
         )
     if parameters.schedule == "cosine":
         return schedules.CosineAnnealingLR(optimiser, T_max=epochs)
@@ -190,9 +181,10 @@ def fit(
 ) -> _State:
     """Train a model, with one checkpoint an epoch in `folder`; a killed run resumes from it.
 
-    The schedule and early stopping follow the validation loss; the best epoch is the one with
-    the highest validation score, the earliest of equals. Losses are means over examples. The
-    figures of the training split are running means while the model learns.
+    The schedule and early stopping follow the validation loss; the best epoch is the one with the
+    highest validation score, or with the lowest loss where `best_by` says so, the earliest of
+    equals. Losses are means over examples. The figures of the training split are running means
+    while the model learns.
 
     Args:
         model: The model, on its device; changed in place.
@@ -232,8 +224,9 @@ def fit(
             | {"seconds": end - middle},
         ]
         state.tracked.append(model.tracked())
-        if score > progress["best_score"]:
-            progress |= {"best_score": score, "best_epoch": epoch}
+        worth = score if parameters.best_by == "score" else -loss
+        if worth > progress["best_score"]:
+            progress |= {"best_score": worth, "best_epoch": epoch}
             state.best = copy.deepcopy(model.state_dict())
         if loss < progress["lowest_loss"] - parameters.min_delta:
             progress |= {"lowest_loss": loss, "epochs_without_fall": 0}
@@ -270,6 +263,7 @@ def _train_epoch(
     loss_sum = score_sum = norm_sum = 0.0
     last_finite, examples = math.nan, 0
     batches = torch.randperm(len(part.targets), generator=state.order).split(parameters.batch_size)
+    batches = batches[: _batches(parameters, len(part.targets))]
     if parameters.steps:
         batches = batches[: parameters.steps - (epoch - 1) * len(batches)]
     for step, batch in enumerate(batches, start=1):
@@ -303,148 +297,3 @@ def _require_finite(
             f"{parameters.run}: the loss is {loss} in epoch {epoch} {where} (the last finite loss "
             f"was {last_finite:.4g}); lower learning_rate or clip_norm."
         )
-
-
-def _data_hash(data: Split) -> str:
-    """A hash of the examples and targets of all parts, as this run sees them."""
-    digest = hashlib.sha256()
-    for tensor in (tensor for part in data for tensor in part):
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()[:16]
-
-
-def _finished_elsewhere(record: dict, parameters: RunParameters, folder: Path) -> Path | None:
-    """The folder of the same run, finished in another report of this project.
-
-    It is the same if its parameters are, and the code, the data, the kind of device and the
-    precision that it had; and all the files of a run must be there.
-    """
-    alike = ("fingerprint", "data", "device", "precision")
-    for path in sorted((PROJECT / "reports").glob(f"*/runs/*-seed{parameters.seed}/run.json")):
-        try:
-            run = results.load_run(path.parent)
-            same = all(run.record.get(key) == record[key] for key in alike)
-            done = run.record["status"] == results.COMPLETED
-            if done and same and run.parameters.same_as(parameters) and path.parent != folder:
-                if all(run.has(name) for name in ("initial", "best", "outputs", "predicted")):
-                    return path.parent
-        except (UserError, KeyError):
-            continue
-    return None
-
-
-def train_run(
-    parameters: RunParameters, folder: Path | str, report: Callable[[str], None] = print
-) -> results.Run:
-    """Train one model with one seed, read the test set once, and write the run's folder.
-
-    Args:
-        parameters: Everything the run depends on.
-        folder: The run's folder; a run that was killed there goes on from its last epoch.
-        report: Takes the lines of progress.
-
-    Returns:
-        The finished run; one that was finished before, here or in another report of the project,
-        is read, not trained again.
-
-    Raises:
-        UserError: The run cannot be trained; run.json then says why.
-    """
-    folder = Path(folder)
-    if (folder / "run.json").exists():
-        run = results.load_run(folder)
-        if run.record["status"] == results.COMPLETED and run.parameters.same_as(parameters):
-            report(f"{parameters.run} is finished: its results are read, not trained again.")
-            return run
-    record = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
-    record |= {"status": results.FAILED, **environment()}
-    try:
-        changed, note = TASKS[parameters.task](parameters).resolve()
-        if note:
-            report(f"{note}.")
-            parameters = parameters.model_copy(update=changed)
-        task = TASKS[parameters.task](parameters)
-        data = task.load(parameters.seed)
-        device = device_of(parameters)
-        steps, input_size = task.inputs(data.train.inputs[:1]).shape[1:]
-        random = generator(parameters.seed, "initialisation")
-        model = build_model(parameters, input_size, task.outputs(), random, task.read).to(device)
-        total, free = count(model)
-        record |= {
-            "parameters": parameters.model_dump(),
-            "fingerprint": fingerprint(parameters.model, parameters.task),
-            "parameter_count": total,
-            "free_parameter_count": free,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "path": model.cell.path(),
-            "precision": torch.get_float32_matmul_precision(),
-            "data": {
-                **task.describe(),
-                **{name: len(part.targets) for name, part in data._asdict().items()},
-                "steps": steps,
-                "input_size": input_size,
-                "outputs": task.outputs(),
-                "hash": _data_hash(data),
-            },
-        }
-        elsewhere = _finished_elsewhere(record, parameters, folder)
-        if elsewhere:
-            return _take(elsewhere, parameters, folder, report)
-        state = fit(model, data, task, parameters, folder, report)
-        model.load_state_dict(state.best)
-        loss, _, outputs = evaluate(model, data.test, task)
-    except UserError as error:
-        results.write_record(folder, {**record, "reason": str(error)})
-        raise
-    label, predicted = data.test.targets.numpy(), task.answers(outputs).numpy()
-    results.write_tensors(
-        folder / "predicted.safetensors", _narrow(label=label, predicted=predicted)
-    )
-    tensors = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
-    if state.tracked[0]:
-        names = state.tracked[0].keys()
-        stacked = {name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names}
-        tensors["recurrent"] = stacked
-    for name, content in tensors.items():
-        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
-        results.write_tensors(folder / f"{name}.safetensors", arrays)
-    history = pd.DataFrame(state.history, columns=results.history_columns(task.score.name))
-    results.write_csv(folder / "history.csv", history)
-    record |= {
-        "status": results.COMPLETED,
-        "epochs": state.progress["epoch"],
-        "best_epoch": state.progress["best_epoch"],
-        "test": {**task.metrics(label, predicted), "loss": loss},
-        "seconds": state.progress["seconds"],
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    results.write_record(folder, record)
-    return results.load_run(folder)
-
-
-def _narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
-    """Whole numbers in the smallest type that holds all of them; others as they are."""
-    if any(array.dtype.kind not in "iu" for array in arrays.values()):
-        return arrays
-    ends = [end for array in arrays.values() for end in (array.min(), array.max())]
-    kind = np.result_type(*(np.min_scalar_type(end) for end in ends))
-    return {name: array.astype(kind) for name, array in arrays.items()}
-
-
-def _take(
-    source: Path, parameters: RunParameters, folder: Path, report: Callable[[str], None]
-) -> results.Run:
-    """Copy the files of a run that another report has, under this run's name."""
-    for path in source.iterdir():
-        if path.suffix in (".safetensors", ".csv"):
-            write_file(folder / path.name, path.read_bytes())
-    names = {"variant": parameters.name}
-    history = results.read_csv(source / "history.csv").assign(**names)
-    results.write_csv(folder / "history.csv", history)
-    found = results.load_run(source)
-    origin = source.relative_to(PROJECT).as_posix()
-    record = {**found.record, **names, "parameters": parameters.model_dump(), "taken_from": origin}
-    results.write_record(folder, record)
-    report(f"{parameters.run} is finished in {origin}: it is taken from there, not trained again.")
-    return results.load_run(folder)

@@ -12,7 +12,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, run_parameters, to_yaml
 from rnnbench_nb.report import Report, write_tables
-from rnnbench_nb.training import train_run
+from rnnbench_nb.runs import train_run
 
 NAMES = {page.partition("_")[2] for page in PAGES}
 MODULES = {"compare": "comparison", "eigenvalues": "eigenvalues", "ablation": "ablation",

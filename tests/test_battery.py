@@ -14,9 +14,9 @@ from rnnbench_nb.cells import CELLS, module
 from rnnbench_nb.experiment import RunParameters, run_parameters
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.recurrent import plain_loop, unroll
+from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS
-from rnnbench_nb.training import train_run
 
 B, T, D, H = 3, 6, 4, 7
 QUIET = {"report": lambda line: None}

@@ -13,8 +13,8 @@ from rnnbench_nb import cli
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
 from rnnbench_nb.report import Report, formatted, read_csv, summary, write_csv
+from rnnbench_nb.runs import train_run
 from rnnbench_nb.tasks import TASKS
-from rnnbench_nb.training import train_run
 
 PUBLISHED = sorted(path.parent for path in PROJECT.glob("reports/published/*/protocol.yaml"))
 

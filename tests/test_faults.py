@@ -204,7 +204,7 @@ import sys
 from pathlib import Path
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import load_run
-from rnnbench_nb.training import train_run
+from rnnbench_nb.runs import train_run
 
 disk, parameters = Path(sys.argv[1]), load_run(sys.argv[2]).parameters
 filler = disk / "filler"

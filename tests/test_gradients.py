@@ -13,7 +13,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import load_protocol, to_yaml
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.report import Report
-from rnnbench_nb.training import train_run
+from rnnbench_nb.runs import train_run
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from rnnbench_nb import launch, site
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol, recorded_protocol, to_yaml
 from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.runs import train_run
 from rnnbench_nb.tasks import TASKS
-from rnnbench_nb.training import train_run
 
 
 def in_process(out, profile, jobs, dry_run, on_gpu):

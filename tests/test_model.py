@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -8,14 +9,14 @@ import torch
 from torch import nn
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.cells.lstm import FORGET_BIAS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import run_parameters
+from rnnbench_nb.experiment import load_protocol, run_parameters
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.report import load_run
+from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS
-from rnnbench_nb.training import _optimiser, train_run
+from rnnbench_nb.training import _optimiser
 
 RECORDED = json.loads((Path(__file__).parent / "data/before_the_house.json").read_text())
 CONTROLS = {"frozen": {"recurrence": "frozen"}, "free": {"recurrence": "free"}}
@@ -118,11 +119,28 @@ def test_a_whole_run_comes_near_its_published_accuracy(name, tmp_path, capsys):
     assert abs(ours - theirs) <= 0.3
 
 
-def test_the_forget_bias_is_what_is_said_once():
-    cell = build("lstm").cell
+@pytest.mark.parametrize("bias", [1.0, 2.0])
+def test_the_forget_bias_is_what_is_said_once(bias):
+    cell = build("lstm", forget_bias=bias).cell
     i, f, g, o = (cell.bias_ih_l0 + cell.bias_hh_l0).view(4, -1)
-    assert (f == FORGET_BIAS).all()
+    assert (f == bias).all()
     assert not torch.cat([i, g, o]).any()
+
+
+def test_the_start_of_the_agrus_authors_is_xavier_but_for_w():
+    protocol = load_protocol("params/agru_authors.yaml")
+    for parameters in protocol.parameterisations.values():
+        model = build_model(parameters, 28, 10, torch.Generator().manual_seed(0))
+        for name, weight in model.named_parameters():
+            if weight.dim() < 2:
+                continue
+            bound = math.sqrt(6 / sum(weight.shape))  # of the whole stacked matrix
+            if name == "cell.candidate_weight":
+                bound = 1 / math.sqrt(128)
+            assert 0.98 * bound < weight.abs().max() <= 1.00001 * bound, name
+        if parameters.model == "agru":
+            assert model.cell.step_size() is model.cell.epsilon and model.cell.epsilon == 1
+            assert any(p is model.cell.epsilon for p in model.cell.decayed()[0])
 
 
 @pytest.mark.parametrize("model", CELLS)

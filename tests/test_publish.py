@@ -14,7 +14,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.publish import publish
 from rnnbench_nb.report import Report, write_tables
-from rnnbench_nb.training import train_run
+from rnnbench_nb.runs import train_run
 
 
 def notebook(path):

@@ -13,8 +13,9 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.provenance import _sources
 from rnnbench_nb.report import Report, read_csv, verify, write_tables
+from rnnbench_nb.runs import train_run
 from rnnbench_nb.tasks import TASKS, download, images
-from rnnbench_nb.training import evaluate, train_run
+from rnnbench_nb.training import evaluate
 
 QUIET = {"report": lambda line: None}
 SYNTHETIC = ["adding_problem", "copying_memory"]

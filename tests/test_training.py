@@ -9,16 +9,17 @@ import torch
 from conftest import TINY
 from torch.nn import functional as F
 
-from rnnbench_nb import training
+from rnnbench_nb import runs, training
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.model import build_model
 from rnnbench_nb.report import load_run
+from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.tasks.base import Part
-from rnnbench_nb.training import evaluate, fit, train_run
+from rnnbench_nb.training import evaluate, fit
 
 QUIET = {"report": lambda line: None}
 
@@ -163,7 +164,7 @@ def test_a_damaged_checkpoint_is_told_and_trained_over(tiny, tmp_path, damage):
 
 def test_a_finished_run_is_read_not_trained_again(tiny, tmp_path, monkeypatch):
     first = train_run(tiny, tmp_path, **QUIET)
-    monkeypatch.setattr(training, "fit", None)
+    monkeypatch.setattr(runs, "fit", None)
     assert train_run(tiny, tmp_path, **QUIET).record == first.record
 
 
@@ -223,11 +224,48 @@ def test_the_test_images_are_read_once_and_last(tiny, tmp_path, monkeypatch):
         reads.append(len(part.targets))
         return evaluate(model, part, task)
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    for module in (training, runs):
+        monkeypatch.setattr(module, "evaluate", spy)
     run = train_run(tiny, tmp_path, **QUIET)
     sizes = run.record["data"]
     assert Counter(reads) == {sizes["validation"]: tiny.epochs, sizes["test"]: 1}
     assert reads[-1] == sizes["test"]
+
+
+def test_the_best_epoch_is_by_validation_loss_if_asked_for(tiny, tmp_path):
+    parameters = change(tiny, model="gru", seed=2, epochs=8, learning_rate=0.2, best_by="loss")
+    run = train_run(parameters, tmp_path, **QUIET)
+    validation = run.history[run.history["split"] == "validation"].set_index("epoch")
+    assert run.record["best_epoch"] == validation["loss"].idxmin()
+    assert run.record["best_epoch"] != validation["accuracy"].idxmax()  # so it is told apart
+
+
+def test_an_incomplete_batch_is_dropped_if_asked_for(tiny, tmp_path, monkeypatch):
+    sizes = []
+    kind = TASKS[tiny.task]
+    losses = kind.losses
+
+    def spy(self, outputs, targets, reduction):
+        sizes.append(len(targets))
+        return losses(self, outputs, targets, reduction)
+
+    monkeypatch.setattr(kind, "losses", spy)
+    whole = tiny.batch_size
+    for drop, incomplete in ((False, 1), (True, 0)):
+        sizes.clear()
+        run = train_run(change(tiny, epochs=1, drop_last=drop), tmp_path / str(drop), **QUIET)
+        batches = sizes[:-2]  # the others are validation and test
+        examples = run.record["data"]["train"]
+        assert examples % whole and len(batches) == examples // whole + incomplete
+        assert sum(batches) == (examples if incomplete else examples // whole * whole)
+
+
+def test_the_rate_on_a_plateau_has_a_minimum(tiny):
+    parameters = change(tiny, plateau_patience=0, plateau_minimum=4e-4)
+    state = training._State(model_of(parameters), parameters, 9)
+    for _ in range(9):
+        state.schedule.step(1.0)
+    assert state.optimiser.param_groups[0]["lr"] == 4e-4
 
 
 def test_the_best_epoch_is_by_validation_accuracy(tiny, tmp_path):
@@ -273,8 +311,8 @@ def test_epsilon_stays_positive(tiny, tmp_path, kind):
 def test_an_asked_for_gpu_that_is_not_there_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))
     with pytest.raises(UserError, match="device: 'cuda' is asked for but no GPU is found"):
-        training.device_of(change(tiny, device="cuda"))
-    assert training.device_of(tiny).type == "cpu"
+        runs.device_of(change(tiny, device="cuda"))
+    assert runs.device_of(tiny).type == "cpu"
 
 
 @pytest.mark.skipif("RNNBENCH_DATA" not in os.environ, reason="RNNBENCH_DATA names no real MNIST")
@@ -292,14 +330,14 @@ def test_one_epoch_of_real_mnist(model, tmp_path):
 @pytest.fixture
 def project(monkeypatch, tmp_path):
     """A project of its own, whose reports a run may be taken from."""
-    monkeypatch.setattr(training, "PROJECT", tmp_path)
+    monkeypatch.setattr(runs, "PROJECT", tmp_path)
     return tmp_path / "reports"
 
 
 def test_a_run_that_another_report_has_is_taken_from_there(tiny, project, monkeypatch):
     named = change(tiny, variant="first")
     first = train_run(named, project / "a/runs/first-seed42", **QUIET)
-    monkeypatch.setattr(training, "fit", None)  # nothing is trained
+    monkeypatch.setattr(runs, "fit", None)  # nothing is trained
     lines = []
     second = train_run(
         change(tiny, variant="second"), project / "b/runs/second-seed42", report=lines.append
@@ -320,9 +358,9 @@ def test_a_run_that_differs_is_not_taken(tiny, project, monkeypatch, difference)
     train_run(tiny, project / "a/runs/agru-seed42", **QUIET)
     wanted = change(tiny, gamma=0.5) if difference == "parameters" else tiny
     if difference == "code":
-        monkeypatch.setattr(training, "fingerprint", lambda model, task: "of other code")
+        monkeypatch.setattr(runs, "fingerprint", lambda model, task: "of other code")
     if difference == "data":
-        monkeypatch.setattr(training, "_data_hash", lambda data: "of other data")
+        monkeypatch.setattr(runs, "_data_hash", lambda data: "of other data")
     if difference == "precision":
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     if difference == "weights":
@@ -359,8 +397,8 @@ def test_a_checkpoint_of_two_gpus_goes_on_without_any(tiny, tmp_path):
 
 
 def test_answers_are_kept_in_a_type_that_holds_them():
-    narrow = training._narrow(label=np.array([0, 300]), predicted=np.array([0, 1]))
+    narrow = runs._narrow(label=np.array([0, 300]), predicted=np.array([0, 1]))
     assert narrow["label"].tolist() == [0, 300] and narrow["label"].dtype == np.uint16
-    assert training._narrow(label=np.array([0, 9]))["label"].dtype == np.uint8
-    assert training._narrow(label=np.array([-1, 9]))["label"].tolist() == [-1, 9]
-    assert training._narrow(label=np.array([0.25]))["label"].tolist() == [0.25]
+    assert runs._narrow(label=np.array([0, 9]))["label"].dtype == np.uint8
+    assert runs._narrow(label=np.array([-1, 9]))["label"].tolist() == [-1, 9]
+    assert runs._narrow(label=np.array([0.25]))["label"].tolist() == [0.25]

@@ -18,7 +18,7 @@ from rnnbench_nb import launch
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters
 from rnnbench_nb.report import load_run, read_csv, write_csv
-from rnnbench_nb.training import train_run
+from rnnbench_nb.runs import train_run
 
 
 def test_a_report_has_all_that_was_promised(report):

@@ -15,7 +15,8 @@ class AGRU(Cell):
 
     Parameters: ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows
     [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and the scalar ``log_epsilon``, so
-    that the step size exp(log_epsilon) stays positive however it is trained.
+    that the step size exp(log_epsilon) stays positive however it is trained. With `epsilon_itself`
+    the scalar is ``epsilon``, the step size as it is.
     """
 
     name, label = "agru", "A-GRU"
@@ -40,6 +41,7 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             gamma: Damping: a hyperparameter, never part of the state dict.
             epsilon: Step size at the start.
             learnable_epsilon: Whether the step size is trained.
+            epsilon_itself: Whether it is trained as it is, with weight decay, not as its logarithm.
             recurrence: antisymmetric, or a control: frozen leaves W as it was drawn, free takes
                 A = W - gamma I.
             initial_scale: Factor on the initial W.
@@ -48,25 +50,29 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         gamma: Finite = 0.01
         epsilon: Positive = 1.0
         learnable_epsilon: bool = True
+        epsilon_itself: bool = False
         recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
         initial_scale: NotNegative = 1.0
 
     def weights(self):
-        """The recurrent weights, and the logarithm of the step size."""
+        """The recurrent weights, and the step size or its logarithm."""
         h = self.hidden_size
-        return {"gate_weight": (2 * h, h), "candidate_weight": (h, h), "log_epsilon": ()}
+        scalar = "epsilon" if self.options.epsilon_itself else "log_epsilon"
+        return {"gate_weight": (2 * h, h), "candidate_weight": (h, h), scalar: ()}
 
     def initialise(self, generator):
         """Set the step size, scale W, and leave untrained what the options say."""
+        start, itself = self.options.epsilon, self.options.epsilon_itself
+        scalar = self.epsilon if itself else self.log_epsilon
         with torch.no_grad():
-            self.log_epsilon.fill_(math.log(self.options.epsilon))
+            scalar.fill_(start if itself else math.log(start))
             self.candidate_weight.mul_(self.options.initial_scale)
-        self.log_epsilon.requires_grad_(self.options.learnable_epsilon)
+        scalar.requires_grad_(self.options.learnable_epsilon)
         self.candidate_weight.requires_grad_(self.options.recurrence != "frozen")
 
     def step_size(self):
-        """The current step size epsilon, a positive scalar tensor."""
-        return self.log_epsilon.exp()
+        """The current step size epsilon, a scalar tensor, positive unless trained as it is."""
+        return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
 
     def recurrent_matrix(self):
         """A (H, H) = W - W^T - gamma I, computed from the current W."""

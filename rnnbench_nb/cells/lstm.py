@@ -1,8 +1,7 @@
 """The LSTM (Hochreiter and Schmidhuber 1997), which is torch.nn's own."""
 
-from rnnbench_nb.cells.base import Cell, torch
-
-FORGET_BIAS = 1.0  # Jozefowicz et al. 2015; torch's two bias vectors share it
+from rnnbench_nb.cells.base import Cell, Frozen, torch
+from rnnbench_nb.validation import Finite
 
 
 class LSTM(Cell):
@@ -23,10 +22,20 @@ $$c_s = f_s \odot c_{s-1} + i_s \odot g_s$$
 $$h_s = o_s \odot \tanh c_s$$
 """
 
+    class Options(Frozen):
+        """What the LSTM can be told.
+
+        Attributes:
+            forget_bias: The forget gate's bias at the start, the sum of torch's two vectors
+                (Jozefowicz et al. 2015).
+        """
+
+        forget_bias: Finite = 1.0
+
     def initialise(self, generator):
-        """Start the forget gate, second of i, f, g, o, at `FORGET_BIAS`."""
+        """Set the bias of the forget gate, second of i, f, g, o."""
         with torch.no_grad():
-            self.bias_ih_l0.view(4, -1)[1] = FORGET_BIAS
+            self.bias_ih_l0.view(4, -1)[1] = self.options.forget_bias
 
     def prepare(self):
         """Torch's recurrent weights and second biases."""

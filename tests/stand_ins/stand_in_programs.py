@@ -26,7 +26,7 @@ def papermill(arguments: list[str]) -> None:
     import yaml
 
     from rnnbench_nb.experiment import from_notebook, project_path
-    from rnnbench_nb.training import train_run
+    from rnnbench_nb.runs import train_run
 
     source, target, *options = arguments
     shutil.copyfile(source, target)
