@@ -99,6 +99,12 @@ class RunParameters(TrainingParameters, OptimiserParameters, ModelParameters):
         """The name of the run and of its folder: the variant's and the seed, as in `x-seed42`."""
         return f"{self.name}-seed{self.seed}"
 
+    @property
+    def asked(self) -> tuple:
+        """The task and its options: variants are compared where they share them."""
+        task = TASKS[self.task]
+        return task.name, *(getattr(self, key) for key in task.Options.model_fields)
+
     def same_as(self, other: "RunParameters") -> bool:
         """Whether two runs are one: alike in all but the variant's name."""
         return self.model_dump(exclude={"variant"}) == other.model_dump(exclude={"variant"})

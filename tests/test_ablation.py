@@ -64,6 +64,19 @@ def test_models_are_families_where_each_has_several_variants():
         ablation.families(variants, "other")
 
 
+def test_other_lengths_are_other_families_and_what_stands_alone_is_in_none():
+    variants = {
+        f"{model}_{length}": parameters(model, task="adding_problem", length=length)
+        for length in (200, 750)
+        for model in ("gru", "lstm", "agru")
+    }
+    short, long = (list(variants)[i : i + 3] for i in (0, 3))
+    assert ablation.families(variants) == [short, long]
+    assert ablation.families(variants, "lstm_750")[1] == ["lstm_750", "gru_750", "agru_750"]
+    del variants["gru_200"], variants["lstm_200"]
+    assert ablation.families(variants) == [long]
+
+
 def test_validation_scores_are_those_of_the_chosen_epoch():
     history = pd.DataFrame(
         [("a", 3, 1, "train", 0.1), ("a", 3, 1, "validation", 0.8), ("a", 3, 2, "validation", 0.9),

@@ -73,6 +73,19 @@ def test_the_same_labels_after_more_steps_are_other_examples(tmp_path):
     assert comparison.test_sets(Report(made.folder)) == [["gru"], ["lstm"], ["agru"]]
 
 
+def test_each_length_has_a_reference_and_a_variant_without_runs_stands_with_its_own(tmp_path):
+    names = [(model, length) for length in (28, 30) for model in ("gru", "lstm", "agru")]
+    noise = {"task": "noise_padded"}
+    variants = {f"{model}_{length}": {"model": model, **noise, "padded_length": length}
+                for model, length in names}  # fmt: skip
+    answers = {(name, 1): (TRUTH if "28" in name else [2, 3], [2] * (4 if "28" in name else 2))
+               for name in list(variants)[:-1]}  # fmt: skip
+    made = write_made_report(tmp_path, variants, answers, seeds=(1,))
+    table = comparison.analyse(made, margin=0.01, reference="gru_28")["comparison"]
+    pairs = [("lstm_28", "gru_28", 1), ("agru_28", "gru_28", 1), ("lstm_30", "gru_30", 1)]
+    assert rows(table, "a", "b", "n") == [*pairs, ("agru_30", "gru_30", 0)]
+
+
 def test_each_run_is_judged_by_its_own_labels(made, found):
     assert comparison.test_sets(made) == [["gru", "lstm"], ["agru"]]
     scores = comparison.scores(made)

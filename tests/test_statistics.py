@@ -282,6 +282,16 @@ def test_only_variants_that_were_tested_on_the_same_examples_are_compared():
     assert stats.compare(tidy(scores), 0.01, tested_on={"a": 1, "b": 2, "c": 3}).empty
 
 
+def test_each_set_of_test_examples_has_a_reference():
+    scores = {name: [0.9, 0.8] for name in "abcde"}
+    places = {"a": 1, "b": 2, "c": 1, "d": 2, "e": 3}
+    table = stats.compare(tidy(scores), 0.01, reference="a", tested_on=places)
+    assert table[["a", "b"]].to_numpy().tolist() == [["c", "a"], ["d", "b"]]
+    table = stats.compare(tidy(scores), 0.01, reference="d", tested_on=places)
+    assert table[["a", "b"]].to_numpy().tolist() == [["b", "d"], ["c", "a"]]
+    assert set(table["comparisons"]) == {2}
+
+
 def test_a_score_in_another_unit_is_compared_and_said_in_it():
     score = Score(name="fit", scale=1.0, unit="nats", difference="nats")
     fits = {"a": [-0.5, -0.4, -0.3], "b": [-0.7, -0.55, -0.6]}  # differences 0.2, 0.15, 0.3

@@ -170,7 +170,7 @@ PAGES: dict[str, Callable[[Protocol], bool]] = {
         for parameters in protocol.parameterisations.values()
     ),
     "06_ablation": lambda protocol: (
-        len({parameters.model for parameters in protocol.parameterisations.values()})
+        len({(own.model, own.asked) for own in protocol.parameterisations.values()})
         < len(protocol.parameterisations)
     ),
     "07_gradients": lambda protocol: len(protocol.parameterisations) <= FEW,

@@ -31,7 +31,8 @@ def analyse(report: Report, margin: float = 0.002, reference: str = "") -> Analy
     """
     parameters = {name: report.of(name)[0].parameters for name in report.variants
                   if report.of(name)}  # fmt: skip
-    if len(parameters) < 2:
+    families = statistics.families(parameters, reference)
+    if not families:
         raise UserError(f"{report.folder} has finished runs of fewer than two variants to compare.")
     found, score = Analysis(), report.task.score
     scores = statistics.validation_scores(report.results, report.history, score)
@@ -41,12 +42,14 @@ def analyse(report: Report, margin: float = 0.002, reference: str = "") -> Analy
         mean=(score.name, "mean"), sd=(score.name, "std"), n=(score.name, "size"),
         free_parameters=("free_parameters", "first"), seconds=("seconds", "mean"),
     ).reset_index()  # fmt: skip
-    families = statistics.families(parameters, reference)
     tables = [family_effects(parameters, names, scores, margin, report) for names in families]
     if len(tables) > 1:
-        for table in tables:
-            cell = CELLS[parameters[table["b"].iloc[0]].model]
-            table["change"] = f"{cell.label}: " + table["change"]
+        bases = [table["b"].iloc[0] for table in tables]
+        heads = [CELLS[parameters[base].model].label for base in bases]
+        if len(set(heads)) < len(heads):  # a cell has several families, such as one a length
+            heads = [report.labels[base] for base in bases]
+        for head, table in zip(heads, tables, strict=True):
+            table["change"] = f"{head}: " + table["change"]
     found.frames["effects"] = pd.concat(tables, ignore_index=True)
     for table in tables:
         _answer(found, report, table)

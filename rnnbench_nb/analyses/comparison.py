@@ -104,10 +104,12 @@ def _compare(
     variants, labels, score = list(report.variants), report.labels, report.task.score
     largest = max(map(len, groups), default=0)
     only = reference or (variants[0] if largest > PAIRS else None)
-    place = {name: index for index, names in enumerate(groups) for name in names}
+    place = {report.variants[name].asked: names[0] for names in groups for name in names}
+    place = {name: place.get(own.asked, name) for name, own in report.variants.items()}
+    place |= {name: names[0] for names in groups for name in names}
     table = statistics.compare(
         results, margin, score, LEVEL, only, {run.key: run.scores for run in report.runs},
-        {name: place.get(name, 0) for name in variants},
+        place,
     )  # fmt: skip
     found.frames["comparison"] = table
     if len(groups) > 1:

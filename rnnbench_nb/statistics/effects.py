@@ -18,13 +18,17 @@ NO_CHANGE = {"seed", "offline_fallback", "device"}  # set differently, they chan
 def families(variants: Mapping[str, RunParameters], reference: str = "") -> list[list[str]]:
     """The variants that are compared with one another, each family's reference first.
 
-    Families are models if every model has several variants (a search for each model's best);
-    else all variants are one.
+    Only variants of one task with one set of its options are compared. Among these, families are
+    models if every model has several variants (a search for each model's best); else all are one.
+    A variant that has none to be compared with is in no family.
 
     Args:
         variants: Their parameters, by name.
         reference: The reference of its family; that of another family, or of all if it is empty,
             is its first variant.
+
+    Returns:
+        The names of each family.
 
     Raises:
         UserError: The reference is none of these variants.
@@ -33,11 +37,15 @@ def families(variants: Mapping[str, RunParameters], reference: str = "") -> list
         raise UserError(
             f"The reference {reference!r} has no finished run; name one of {', '.join(variants)}."
         )
-    found = {}
+    alike, found = {}, []
     for name, parameters in variants.items():
-        found.setdefault(parameters.model, []).append(name)
-    several = list(found.values()) if min(map(len, found.values())) > 1 else [list(variants)]
-    return [sorted(family, key=lambda name: name != reference) for family in several]
+        alike.setdefault(parameters.asked, []).append(name)
+    for names in alike.values():
+        models = {}
+        for name in names:
+            models.setdefault(variants[name].model, []).append(name)
+        found += models.values() if min(map(len, models.values())) > 1 else [names]
+    return [sorted(family, key=lambda name: name != reference) for family in found if family[1:]]
 
 
 def changes(variants: Mapping[str, RunParameters], reference: str) -> dict[str, dict]:

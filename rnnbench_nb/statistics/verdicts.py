@@ -71,7 +71,8 @@ def compare(
         margin: Half-width of the equivalence zone, in the unit of the score (0.002 = 0.2 points).
         score: What is compared, more being better.
         level: Coverage of the intervals; tests are at 1 - level, family-wise over the pairs.
-        reference: Compare each other variant with this one only; every pair if None.
+        reference: Compare each other variant with this one only, and those that were tested on
+            other examples with the first of them; every pair if None.
         examples: For each (variant, seed) the score of each test example (N,).
         tested_on: The test examples of each variant, as any key; only pairs with the same ones are
             compared, and all are if None.
@@ -94,14 +95,14 @@ def compare(
     scores = scores.pivot(index="seed", columns="variant", values=score.name)
     variants = list(results["variant"].unique())
     scores = scores.reindex(columns=variants)  # a variant whose runs all failed keeps its column
+    place = {name: (tested_on or {}).get(name) for name in variants}
     if reference is None:
-        pairs = list(combinations(variants, 2))
+        pairs = [(a, b) for a, b in combinations(variants, 2) if place[a] == place[b]]
     elif reference in variants:
-        pairs = [(variant, reference) for variant in variants if variant != reference]
+        first = {place[name]: name for name in (*reversed(variants), reference)}
+        pairs = [(name, first[place[name]]) for name in variants if first[place[name]] != name]
     else:
         raise UserError(f"The reference {reference!r} is none of the variants {variants}.")
-    if tested_on is not None:
-        pairs = [(a, b) for a, b in pairs if tested_on.get(a) == tested_on.get(b)]
     if not pairs:
         return pd.DataFrame(columns=COMPARISON_COLUMNS)
     family = 1 - (1 - level) / len(pairs)
