@@ -122,6 +122,13 @@ def test_noise_is_of_the_image_whoever_asks_and_in_whatever_batch():
     assert torch.equal(noise_of(stored[[5, 3]], 40)[:, :20], alone)  # longer: the same, then more
 
 
+def test_fewer_validation_images_are_the_first_of_all():
+    whole, fewer = (task_of("noise_padded", validation_examples=n).load(42) for n in (None, 7))
+    assert len(fewer.validation.targets) == 7 and len(fewer.test.targets) == len(whole.test.targets)
+    assert torch.equal(fewer.validation.inputs, whole.validation.inputs[:7])
+    assert torch.equal(fewer.train.inputs, whole.train.inputs)
+
+
 def test_noise_differs_between_images_parts_and_seeds_but_not_for_the_test_images():
     parts = [*task_of("noise_padded").load(42), *task_of("noise_padded").load(43)]
     firsts = [noise[0].numpy().tobytes() for noise in (noise_of(p.inputs[:1]) for p in parts)]

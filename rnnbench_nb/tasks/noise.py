@@ -7,6 +7,7 @@ from pydantic import Field
 
 from rnnbench_nb.tasks.base import Part, Split, torch
 from rnnbench_nb.tasks.images import ImageSequence
+from rnnbench_nb.validation import Size
 
 KEY = 8  # bytes
 
@@ -19,11 +20,16 @@ class NoisePadded(ImageSequence):
     data_page = None  # that page shows images as they are
 
     class Options(ImageSequence.Options):
-        """Which images, and how many steps with the noise; rows are read as they are."""
+        """Which images, and how many steps with the noise; rows are read as they are.
+
+        Of the validation images so many are used, None for all: at 1,000 steps they would take as
+        long as a third of the training.
+        """
 
         reading: Literal["row"] = "row"
         permutation: Literal["none"] = "none"
         padded_length: Annotated[int, Field(ge=28, le=100_000)] = 1000
+        validation_examples: Size | None = None
 
     def describe(self):
         """That of the images, and the padded length."""
@@ -41,6 +47,8 @@ class NoisePadded(ImageSequence):
         every seed.
         """
         parts, seeds = super().load(seed), (seed, seed, 0)
+        fewer = (tensor[: self.options.validation_examples] for tensor in parts.validation)
+        parts = parts._replace(validation=Part(*fewer))
         return Split(
             *(
                 Part(_with_keys(part.inputs, seeds[number], number), part.targets)
