@@ -16,10 +16,6 @@ from pathlib import Path
 
 STAND_INS = Path(__file__).with_name("stand_ins")
 os.environ["OMP_NUM_THREADS"] = "1"  # in every process: more of them only fight over few cores
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
-sys.path.insert(0, str(STAND_INS))  # for this process, before nbformat is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
