@@ -5,11 +5,12 @@ alike; ratios of medians are the result, times alone are not.
 """
 
 import ctypes
+import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import mannwhitneyu
 from torch import nn
 from torch.nn import functional as F
 
 from rnnbench_nb.cells import CELLS, module
 from rnnbench_nb.cells.kernels import build
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.model import SequenceModel, build_model
 from rnnbench_nb.provenance import processor
@@ -39,6 +42,9 @@ BASELINES = [name for name, cell in CELLS.items() if cell.torch_module]
 KERNELS = Path(build.__file__).parent
 FAST = [name for name in CELLS if (KERNELS / f"{name}.cpp").exists()]  # have a compiled kernel
 TIMED = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
+EVERY = [*TIMED, *(name for name in CELLS if name not in TIMED)]  # their loops are slow
+NOISY = 0.1  # interquartile range over median, above which a time is not believed
+LEVEL = 0.01  # of the test between two measurements
 
 
 class Shape(NamedTuple):
@@ -96,7 +102,9 @@ def step_of(name: str, work: str, shape: Shape) -> Callable[[], None]:
     return run
 
 
-def measure(shape: Shape, rounds: int = 11, seconds: float = 4.0) -> Iterator[dict]:
+def measure(
+    shape: Shape, models: list[str] = TIMED, rounds: int = 11, seconds: float = 4.0
+) -> Iterator[dict]:
     """Time the models in turn, `rounds` times or until `seconds` are over, after one warm-up.
 
     Yields:
@@ -108,7 +116,7 @@ def measure(shape: Shape, rounds: int = 11, seconds: float = 4.0) -> Iterator[di
     torch.set_float32_matmul_precision(shape.precision)
     try:
         for task in WORK:
-            steps = {model: step_of(model, task, shape) for model in TIMED}
+            steps = {model: step_of(model, task, shape) for model in models}
             for step in steps.values():
                 step()
             deadline = time.perf_counter() + seconds
@@ -213,8 +221,61 @@ def summarise(rows: pd.DataFrame, limit: float) -> pd.DataFrame:
     return table.assign(limit_share=(rate / fastest).where(ours))
 
 
-def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
-    """Measure these shapes, saying each as it is done.
+def noise(table: pd.DataFrame) -> str:
+    """Why the times of `summarise` are not to be believed; empty where they are."""
+    worst = table.loc[table["spread"].idxmax()]
+    if worst["spread"] <= NOISY:
+        return ""
+    return (
+        f"This machine was too noisy for these times to be believed: the middle half of those of "
+        f"{worst['model']} at T = {worst['steps']} ({worst['task']}) spreads over "
+        f"{worst['spread']:.0%} of their median, and {NOISY:.0%} is the limit; close what else "
+        "runs, and measure again."
+    )
+
+
+def read(path: Path | str) -> dict:
+    """What `rnnbench bench --json` wrote.
+
+    Raises:
+        UserError: The file is not there, or holds something else.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        if set(report["rows"][0]) >= {*Shape._fields, "task", "model", "seconds"}:
+            return report
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise UserError(f"{path} holds no measurements; write one with `rnnbench bench --json FILE`.")
+
+
+def compare(before: dict, after: dict) -> pd.DataFrame:
+    """Two measurements of the same shapes, one row a shape, work and model that both have.
+
+    Returns:
+        `ratio`, the median before over that after (above 1 is faster now), and `verdict`: faster
+        or slower where a Mann-Whitney test over the rounds says so, else the same.
+    """
+    keys = [*Shape._fields, "task", "model"]
+    first, second = (
+        pd.DataFrame(report["rows"]).groupby(keys, sort=False)["seconds"]
+        for report in (before, after)
+    )
+    earlier, rows = dict(list(first)), []
+    for key, seconds in second:
+        if key not in earlier:
+            continue
+        ratio = earlier[key].median() / seconds.median()
+        apart = mannwhitneyu(earlier[key], seconds).pvalue < LEVEL
+        verdict = ("faster" if ratio > 1 else "slower") if apart else "the same"
+        rows.append(dict(zip(keys, key, strict=True)) | {"ratio": ratio, "verdict": verdict})
+    return pd.DataFrame(rows, columns=[*keys, "ratio", "verdict"])
+
+
+def run(
+    shapes: list[Shape], report: Callable[[str], None] = print, every: Collection[Shape] = ()
+) -> dict:
+    """Measure these shapes, saying each as it is done; those in `every` for all cells.
 
     Returns:
         `machine`; `limit`, the operations a second of one core; and `rows`, those of `measure`.
@@ -223,7 +284,7 @@ def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
     found = {"machine": machine(), "limit": limit, "rows": rows}
     report(_machine_sentence(found))
     for shape in shapes:
-        measured = list(measure(shape))
+        measured = list(measure(shape, EVERY if shape in every else TIMED))
         rows += measured
         table = summarise(pd.DataFrame(measured), limit)
         for row in table[table["model"].isin(FAST)].itertuples():
@@ -233,6 +294,7 @@ def run(shapes: list[Shape], report: Callable[[str], None] = print) -> dict:
                 f"{row.threads}  {row.precision:7}  {CELLS[row.model].label} "
                 f"{row.milliseconds:8.2f} ms  {_ratios(row, 'x')}{share}"
             )
+    report(noise(summarise(pd.DataFrame(rows), limit)) or "The times are steady.")
     return found
 
 
@@ -249,8 +311,10 @@ def run_parts(report: Callable[[str], None] = print) -> dict:
 
 
 def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What was measured as tables: `summarise`; seconds of an epoch by part; MiB of a step."""
+    """What was measured: `summarise` with paths; seconds of an epoch by part; MiB of a step."""
     table = summarise(pd.DataFrame(report["rows"]), report["limit"])
+    paths = report["machine"]["paths"]
+    table["path"] = [paths.get(name, "loop") for name in table["model"]]
     parts = pd.DataFrame(report["parts"]).T
     memory = pd.Series(report["memory"], name=f"MiB, training step at T = {LONG.steps}")
     return table, parts.assign(total=parts.sum(axis=1)), memory.to_frame()
@@ -264,7 +328,7 @@ def _ratios(row: Any, words: str) -> str:
 
 def _machine_sentence(report: dict) -> str:
     found = report["machine"]
-    paths = "; ".join(f"{CELLS[name].label}: {path}" for name, path in found["paths"].items())
+    paths = "; ".join(f"{CELLS[name].label}: {found['paths'][name]}" for name in FAST)
     return (
         f"{found['processor']}, torch {found['torch']}; {paths}. One core reaches "
         f"{report['limit'] / 1e9:.0f} GFLOP/s in fused multiply-adds."
@@ -273,7 +337,7 @@ def _machine_sentence(report: dict) -> str:
 
 def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[str]:
     """What the tables say, the machine first, each with its numbers."""
-    found = [_machine_sentence(report)]
+    found = [_machine_sentence(report), *filter(None, [noise(table)])]
     ours = table[table["model"].isin(FAST) & (table["precision"] == "highest")]
     for row in ours[ours["task"] == "train"].itertuples():
         ratios = _ratios(row, "times as fast as torch's")
@@ -297,7 +361,7 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
 
 def machine() -> dict:
     """What was measured on: processor, version of torch, and what runs each cell."""
-    paths = {name: module(name)(1, 1).path() for name in BASELINES + FAST}
+    paths = {name: module(name)(1, 1).path() for name in CELLS}
     return {"processor": processor(), "torch": torch.__version__, "paths": paths}
 
 

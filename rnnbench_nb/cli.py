@@ -258,16 +258,21 @@ def test_cell(name):
 @click.option("--json", "path", type=FOLDER, help="Write all rows to a file.")
 @click.option("--full", is_flag=True, help="The whole grid of shapes, about half an hour.")
 @click.option("--shape", "shapes", multiple=True, metavar="T,H,B,THREADS", help="Only this shape.")
-def bench(path, full, shapes):
+@click.option("--compare", nargs=2, type=FOLDER, metavar="BEFORE AFTER", help="Two such files.")
+def bench(path, full, shapes, compare):
     """Time training steps and inference of the models, in turn in one process."""
     from rnnbench_nb import bench
     from rnnbench_nb.files import write_file
 
+    if compare:
+        click.echo(bench.compare(*map(bench.read, compare)).to_string(index=False))
+        return
     try:
         named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
     except (TypeError, ValueError) as error:
         raise UserError("--shape: write four whole numbers, such as 28,128,128,1.") from error
-    report = bench.run(named or (bench.GRID if full else bench.SHORT), click.echo)
+    every = (bench.REFERENCE, bench.LONG) if full else ()
+    report = bench.run(named or (bench.GRID if full else bench.SHORT), click.echo, every)
     report |= {} if named else bench.run_parts(click.echo)
     if path:
         write_file(path, json.dumps(report, indent=1) + "\n")

@@ -48,13 +48,55 @@ def test_the_sentences_say_what_was_measured():
     machine = {"processor": "P", "torch": "2", "paths": {"agru": "kernel (AVX2)"}}
     limit = bench.operations(REFERENCE) / 0.1 / 0.5  # half of it is reached
     report = {"rows": rows, "limit": limit, "parts": parts, "memory": {"agru": 10.0}}
+    report["machine"] = machine
     table, seconds, memory = bench.tables(report)
     assert memory.iloc[0, 0] == 10.0 and seconds["total"].tolist() == [10.0, 5.0, 4.0]
-    first, step, epoch = bench.sentences({**report, "machine": machine}, table, seconds)
+    first, step, epoch = bench.sentences(report, table, seconds)
+    assert table.set_index("model")["path"][["agru", "agru loop"]].tolist() == [
+        "kernel (AVX2)", "loop",
+    ]  # fmt: skip
     assert first.startswith("P, torch 2; A-GRU: kernel (AVX2). One core reaches")
     assert "100.0 ms, 3.00 times as fast as torch's GRU and 6.00 times as fast as" in step
     assert "at 50% of the arithmetic limit" in step
     assert "takes 0.40 of the GRU's time and 0.80 of the LSTM's time, and 25% of it" in epoch
+
+
+def measured(**seconds):
+    """Rows of measurements: for each model, the seconds of its rounds."""
+    return [
+        REFERENCE._asdict() | {"task": "train", "model": model, "round": i, "seconds": value}
+        for model, values in seconds.items()
+        for i, value in enumerate(values)
+    ]
+
+
+def test_a_noisy_machine_is_not_believed():
+    steady = measured(gru=[1.0] * 9, lstm=[1.0] * 9, agru=[1.0, 1.05] * 5)
+    assert bench.noise(bench.summarise(pd.DataFrame(steady), 1.0)) == ""
+    noisy = steady[:-10] + measured(agru=[1.0, 1.3] * 5)
+    told = bench.noise(bench.summarise(pd.DataFrame(noisy), 1.0))
+    assert "too noisy" in told and "those of agru at T = 28 (train)" in told and "26%" in told
+
+
+def test_two_measurements_are_compared(tmp_path):
+    wave = [0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03]
+    before = {"rows": measured(agru=[2 * x for x in wave], gru=wave, gone=wave)}
+    after = {"rows": measured(agru=wave, gru=[x + 0.001 for x in wave], new=wave)}
+    paths = []
+    for name, report in (("before", before), ("after", after)):
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(report))
+    table = bench.compare(*map(bench.read, paths)).set_index("model")
+    assert list(table.index) == ["agru", "gru"]
+    assert table.loc["agru", "ratio"] == 2 and table.loc["agru", "verdict"] == "faster"
+    assert table.loc["gru", "verdict"] == "the same"
+    swapped = bench.compare(after, before).set_index("model")
+    assert swapped.loc["agru", "verdict"] == "slower"
+    told = rnnbench_here("bench", "--compare", *paths)
+    assert "faster" in told.stdout and told.returncode == 0
+    paths[0].write_text("{}")
+    refused = rnnbench_here("bench", "--compare", *paths)
+    assert refused.returncode == 1 and "before.json holds no measurements" in refused.stderr
 
 
 def test_every_model_is_timed_in_turn_and_the_settings_come_back():
