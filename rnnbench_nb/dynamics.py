@@ -243,11 +243,13 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     return torch.linalg.svdvals(total).log() / steps
 
 
-def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The size of the loss's gradient with respect to every state, by reverse differentiation.
+def sensitivities(
+    model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The size of the loss's gradient with respect to every state and every input.
 
     The loss is one example's, after the last step: no mean over a batch, no dropout. The gradients
-    are those of g_{t-1} = J_t^T g_t.
+    are those of g_{t-1} = J_t^T g_t, by reverse differentiation.
 
     Args:
         model: A cell and its head.
@@ -256,8 +258,10 @@ def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Te
         targets: What is to be answered, (B, ...), or (B, T, ...) where every step is read.
 
     Returns:
-        |dL/ds_t| for t = 0 ... T (B, T + 1), s_0 being the state before the first step.
+        |dL/ds_t| for t = 0 ... T (B, T + 1), s_0 being the state before the first step, and
+        |dL/dx_t| for t = 1 ... T (B, T).
     """
+    inputs = inputs.double().requires_grad_()
     start = model.cell.zero_state(len(inputs)).double().requires_grad_()
     states = [start, *(step.after for step in walk(model.cell, inputs, start))]
     head = copy.deepcopy(model.head).double().requires_grad_(False)
@@ -265,7 +269,13 @@ def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Te
     if model.read == "every":
         outputs, targets = outputs[:, None], targets[:, -1:]  # (B, 1, K), (B, 1, ...)
     loss = task.losses(outputs, targets.double() if targets.is_floating_point() else targets).sum()
-    return torch.stack([g.norm(dim=-1) for g in torch.autograd.grad(loss, states)], dim=1)
+    of_inputs, *of_states = torch.autograd.grad(loss, [inputs, *states])
+    return torch.stack([g.norm(dim=-1) for g in of_states], dim=1), of_inputs.norm(dim=-1)
+
+
+def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The first of the `sensitivities`: |dL/ds_t| for t = 0 ... T (B, T + 1)."""
+    return sensitivities(model, task, inputs, targets)[0]
 
 
 def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, Protocol
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report, Run, read_csv, write_csv
-from rnnbench_nb.tasks import Task
+from rnnbench_nb.tasks import DEFAULT, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,4 +174,8 @@ PAGES: dict[str, Callable[[Protocol], bool]] = {
         < len(protocol.parameterisations)
     ),
     "07_gradients": lambda protocol: len(protocol.parameterisations) <= FEW,
+    "08_memory": lambda protocol: any(
+        own.task != DEFAULT or getattr(own, "reading", "row") == "pixel"  # these are long
+        for own in protocol.parameterisations.values()
+    ),
 }

@@ -17,6 +17,7 @@ from rnnbench_nb.figures.dynamics import (
     state_norms,
     trajectories,
 )
+from rnnbench_nb.figures.memory import error_by_length
 from rnnbench_nb.figures.results import (
     accuracy_curves,
     class_errors,
