@@ -9,7 +9,8 @@ Each operator has its own line between growth and decay:
 - A, a cell's recurrent matrix, acts in continuous time: growth is a real part above 0.
 - I + epsilon A is one forward Euler step of it: growth is a modulus above 1.
 - J = ds'/ds is one step of the whole cell, gates included: growth over many steps is an exponent
-  above 0, which the eigenvalues of a single J do not settle.
+  above 0, which the eigenvalues of a single J do not settle. What makes it is found by replacing
+  one part of every J at a time (`replaced`).
 
 Torch's batched LU (`solve`, `det`, `slogdet`, `inv`) has no place here: on several threads it
 returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815).
@@ -113,23 +114,23 @@ def exact_step(operator: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(operator)
 
 
-def growth(operator: Tensor) -> dict[str, Tensor]:
-    """What makes M (..., n, n) grow: its spectrum, its non-normality, or the Euler step.
+def abscissas(operator: Tensor) -> dict[str, Tensor]:
+    """How the flow along M (..., n, n) grows.
 
     Returns:
-        Columns (...). Of the flow along M: `abscissa`, the largest real part of an eigenvalue
-        (above 0: it grows in the long run), and `numerical_abscissa`, the largest eigenvalue of
-        (M + M^T)/2 (above 0: it can grow at once; the same number if M is normal). Of the step
-        I + M, against 1: `euler_radius`, the largest modulus of an eigenvalue, and `euler_norm`,
-        the largest singular value.
+        Columns (...): `abscissa`, the largest real part of an eigenvalue (above 0: it grows in the
+        long run), and `numerical_abscissa`, the largest eigenvalue of (M + M^T)/2 (above 0: it can
+        grow at once; the same number if M is normal).
     """
-    eigenvalues = torch.linalg.eigvals(operator)
     return {
-        "abscissa": eigenvalues.real.amax(-1),
+        "abscissa": torch.linalg.eigvals(operator).real.amax(-1),
         "numerical_abscissa": torch.linalg.eigvalsh((operator + operator.mT) / 2)[..., -1],
-        "euler_radius": (1 + eigenvalues).abs().amax(-1),
-        "euler_norm": torch.linalg.svdvals(euler_step(operator))[..., 0],
     }
+
+
+def euler_radius(operator: Tensor) -> Tensor:
+    """The largest modulus (...) of an eigenvalue of I + M, M (..., n, n): above 1, it grows."""
+    return (1 + torch.linalg.eigvals(operator)).abs().amax(-1)
 
 
 # A cell along a sequence: its steps, and the exact Jacobian of each.
@@ -165,6 +166,140 @@ def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterat
 def jacobian(step: Step) -> Tensor:
     """The exact step Jacobian J (B, n, n); entry [b, i, j] is d after_i / d before_j."""
     return step.cell.jacobian(step.u, step.before, *step.prepared)
+
+
+# What makes a step grow: its Jacobian J = I + P + G with one part replaced, at the same state. The
+# path P = L A R is the recurrent matrix between frozen gates, L and R being diagonal and positive;
+# G is the gates' own dependence on the state.
+
+
+class Parts(NamedTuple):
+    """The parts of the step Jacobian J = I + P + G, and the matrix in P."""
+
+    path: Tensor  # P (B, n, n)
+    gates: Tensor  # G (B, n, n)
+    matrix: Tensor  # A (n, n)
+
+
+def parts_of(step: Step) -> Parts:
+    """The parts of a step of a cell whose `jacobian_terms` are identity, path, and others."""
+    terms = step.cell.jacobian_terms(step.u, step.before, *step.prepared)
+    path = terms.pop("path")
+    del terms["identity"]
+    gates = sum(terms.values(), torch.zeros_like(path))
+    return Parts(path, gates, step.cell.recurrent_matrix())
+
+
+def balanced(path: Tensor, matrix: Tensor) -> Tensor:
+    """N = Q^1/2 A Q^1/2 with Q = L R, of a path P = L A R (..., n, n): it has P's spectrum.
+
+    For A = S - gamma I it is M - gamma Q with M = Q^1/2 S Q^1/2 antisymmetric: its symmetric part
+    is -gamma Q, so that its flow cannot grow, and N N^T - N^T N = 2 gamma (Q M - M Q), so that it
+    is normal at gamma = 0, or where Q is a multiple of I (see `abnormality`).
+    """
+    scale = torch.where(matrix == 0, 0, path / matrix)  # of entry i, j: L_i R_j
+    return matrix * (scale * scale.mT).sqrt()
+
+
+def abnormality(operator: Tensor) -> Tensor:
+    """|N N^T - N^T N| / |N|^2 (...) in Frobenius' norm, for N (..., n, n): 0 if N is normal."""
+    transposed = operator.mT
+    commutator = operator @ transposed - transposed @ operator
+    return torch.linalg.matrix_norm(commutator) / torch.linalg.matrix_norm(operator) ** 2
+
+
+CAUSES = ("Euler step", "non-normality", "gates")
+# Each step that is looked at, and the causes of growth that are left in it; None for the two that
+# stand outside the attribution.
+REPLACEMENTS: dict[str, set[str] | None] = {
+    "whole": set(CAUSES),
+    "step of the path": {"Euler step", "non-normality"},
+    "flow of the path, with gates": {"non-normality", "gates"},
+    "flow of the path": {"non-normality"},
+    "step of the balanced path, with gates": {"Euler step", "gates"},
+    "step of the balanced path": {"Euler step"},
+    "flow of the balanced path, with gates": {"gates"},
+    "flow of the balanced path": set(),
+    "step of the gates alone": None,
+    "flow of path and gates": None,
+}
+
+
+def replaced(parts: Parts) -> dict[str, Tensor]:
+    """The step Jacobian (B, n, n) and what stands in its place, by the names of `REPLACEMENTS`.
+
+    A step is I + M, a flow exp(M); "with gates" adds G.
+    """
+    path, gates = parts.path, parts.gates
+    even = balanced(path, parts.matrix)
+    step, flow = euler_step(path), exact_step(path)
+    even_step, even_flow = euler_step(even), exact_step(even)
+    found = (
+        step + gates, step, flow + gates, flow, even_step + gates, even_step,
+        even_flow + gates, even_flow, euler_step(gates), exact_step(path + gates),
+    )  # fmt: skip
+    return dict(zip(REPLACEMENTS, found, strict=True))
+
+
+def end_to_end(product: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    """Growth from one end of a sequence to the other.
+
+    Args:
+        product: J_T ... J_1 (B, n, n).
+        gradient: Of the loss with respect to the last state (B, n).
+
+    Returns:
+        Columns (B,): `gradient`, the decades by which the gradient grows on its way back, and
+        `random`, those of a random direction (root mean square over all); `largest`, the natural
+        logarithm of the largest growth of any direction; `growing`, the share of singular values
+        above 1.
+    """
+    back = torch.einsum("bij,bi->bj", product, gradient)
+    singular = torch.linalg.svdvals(product).clamp(min=1e-300)
+    return {
+        "gradient": _decades(back.norm(dim=-1)) - _decades(gradient.norm(dim=-1)),
+        "random": _decades(singular.square().mean(-1).sqrt()),
+        "largest": singular[:, 0].log(),
+        "growing": (singular > 1).double().mean(-1),
+    }
+
+
+def _decades(size: Tensor) -> Tensor:
+    return size.clamp(min=1e-300).log10()
+
+
+def least_damping(parts: Parts, gamma: float, points: int = 16, halvings: int = 5) -> Tensor:
+    """The smallest damping at which I + P has a spectral radius of at most 1, gates held fixed.
+
+    P(gamma) = L (S - gamma I) R, of which L R is read off the diagonals of P and A, so that no
+    entry there may be 0. `points` dampings are tried, evenly up to 2 / max(L R), beyond which the
+    largest of L R overshoots by itself; the first that serves is refined by bisection.
+
+    Args:
+        parts: With P (B, n, n).
+        gamma: The damping in A.
+        points: Dampings to try.
+        halvings: Of the interval between two of them.
+
+    Returns:
+        Dampings (B,); inf where none serves.
+    """
+    scale = parts.path.diagonal(dim1=-2, dim2=-1) / parts.matrix.diagonal()  # L R, (B, n)
+
+    def stable(damping: Tensor) -> Tensor:
+        change = (damping - gamma)[:, None] * scale
+        return euler_radius(parts.path - torch.diag_embed(change)) <= 1
+
+    width = 2 / scale.amax(-1) / points
+    least = torch.full_like(width, math.inf)
+    for k in range(points, 0, -1):
+        least = torch.where(stable(k * width), k * width, least)
+    low, high = least - width, least
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        good = stable(middle.nan_to_num(posinf=0.0))
+        low, high = torch.where(good, low, middle), torch.where(good, middle, high)
+    return high
 
 
 def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16) -> Tensor:
@@ -243,10 +378,10 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     return torch.linalg.svdvals(total).log() / steps
 
 
-def sensitivities(
+def gradients(
     model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The size of the loss's gradient with respect to every state and every input.
+    """The loss's gradient with respect to every state and every input.
 
     The loss is one example's, after the last step: no mean over a batch, no dropout. The gradients
     are those of g_{t-1} = J_t^T g_t, by reverse differentiation.
@@ -258,8 +393,8 @@ def sensitivities(
         targets: What is to be answered, (B, ...), or (B, T, ...) where every step is read.
 
     Returns:
-        |dL/ds_t| for t = 0 ... T (B, T + 1), s_0 being the state before the first step, and
-        |dL/dx_t| for t = 1 ... T (B, T).
+        dL/ds_t for t = 0 ... T (B, T + 1, n), s_0 being the state before the first step, and
+        dL/dx_t for t = 1 ... T (B, T, D).
     """
     inputs = inputs.double().requires_grad_()
     start = model.cell.zero_state(len(inputs)).double().requires_grad_()
@@ -270,7 +405,15 @@ def sensitivities(
         outputs, targets = outputs[:, None], targets[:, -1:]  # (B, 1, K), (B, 1, ...)
     loss = task.losses(outputs, targets.double() if targets.is_floating_point() else targets).sum()
     of_inputs, *of_states = torch.autograd.grad(loss, [inputs, *states])
-    return torch.stack([g.norm(dim=-1) for g in of_states], dim=1), of_inputs.norm(dim=-1)
+    return torch.stack(of_states, dim=1), of_inputs
+
+
+def sensitivities(
+    model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sizes of the `gradients`: |dL/ds_t| (B, T + 1) and |dL/dx_t| (B, T)."""
+    of_states, of_inputs = gradients(model, task, inputs, targets)
+    return of_states.norm(dim=-1), of_inputs.norm(dim=-1)
 
 
 def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -192,9 +192,10 @@ def test_a_is_normal_with_shifted_spectrum(hidden):
     assert_close(a @ a.T, a.T @ a)
     singular_values = (GAMMA**2 + modes**2).sqrt().sort(descending=True).values
     assert_close(torch.linalg.svdvals(a), singular_values)
-    grown = dynamics.growth(a)  # normal: the two abscissas are one, and so are the two norms
+    grown = dynamics.abscissas(a)  # normal: the two abscissas are one, and so are the two norms
     assert_close(grown["abscissa"], grown["numerical_abscissa"])
-    assert_close(grown["euler_radius"], grown["euler_norm"])
+    assert_close(dynamics.euler_radius(a), torch.linalg.svdvals(dynamics.euler_step(a))[0])
+    assert dynamics.abnormality(a) < 1e-14
     assert_close(grown["abscissa"], torch.tensor(-GAMMA, dtype=torch.float64))
 
 
@@ -308,16 +309,12 @@ def test_two_steps_of_the_linear_operator():
 
 def test_growth_by_hand():
     jordan = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    columns = dynamics.growth(torch.stack([jordan, 2 * jordan]))
-    expected = {
-        "abscissa": [0, 0],
-        "numerical_abscissa": [0.5, 1],
-        "euler_radius": [1, 1],
-        "euler_norm": [(1 + math.sqrt(5)) / 2, 1 + math.sqrt(2)],
-    }
-    assert columns.keys() == expected.keys()
-    for name, column in columns.items():
-        assert column.tolist() == pytest.approx(expected[name], rel=1e-12), name
+    columns = dynamics.abscissas(torch.stack([jordan, 2 * jordan]))
+    assert columns["abscissa"].tolist() == [0, 0]
+    assert columns["numerical_abscissa"].tolist() == pytest.approx([0.5, 1], rel=1e-12)
+    assert dynamics.euler_radius(jordan) == 1 and dynamics.abnormality(jordan) == pytest.approx(
+        2**0.5
+    )
 
 
 # Gates
@@ -346,14 +343,95 @@ def test_gated_a_has_real_parts_between_the_damping_of_its_gates():
     real = torch.linalg.eigvals(k).real
     assert (real >= -GAMMA * gain.amax(-1, keepdim=True) - 1e-12).all()
     assert (real <= -GAMMA * gain.amin(-1, keepdim=True) + 1e-12).all()
-    assert torch.equal(dynamics.growth(k)["abscissa"], real.amax(-1))
+    assert torch.equal(dynamics.abscissas(k)["abscissa"], real.amax(-1))
 
 
 def test_a_stable_gated_spectrum_can_still_grow_at_once():
     *_, step = dynamics.walk(make_cell(AGRU), draw(B, T, D))
-    columns = dynamics.growth(terms_of(step)["path"])
+    columns = dynamics.abscissas(terms_of(step)["path"])
     assert (columns["abscissa"] < 0).all()
     assert (columns["numerical_abscissa"] > 0.01).all()
+
+
+# The parts of a step, and what stands in their place
+
+
+def some_parts(**options):
+    *_, step = dynamics.walk(make_cell(AGRU, **options), draw(B, T, D))
+    return step, dynamics.parts_of(step)
+
+
+@pytest.mark.parametrize("gamma", [0.0, GAMMA])
+def test_the_balanced_path_has_the_spectrum_of_the_path_and_its_flow_cannot_grow(gamma):
+    step, parts = some_parts(gamma=gamma)
+    gain = gate_gain(step)
+    s = parts.matrix + gamma * torch.eye(H, dtype=torch.float64)
+    m = gain.sqrt()[..., None] * s * gain.sqrt()[:, None]
+    n = dynamics.balanced(parts.path, parts.matrix)
+    assert_close(n, m - gamma * torch.diag_embed(gain))
+    for mine, theirs in zip(n, parts.path, strict=True):
+        assert_close(eigenvalues(mine).imag, eigenvalues(theirs).imag)
+    q = torch.diag_embed(gain)
+    assert_close((n + n.mT) / 2 + 1, 1 - gamma * q)
+    assert_close(n @ n.mT - n.mT @ n + 1, 1 + 2 * gamma * (q @ m - m @ q))
+    norm = torch.linalg.matrix_norm
+    defect = 2 * gamma * norm(q @ m - m @ q) / norm(n) ** 2
+    assert (dynamics.abnormality(n) - defect).abs().max() < 1e-14
+    assert torch.linalg.svdvals(dynamics.exact_step(n)).max() <= 1 + 1e-14
+    assert torch.linalg.svdvals(dynamics.exact_step(parts.path)).max() > 1.001
+
+
+def test_each_replacement_is_what_its_name_says():
+    step, parts = some_parts()
+    p, g, n = parts.path, parts.gates, dynamics.balanced(parts.path, parts.matrix)
+    one, exp = torch.eye(H, dtype=torch.float64), torch.linalg.matrix_exp
+    expected = {
+        "whole": dynamics.jacobian(step),
+        "step of the path": one + p,
+        "flow of the path, with gates": exp(p) + g,
+        "flow of the path": exp(p),
+        "step of the balanced path, with gates": one + n + g,
+        "step of the balanced path": one + n,
+        "flow of the balanced path, with gates": exp(n) + g,
+        "flow of the balanced path": exp(n),
+        "step of the gates alone": one + g,
+        "flow of path and gates": exp(p + g),
+    }
+    found = dynamics.replaced(parts)
+    assert list(found) == list(expected) == list(dynamics.REPLACEMENTS)
+    for name, j in expected.items():
+        assert_close(found[name], j)
+    left = [frozenset(causes) for causes in dynamics.REPLACEMENTS.values() if causes is not None]
+    assert len(set(left)) == 2 ** len(dynamics.CAUSES)  # every way to leave some in
+
+
+def test_growth_from_end_to_end_by_hand():
+    product = torch.tensor([[[100.0, 0.0], [0.0, 0.1]]], dtype=torch.float64)
+    grown = dynamics.end_to_end(product, torch.tensor([[0.0, 3.0]], dtype=torch.float64))
+    assert grown["gradient"].item() == pytest.approx(-1)
+    assert grown["random"].item() == pytest.approx(math.log10(math.sqrt(10000.01 / 2)))
+    assert grown["largest"].item() == pytest.approx(math.log(100)) and grown["growing"] == 0.5
+
+
+def test_the_least_damping_is_that_of_theory_where_the_gates_are_even():
+    cell = at_rest(make_cell(AGRU, 2))
+    with torch.no_grad():
+        cell.candidate_weight.copy_(torch.tensor([[0, 2], [0, 0]]))  # lambda = 2
+    *_, step = dynamics.walk(cell, torch.zeros(1, 1, D))
+    parts, gain = dynamics.parts_of(step), EPSILON / 4  # both gates are 1/2
+    expected = (1 - math.sqrt(1 - (gain * 2) ** 2)) / gain  # (1 - q g)^2 + (q lambda)^2 = 1
+    found = dynamics.least_damping(parts, GAMMA, halvings=30)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+    wild = parts._replace(path=parts.path + 10 * (parts.path - parts.path.mT))  # lambda too large
+    assert dynamics.least_damping(wild, GAMMA).tolist() == [math.inf]
+
+
+def at_rest(cell):
+    """The cell with open gates at one half and no bias: a linear one, for a small state."""
+    with torch.no_grad():
+        cell.gate_weight.zero_()
+        cell.bias.zero_()
+    return cell
 
 
 # Gradient flow and Lyapunov exponents
@@ -365,17 +443,15 @@ def test_gradients_flow_back_by_the_jacobians(kind, read):
     cell, inputs, targets = make_cell(kind), draw(B, T, D), draw(B, T, K, seed=3)
     model = SequenceModel(cell, K, dropout=0.5, read=read).double()
     asked = targets[:, -1] if read == "last" else targets
-    norms = dynamics.gradient_norms(model, SquaredError(), inputs, asked)
+    found, _ = dynamics.gradients(model, SquaredError(), inputs, asked)
     steps = list(dynamics.walk(cell, inputs))
     errors = model.head(steps[-1].after[:, :H]).detach() - targets[:, -1]
     g = torch.zeros(B, kind.states * H, dtype=torch.float64)
     g[:, :H] = 2 * errors @ model.head.weight.detach()  # only h is read out
-    expected = [g.norm(dim=-1)]
+    expected = [g]
     for step in reversed(steps):
-        g = torch.einsum("bij,bi->bj", dynamics.jacobian(step), g)  # g_{t-1} = J_t^T g_t
-        expected.insert(0, g.norm(dim=-1))
-    assert norms.shape == (B, T + 1)
-    assert_close(norms, torch.stack(expected, 1), 1e-10)
+        expected.insert(0, torch.einsum("bij,bi->bj", dynamics.jacobian(step), expected[0]))
+    assert_close(found, torch.stack(expected, 1), 1e-10)  # g_{t-1} = J_t^T g_t
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_dynamics import B, D, draw, make_cell
 from test_gradients import folder  # noqa: F401 (a fixture)
 
-from rnnbench_nb import analyses, dynamics
+from rnnbench_nb import analyses
 from rnnbench_nb.analyses import eigenvalues
-from rnnbench_nb.cells import module
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import Report
 
@@ -50,18 +48,6 @@ def test_means_are_over_the_seeds():
     assert table.to_dict("list") == {"variant": ["x", "y"], "seeds": [2, 1], "value": [1.5, 9]}
 
 
-def test_the_terms_are_those_of_chosen_steps():
-    cell, inputs = make_cell(module("agru")), draw(B, 5, D)
-    frame = eigenvalues.terms_of(cell, inputs).set_index("term")
-    assert frame.index.tolist() == ["path", "gates", "whole"]
-    steps = [step for t, step in enumerate(dynamics.walk(cell, inputs)) if t in (1, 2, 3, 4)]
-    identity = torch.eye(6, dtype=torch.float64)
-    grown = [dynamics.growth(dynamics.jacobian(step) - identity) for step in steps]
-    for name in ("abscissa", "numerical_abscissa", "euler_radius", "euler_norm"):
-        expected = torch.stack([columns[name] for columns in grown]).mean().item()
-        assert frame.loc["whole", name] == pytest.approx(expected, rel=1e-10), name
-
-
 def test_agreement_counts_the_points_where_growth_is_as_theory_says():
     rates = np.array([[-1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
     assert eigenvalues.agreement(rates, np.array([1, 2, 3]), np.array([1.5, 2.5])) == 5
@@ -86,12 +72,12 @@ def test_the_page_of_a_report(folder, monkeypatch):  # noqa: F811
     assert set(analysis["spectra"]["seed"]) == {42}
     assert analysis["map"].shape == (4, 3) and len(analysis["boundary"]) == 2
     total, own = analysis.texts("answer")
-    assert "in any seed, in 0 of 1 variant." in total
+    assert total.endswith("amplifies some mode of every variant.")
     mean = analysis["stability_means"].iloc[1]
     assert f"by {mean['modulus_max']:.3f} trained" in own
-    radius = analysis["terms_means"].query("moment == 'best epoch' and term == 'whole'")
-    assert f"whole {radius['euler_radius'].item():.3f}." in analysis.texts("terms")[0]
-    assert "long run" not in " ".join(finding.text for finding in analysis.findings)
+    table = eigenvalues.stability_table(analysis["stability_means"], report)
+    assert table.index[1] == ("A-GRU", "best epoch")
+    assert table["largest modulus"].iloc[1] == f"{mean['modulus_max']:.4g}"
 
 
 def test_variants_are_never_pooled(folder, tmp_path):  # noqa: F811
@@ -106,19 +92,8 @@ def test_variants_are_never_pooled(folder, tmp_path):  # noqa: F811
     analysis = analyses.Analysis(frames)
     eigenvalues._stability_findings(analysis, Report(folder))
     total, first, second = analysis.texts("answer")
-    assert "in 1 of 2 variants" in total
+    assert total.endswith("amplifies no mode in any seed of A-GRU.")
     assert "$\\epsilon$ from 0.50 to 0.50" in first and "$\\epsilon$ from 3.00 to 3.00" in second
-
-
-def test_a_cell_whose_terms_fail_loses_its_own_rows(folder, monkeypatch):  # noqa: F811
-    def broken(self, *tensors):
-        raise ValueError("no terms")
-
-    monkeypatch.setattr(module("agru"), "jacobian_terms", broken)
-    monkeypatch.setattr(eigenvalues, "_map", lambda analysis, runs: None)
-    analysis = eigenvalues.analyse(Report(folder), count=1)
-    assert "terms" not in analysis.frames and len(analysis["stability"]) == 4
-    assert analysis.texts("lost")[0].endswith("missing among the terms: ValueError: no terms")
 
 
 def test_a_report_without_such_a_matrix_says_so(folder):  # noqa: F811

@@ -93,12 +93,15 @@ def test_the_semicircle_stands_in_both_moments():
         np.testing.assert_allclose(ax.lines[-1].get_ydata(), [0.5, 0])
 
 
-def test_the_terms_of_several_variants_have_rows_of_their_own():
-    moments = pd.DataFrame({"moment": ["initial", "best epoch"]})
-    frame = pd.DataFrame({"variant": ["x", "y"], "seed": 1, "term": "path"})
-    frame = frame.assign(euler_radius=1.2, numerical_abscissa=0.1).merge(moments, how="cross")
-    for part, rows in ((frame, ["X, path", "Y, path"]), (frame[:2], ["path"])):
-        ax = figures.growth_terms(part, REPORT).axes[0]
+def test_the_steps_of_several_variants_have_rows_of_their_own():
+    steps = pd.DataFrame({"replacement": ["whole", "flow"], "gradient": [1.0, 0.0]})
+    moments = pd.DataFrame({"moment": ["initial", "trained"]})
+    frame = pd.DataFrame({"variant": ["x", "y"], "seed": 1}).merge(steps, how="cross")
+    frame = frame.merge(moments, how="cross")
+    whole = pd.DataFrame([{**frame.iloc[0], "variant": "a"}])  # alone: no row in this figure
+    each = ["X, whole", "X, flow", "Y, whole", "Y, flow"]
+    for part, rows in ((frame, each), (frame[:4], ["whole", "flow"])):
+        ax = figures.gradient_growth(pd.concat([part, whole]), REPORT).axes[0]
         assert [text.get_text() for text in ax.get_yticklabels()] == rows
 
 

@@ -116,8 +116,9 @@ def test_the_page_of_a_report(folder, brief):
     texts = analysis.texts("answer")
     assert len(texts) == 2 and texts[1].startswith("**A-GRU** (2 seeds): over 8 steps back")
     mean = analysis["summary"].set_index(["variant", "moment"]).loc[("agru", "trained")]
-    assert f"by {abs(mean['decades']):.1f} ±" in texts[1].partition("initially")[2]
-    assert analysis.findings[1].numbers["decades_trained"] == mean["decades"]
+    assert f"({mean['decades']:+.1f} ±" in texts[1].partition("initially")[2]
+    assert analysis.findings[-1].numbers["decades_trained"] == mean["decades"]
+    assert "*is kept* means at most 0.3 decades" in analysis.texts("words")[0]
 
 
 def test_a_cell_that_fails_loses_its_own_rows_and_says_so(folder, brief, monkeypatch):

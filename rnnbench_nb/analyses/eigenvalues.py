@@ -6,16 +6,15 @@ Real parts judge a flow. What a network takes T times is a step, and is judged b
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnnbench_nb import dynamics
-from rnnbench_nb.analyses import Analysis, examples, keyed, short, weighted
+from rnnbench_nb.analyses import Analysis, growth, keyed, short, weighted
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import Report, Run
 
 MOMENTS = ("initial", "best epoch")
 BINS = 60  # of the histogram of frequencies
-STEPS = 4  # of a sequence, at which the terms of the Jacobian are taken
 GAMMAS, EPSILONS = np.logspace(-2, 0.7, 19), np.logspace(-2, 1, 21)  # of the map
 MAP_STEPS, MAP_STATES, SMALL_STATE = 50, 8, 1e-6
 TRACKED = ["epsilon", "lambda_max", "modulus_max", "share_outside"]  # at every epoch
@@ -26,20 +25,21 @@ def analyse(report: Report, count: int = 8) -> Analysis:
 
     Args:
         report: Its runs must have their weights.
-        count: Test examples on which the Jacobian's terms are taken, the first of the test set.
+        count: Test examples along which growth is measured, the first of the test set.
 
     Returns:
         Frames, keyed by `variant, seed, moment`: `stability` (see `stability_row`) and
         `stability_means` over the seeds; `training`, four of these numbers at each `epoch`;
         `frequencies`, densities over the seeds of each variant; `spectra` of the first run;
-        `terms` and `terms_means`, growth by `term` of the Jacobian (empty for cells without);
-        `map` and `boundary` over `gamma, epsilon` (empty for cells without these options).
-        Findings on `answer`, one a variant and one on all, `terms`, `map` and `lost`.
+        `map` and `boundary` over `gamma, epsilon` (for cells with these options); and those of
+        `growth.add` (for cells that tell the parts of their step).
+        Findings on `answer`, one a variant and one on all, `growth`, `words`, `map` and `lost`.
 
     Raises:
         UserError: No run has weights, or none a recurrent matrix.
     """
-    runs = [run for run in weighted(report) if run.has("recurrent")]
+    every = weighted(report)
+    runs = [run for run in every if run.has("recurrent")]
     if not runs:
         raise UserError(f"{report.folder} has no finished run of a cell with a recurrent matrix.")
     rows, training, spectra, edges = [], [], [], {}
@@ -69,7 +69,7 @@ def analyse(report: Report, count: int = 8) -> Analysis:
         "spectra": pd.concat(spectra[: len(MOMENTS)], ignore_index=True),
     })  # fmt: skip
     _stability_findings(analysis, report)
-    _terms(analysis, runs, report, count)
+    growth.add(analysis, report, every, count)
     _map(analysis, runs)
     return analysis
 
@@ -81,9 +81,7 @@ def stability_row(matrix: Tensor, eigenvalues: Tensor, step_size: Tensor) -> dic
         The columns of `dynamics.stability`; `abscissa` and `numerical_abscissa` of epsilon A; and
         the `defect` of A from S - gamma I.
     """
-    grown = dynamics.growth(step_size * matrix)
-    values = dynamics.stability(eigenvalues, step_size)
-    values |= {name: grown[name] for name in ("abscissa", "numerical_abscissa")}
+    values = dynamics.stability(eigenvalues, step_size) | dynamics.abscissas(step_size * matrix)
     values["defect"] = dynamics.defect(matrix)
     return {name: float(value) for name, value in values.items()}
 
@@ -94,6 +92,22 @@ def means(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     table = groups.mean(numeric_only=True).drop(columns="seed")
     table.insert(0, "seeds", groups["seed"].nunique())
     return table.reset_index()
+
+
+COLUMNS = {
+    "seeds": "seeds", "epsilon": "ε", "lambda_max": "λ max", "epsilon_lambda_max": "ε λ max",
+    "epsilon_max": "largest stable ε", "modulus_max": "largest modulus",
+    "share_outside": "modes outside %", "abscissa": "abscissa",
+    "numerical_abscissa": "numerical abscissa", "defect": "defect",
+}  # fmt: skip
+
+
+def stability_table(table: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """The means over the seeds as text, a row a variant and moment."""
+    shown = table.assign(share_outside=100 * table["share_outside"])
+    shown = shown.assign(variant=shown["variant"].map(report.labels))
+    shown = shown.set_index(["variant", "moment"])[list(COLUMNS)].rename(columns=COLUMNS)
+    return shown.map("{:.4g}".format)
 
 
 def spectrum(matrix: Tensor, step_size: float) -> pd.DataFrame:
@@ -130,11 +144,14 @@ def _stability_findings(analysis: Analysis, report: Report) -> None:
     table = analysis["stability_means"].set_index(["moment", "variant"])
     start, best = (table.loc[moment] for moment in MOMENTS)
     trained = analysis["stability"].query(f"moment == {MOMENTS[1]!r}")
-    stable = int((trained.groupby("variant")["modulus_max"].max() <= 1).sum())
+    largest = trained.groupby("variant", sort=False)["modulus_max"].max()
+    stable = [report.labels[name] for name in largest.index[largest <= 1]]
+    names = " and ".join(filter(None, [", ".join(stable[:-1]), *stable[-1:]]))
     analysis.say(
-        f"After training, the Euler step $I + \\epsilon A$ amplifies no mode, in any seed, in "
-        f"{stable} of {len(best)} variant{'s' * (len(best) > 1)}.",
-        stable=stable, variants=len(best),
+        "After training, the Euler step $I + \\epsilon A$ "
+        + (f"amplifies no mode in any seed of {names}." if stable
+           else "amplifies some mode of every variant."),
+        stable=len(stable), variants=len(best),
     )  # fmt: skip
     for variant in best.index:
         before, after = start.loc[variant], best.loc[variant]
@@ -153,57 +170,6 @@ def _stability_findings(analysis: Analysis, report: Report) -> None:
             f"{after.epsilon_max:.4f}. The matrix is "
             + (f"not $S - \\gamma I$, by {defect:.0%} of its norm." if defect > 1e-3
                else f"$S - \\gamma I$ (defect {defect:.0g})."), **numbers,
-        )  # fmt: skip
-
-
-def terms_of(cell: nn.Module, inputs: Tensor) -> pd.DataFrame:
-    """Growth by each term of a cell's step Jacobian, and by the whole, along sequences (B, T, D).
-
-    Returns:
-        Columns `term` and those of `dynamics.growth`, means over the sequences and over `STEPS`
-        steps, from a quarter of the way to the last.
-    """
-    length = inputs.shape[1]
-    chosen = np.linspace(length // 4, length - 1, STEPS).astype(int)
-    rows = []
-    for t, step in enumerate(dynamics.walk(cell, inputs)):
-        if t in chosen:
-            parts = step.cell.jacobian_terms(step.u, step.before, *step.prepared)
-            del parts["identity"]
-            parts["whole"] = sum(parts.values())
-            for term, part in parts.items():
-                grown = {name: float(v.mean()) for name, v in dynamics.growth(part).items()}
-                rows.append({"term": term, **grown})
-    return pd.DataFrame(rows).groupby("term", sort=False).mean().reset_index()
-
-
-def _terms(analysis: Analysis, runs: list[Run], report: Report, count: int) -> None:
-    """The frames and findings on the terms of the Jacobian; a cell that fails loses its rows."""
-    found = []
-    for run in runs:
-        try:
-            models = zip(MOMENTS, (run.initial_model, run.model), strict=True)
-            if hasattr(run.model.cell, "jacobian_terms"):
-                found += [
-                    keyed({"variant": run.key[0], "seed": run.key[1], "moment": moment},
-                          terms_of(model.cell, examples(run, count)[0]))
-                    for moment, model in models
-                ]  # fmt: skip
-        except Exception as error:  # whatever a contributed cell raises
-            reason = f"{type(error).__name__}: {error}"
-            analysis.say(f"{run.folder.name} is missing among the terms: {reason}", "lost")
-    if not found:
-        return
-    frame = pd.concat(found, ignore_index=True)
-    table = means(frame, ["variant", "moment", "term"])
-    analysis.frames |= {"terms": frame, "terms_means": table}
-    for variant, rows in table[table["moment"] == MOMENTS[1]].groupby("variant", sort=False):
-        radii = rows.set_index("term")["euler_radius"].to_dict()
-        text = ", ".join(f"{term} {radius:.3f}" for term, radius in radii.items())
-        analysis.say(
-            f"**{report.labels[variant]}**, trained, on {count} test examples: the largest modulus "
-            f"of an eigenvalue of one step with each term alone and with all of them is: {text}.",
-            "terms", examples=count, **radii,
         )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from rnnbench_nb import dynamics
 from rnnbench_nb.analyses import Analysis, examples, keyed, short, weighted
+from rnnbench_nb.analyses.growth import FAR, KEPT, MOMENTS, WORDS, word
 from rnnbench_nb.report import Report, Run
 
-MOMENTS = ("initial", "trained")
 SHORT = 100  # steps: up to it, exponents are those of the product's singular values
 DRAWN, POINTS = 20, 60  # examples whose trajectories are drawn; most points along any curve
 WARM_UP, NOISE_STEPS, NOISE_SEQUENCES = 500, 100, 15  # as Vogt et al. 2022 measured
@@ -33,7 +33,7 @@ def analyse(report: Report, count: int = 32) -> Analysis:
         (`position, exponent`), the latter of the first seed alone; `measures`, one row each
         (`decades, largest_exponent, noise_exponent`), and `summary`, their means over the seeds.
         Of the first seed, trained: `trajectories` (`example, target, step, first, second`) and
-        `shares` of the variance. Findings on `answer`, one a variant, and `lost`.
+        `shares` of the variance. Findings on `answer`, one a variant, `words` and `lost`.
 
     Raises:
         UserError: No run has weights.
@@ -180,7 +180,8 @@ def summary(measures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _findings(analysis: Analysis, report: Report) -> None:
-    """One sentence a variant."""
+    """What the words mean, and one sentence a variant."""
+    analysis.say(WORDS, "words", kept=KEPT, far=FAR)
     rows = analysis["summary"].set_index(["variant", "moment"])
     lengths = analysis["along"].groupby("variant")["step"].max()
     columns = ["decades", "decades_sd", "largest_exponent", "noise_exponent"]
@@ -191,7 +192,7 @@ def _findings(analysis: Analysis, report: Report) -> None:
         seeds, steps = int(after.seeds), int(lengths[variant])
         analysis.say(
             f"**{report.labels[variant]}** ({seeds} seed{'s' * (seeds > 1)}): over {steps} steps "
-            f"back the gradient {_change(before)} initially and {_change(after)} trained; the "
+            f"back the gradient {_change(before)} initially, and {_change(after)} trained; the "
             f"largest exponent goes from {before.largest_exponent:+.3f} to "
             f"{after.largest_exponent:+.3f} nats a step (first seed, under noise: from "
             f"{before.noise_exponent:+.3f} to {after.noise_exponent:+.3f}).",
@@ -200,7 +201,6 @@ def _findings(analysis: Analysis, report: Report) -> None:
 
 
 def _change(row: pd.Series) -> str:
-    """Such as `shrinks by 1.2 ± 0.1 decades`."""
+    """Such as `shrinks (-1.2 ± 0.1 decades)`."""
     spread = "" if np.isnan(row.decades_sd) else f" ± {row.decades_sd:.1f}"
-    word = "grows" if row.decades > 0 else "shrinks"
-    return f"{word} by {abs(row.decades):.1f}{spread} decades"
+    return f"{word(row.decades)} ({row.decades:+.1f}{spread} decades)"

@@ -163,31 +163,27 @@ def stability_through_training(training: pd.DataFrame, report: "Report") -> Figu
     return figure
 
 
-def growth_terms(terms: pd.DataFrame, report: "Report") -> Figure:
-    """What one step with each term of the Jacobian multiplies by, and what its flow does.
+def gradient_growth(growth: pd.DataFrame, report: "Report") -> Figure:
+    """The gradient's growth from end to end with each step in the place of the Jacobian.
 
     Args:
-        terms: Columns `variant, term, moment, seed, euler_radius, numerical_abscissa`.
+        growth: Columns `variant, replacement, moment, seed, gradient`.
         report: Where labels are.
     """
-    names = {
-        "euler_radius": ("Largest modulus of the step", 1),
-        "numerical_abscissa": ("Numerical abscissa (growth at once of the flow)", 0),
-    }
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    few = _few(terms, report, figure)
-    several = few["variant"].nunique() > 1
-    few["row"] = few["label"] + ", " + few["term"] if several else few["term"]
-    figure.set_size_inches(9.5, 1.6 + 0.5 * few["row"].nunique())
-    for ax, (measure, (name, neutral)) in zip(axes, names.items(), strict=True):
-        sns.pointplot(
-            few, y="row", x=measure, hue="moment", ax=ax, dodge=0.3, linestyle="none",
-            errorbar="sd", palette=["0.6", "0.1"], markers=["D", "o"],
-            err_kws={"linewidth": 1.2}, legend=ax is axes[0],
-        )  # fmt: skip
-        ax.axvline(neutral, color="0.3", linestyle="--", linewidth=1)
-        ax.set(title=name, xlabel="per step", ylabel="")
-    legend_below(figure, axes[0])
+    figure, ax = plt.subplots()
+    several = growth.groupby("variant")["replacement"].nunique()
+    few = _few(growth[growth["variant"].map(several) > 1], report, figure)
+    few["row"] = few["replacement"]
+    if few["variant"].nunique() > 1:
+        few["row"] = few["label"] + ", " + few["row"]
+    figure.set_size_inches(9.5, 1.6 + 0.4 * few["row"].nunique())
+    sns.pointplot(
+        few, y="row", x="gradient", hue="moment", ax=ax, dodge=0.3, linestyle="none",
+        errorbar="sd", palette=["0.6", "0.1"], markers=["D", "o"], err_kws={"linewidth": 1.2},
+    )  # fmt: skip
+    ax.axvline(0, color="0.3", linestyle="--", linewidth=1)
+    ax.set(xlabel="Growth of the gradient on its way back (decades)", ylabel="")
+    legend_below(figure, ax)
     return figure
 
 
