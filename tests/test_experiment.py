@@ -217,7 +217,7 @@ def test_a_notebook_takes_options_of_its_cell_and_leaves_others_at_their_default
 
 def test_what_a_notebook_is_given_goes_before_its_base_and_that_before_its_own_values():
     found = from_notebook(notebook("base = 'quick'\nmodel = 'lstm'"))
-    assert (found.epochs, found.model) == (5, "lstm")
+    assert (found.epochs, found.model) == (3, "lstm")
     assert from_notebook(notebook("base = 'quick'\nmodel = 'lstm'\nepochs = 50")).epochs == 50
 
 
