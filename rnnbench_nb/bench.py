@@ -316,8 +316,12 @@ def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     paths = report["machine"]["paths"]
     table["path"] = [paths.get(name, "loop") for name in table["model"]]
     parts = pd.DataFrame(report["parts"]).T
+    total = parts.sum(axis=1)
+    shares = {f"of {CELLS[name].label}s": total / total[name] for name in BASELINES}
+    aside = parts[["data", "evaluation"]].sum(axis=1) / total
     memory = pd.Series(report["memory"], name=f"MiB, training step at T = {LONG.steps}")
-    return table, parts.assign(total=parts.sum(axis=1)), memory.to_frame()
+    parts = parts.assign(total=total, **shares, **{"data and evaluation": aside})
+    return table, parts, memory.to_frame()
 
 
 def _ratios(row: Any, words: str) -> str:
@@ -347,14 +351,11 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
             f"at {row.limit_share:.0%} of the arithmetic limit."
         )
     for name in FAST:
-        shares = [
-            f"{parts.at[name, 'total'] / parts.at[b, 'total']:.2f} of the {CELLS[b].label}'s time"
-            for b in BASELINES
-        ]
-        rest = parts.loc[name, ["data", "evaluation"]].sum() / parts.at[name, "total"]
+        labels, row = [CELLS[baseline].label for baseline in BASELINES], parts.loc[name]
+        shares = [f"{row[f'of {label}s']:.2f} of the {label}'s time" for label in labels]
         found.append(
-            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and {rest:.0%} of "
-            "it is data and evaluation rather than training."
+            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and "
+            f"{row['data and evaluation']:.0%} of it is data and evaluation rather than training."
         )
     return found
 

@@ -1,14 +1,18 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
+import papermill
 import pytest
 from conftest import rnnbench_here
+from numbers_on_pages import shown, unexplained
 
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
 from rnnbench_nb.cells.kernels import agru as kernel
+from rnnbench_nb.experiment import PROJECT
 
 
 def test_operations_by_hand():
@@ -97,6 +101,32 @@ def test_two_measurements_are_compared(tmp_path):
     paths[0].write_text("{}")
     refused = rnnbench_here("bench", "--compare", *paths)
     assert refused.returncode == 1 and "before.json holds no measurements" in refused.stderr
+
+
+def test_every_number_on_the_page_is_measured_or_in_a_table(tmp_path):
+    wave = [0.97, 1.0, 1.01]
+    rows = measured(**{name: [i * x for x in wave] for i, name in enumerate(bench.TIMED, 1)})
+    rows += [row | {"task": "infer"} for row in rows]
+    parts = ("data", "forward", "backward", "optimiser", "evaluation")
+    names = bench.BASELINES + bench.FAST
+    report = {
+        "machine": bench.machine(), "limit": 1.23e11, "rows": rows,
+        "parts": {n: {p: 1.1 * i + j for j, p in enumerate(parts)} for i, n in enumerate(names)},
+        "memory": {name: 100.0 + i for i, name in enumerate(names)},
+    }  # fmt: skip
+    (tmp_path / "speed.json").write_text(json.dumps(report))
+    executed = papermill.execute_notebook(
+        PROJECT / "notebooks/05_speed.ipynb", tmp_path / "out.ipynb",
+        {"measured": str(tmp_path / "speed.json")}, progress_bar=False, cwd=tmp_path,
+    )  # fmt: skip
+    frames = dict(zip("abc", bench.tables(report), strict=True))
+    frames["limit"] = pd.DataFrame({"GFLOP/s": [report["limit"] / 1e9]})
+    found = [*shown(executed)]
+    assert sum(map(len, found)) > 500 and "times as fast as torch's" in " ".join(found)
+    given = SimpleNamespace(frames=frames, findings=[])
+    machine = report["machine"]
+    names = [machine["processor"], machine["torch"], *machine["paths"].values(), "T = 784"]
+    assert unexplained(executed, [given], names) == []
 
 
 def test_every_model_is_timed_in_turn_and_the_settings_come_back():
