@@ -217,15 +217,18 @@ def render(report):
 @main.command("publish")
 @click.argument("report", type=FOLDER)
 @click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
-def publish_report(report, to):
+@click.option("--partial", is_flag=True, help="Of a REPORT that is not finished: what there is.")
+def publish_report(report, to, partial):
     """Copy the light part of a finished REPORT to reports/published/<its name>.
 
     Pages (one training a variant), figures, tables, analyses, records and predictions; no weights.
+    With --partial, of a report whose runs are under way, records, tables and their checkpoints, so
+    that `rnnbench run` goes on from there on another machine.
     """
     from rnnbench_nb.publish import publish
 
     to = to or PROJECT / "reports/published" / report.resolve().name
-    click.echo(str(publish(report, to)))
+    click.echo(str(publish(report, to, partial)))
 
 
 @main.command()

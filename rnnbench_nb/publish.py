@@ -3,23 +3,28 @@
 import shutil
 from pathlib import Path
 
-from rnnbench_nb import site
+from rnnbench_nb import runs, site
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
-from rnnbench_nb.report import Report
+from rnnbench_nb.report import Report, write_csv, write_record, write_tables
+from rnnbench_nb.runs import CHECKPOINT
 
+RECORDS = ("protocol.yaml", "runs/*/run.json", "runs/*/predicted.safetensors")
 LIGHT = (
-    "protocol.yaml", "*.csv", "*.md", "figures/*.png", "figures/*.svg", "analyses/*/*.csv",
-    "analyses/*/*.json", "runs/*/run.json", "runs/*/predicted.safetensors",
+    *RECORDS, "*.csv", "*.md", "figures/*.png", "figures/*.svg", "analyses/*/*.csv",
+    "analyses/*/*.json",
 )  # fmt: skip
 
 
-def publish(report: Path, folder: Path) -> Path:
+def publish(report: Path, folder: Path, partial: bool = False) -> Path:
     """Copy the light part of a finished report: no weights, a training page for each variant.
 
     Args:
         report: The report's folder.
         folder: Where to; what an earlier publication left there goes.
+        partial: Publish a report that is not finished: the records and tables alone, and the last
+            checkpoint and history of each run that is under way, from which `rnnbench run` goes on
+            on another machine.
 
     Returns:
         The path of the published index.html.
@@ -31,23 +36,35 @@ def publish(report: Path, folder: Path) -> Path:
     found = Report(report)
     whole = found.runs and all(run.has("best") for run in found.runs)
     stopped = any(report.glob("**/*.failed"))
-    if found.lost or stopped or not whole or not (report / "index.html").exists():
+    under_way = [run for run in found.run_folders if (run / CHECKPOINT).exists()
+                 and not (run / "run.json").exists()] if partial else []  # fmt: skip
+    if partial and not under_way:
+        raise UserError(f"{report}: no run is under way there; publish it without --partial.")
+    if not partial and (found.lost or stopped or not whole or not (report / "index.html").exists()):
         raise UserError(
             f"{report}: the report is not finished, or published already; run it again before "
-            "publishing."
+            "publishing, or publish what there is with --partial."
         )
     if report.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"{folder} is in the report itself; name another with --to.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "protocol.yaml").exists():
         raise UserError(f"{folder} holds other things than a report; name another with --to.")
+    started = {run.name: runs.partial(run) for run in under_way}  # a damaged one stops all this
     shutil.rmtree(folder, ignore_errors=True)
     asked = {run.name for run in found.run_folders}
     shown = [f"runs/{run.name}/*.ipynb" for run in site.first_seed(found)]
-    for pattern in (*LIGHT, "notebooks/*.ipynb", *shown):
+    for pattern in RECORDS if partial else (*LIGHT, "notebooks/*.ipynb", *shown):
         for path in report.glob(pattern):
             place = path.relative_to(report)
             if place.parts[0] != "runs" or place.parts[1] in asked:
                 write_file(folder / place, path.read_bytes())
+    for name, (record, history, checkpoint) in started.items():
+        write_record(folder / "runs" / name, record)
+        write_csv(folder / "runs" / name / "history.csv", history)
+        write_file(folder / "runs" / name / CHECKPOINT, checkpoint)
+    if partial:
+        write_csv(folder / "history.csv", found.history)
+        write_tables(Report(folder))
     index = site.build(folder)
     for path in folder.glob("**/*.ipynb"):  # their pages say the same
         path.unlink()

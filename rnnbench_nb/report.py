@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rnnbench_nb.model import SequenceModel
 
 COMPLETED, FAILED, MISSING = "completed", "failed", "missing"
+PARTIAL = "partial"  # of a published run that can be gone on with
 DASHES = [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1), (8, 1), (1, 2)]
 MARKERS = ["D", "v", "P", "X", "<", ">", "h"]
 

@@ -1,6 +1,8 @@
 """One run: its data, its model, its training, one look at the test set, and its folder."""
 
 import hashlib
+import io
+import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +13,16 @@ import torch
 
 from rnnbench_nb import report as results
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, RunParameters
+from rnnbench_nb.experiment import PROJECT, RunParameters, recorded_parameters
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.provenance import environment, fingerprint
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.tasks import TASKS, Task
 from rnnbench_nb.tasks.base import Split
 from rnnbench_nb.training import evaluate, fit
+
+CHECKPOINT = "checkpoint.pt"  # which `fit` writes
 
 
 def device_of(parameters: RunParameters) -> torch.device:
@@ -33,12 +37,20 @@ def device_of(parameters: RunParameters) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def _data_hash(data: Split) -> str:
-    """A hash of the examples and targets of all parts, as this run sees them."""
+def _described(task: Task, data: Split) -> dict:
+    """What run.json says of a run's data, with a hash of what the run sees in all parts."""
     digest = hashlib.sha256()
     for tensor in (tensor for part in data for tensor in part):
         digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()[:16]
+    steps, input_size = task.inputs(data.train.inputs[:1]).shape[1:]
+    return {
+        **task.describe(),
+        **{name: len(part.targets) for name, part in data._asdict().items()},
+        "steps": steps,
+        "input_size": input_size,
+        "outputs": task.outputs(),
+        "hash": digest.hexdigest()[:16],
+    }
 
 
 def _finished_elsewhere(record: dict, parameters: RunParameters, folder: Path) -> Path | None:
@@ -59,6 +71,51 @@ def _finished_elsewhere(record: dict, parameters: RunParameters, folder: Path) -
         except (UserError, KeyError):
             continue
     return None
+
+
+def _go_on_from_elsewhere(
+    record: dict, parameters: RunParameters, folder: Path, report: Callable[[str], None]
+) -> None:
+    """Take the checkpoint of the same run from a published report, where there is none here."""
+    if (folder / CHECKPOINT).exists():
+        return
+    published = (PROJECT / "reports/published").glob(f"*/runs/{parameters.run}/{CHECKPOINT}")
+    for path in sorted(published):
+        there = results.load_run(path.parent)
+        alike = all(there.record.get(key) == record[key] for key in ("fingerprint", "data"))
+        if alike and there.parameters == parameters:
+            write_file(folder / CHECKPOINT, path.read_bytes())
+            origin = path.parent.relative_to(PROJECT).as_posix()
+            report(f"{parameters.run} goes on after epoch {there.record['epochs']} of {origin}.")
+            return
+
+
+def partial(folder: Path) -> tuple[dict, pd.DataFrame, bytes]:
+    """The record, the history and the checkpoint of a run that is not finished.
+
+    Raises:
+        UserError: The checkpoint is damaged.
+    """
+    path = folder / CHECKPOINT
+    try:
+        checkpoint = path.read_bytes()  # once: training writes the next
+        content = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
+        where, epochs = str(path), content["progress"]["epoch"]
+        parameters = recorded_parameters(content["parameters"], where)
+        history, made_by = pd.DataFrame(content["history"]), content["fingerprint"]
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        raise UserError(f"{path} is damaged; delete it, or train that run again.") from error
+    task = TASKS[parameters.task](parameters)
+    reason = f"it has had {epochs} epoch{'s' * (epochs > 1)}, and its checkpoint goes on from there"
+    record = {
+        "variant": parameters.name, "model": parameters.model, "seed": parameters.seed,
+        "status": results.PARTIAL, "reason": reason, "parameters": parameters.model_dump(),
+        "fingerprint": made_by, "epochs": epochs,
+        "data": _described(task, task.load(parameters.seed)),
+    }  # fmt: skip
+    history = history.reindex(columns=results.history_columns(task.score.name))
+    return record, history, checkpoint
 
 
 def train_run(
@@ -94,7 +151,7 @@ def train_run(
         task = TASKS[parameters.task](parameters)
         data = task.load(parameters.seed)
         device = device_of(parameters)
-        steps, input_size = task.inputs(data.train.inputs[:1]).shape[1:]
+        input_size = task.inputs(data.train.inputs[:1]).shape[2]
         random = generator(parameters.seed, "initialisation")
         model = build_model(parameters, input_size, task.outputs(), random, task.read).to(device)
         total, free = count(model)
@@ -107,18 +164,12 @@ def train_run(
             "threads": torch.get_num_threads(),
             "path": model.cell.path(),
             "precision": torch.get_float32_matmul_precision(),
-            "data": {
-                **task.describe(),
-                **{name: len(part.targets) for name, part in data._asdict().items()},
-                "steps": steps,
-                "input_size": input_size,
-                "outputs": task.outputs(),
-                "hash": _data_hash(data),
-            },
+            "data": _described(task, data),
         }
         elsewhere = _finished_elsewhere(record, parameters, folder)
         if elsewhere:
             return _take(elsewhere, parameters, folder, report)
+        _go_on_from_elsewhere(record, parameters, folder, report)
         state = fit(model, data, task, parameters, folder, report)
         model.load_state_dict(state.best)
         loss, _, outputs = evaluate(model, data.test, task)

@@ -13,7 +13,7 @@ from rnnbench_nb.analyses import Analysis, Finding, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.publish import publish
-from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.report import Report, load_run, write_tables
 from rnnbench_nb.runs import train_run
 
 
@@ -93,6 +93,69 @@ def test_what_is_not_finished_or_published_already_is_refused(made, tmp_path):
     (tmp_path / "copy/runs/gru-seed43/run.json").unlink()
     with pytest.raises(UserError, match="is not finished, or published already"):
         publish(tmp_path / "copy", tmp_path / "again")
+
+
+def test_a_run_under_way_is_carried_to_the_same_weights(made, tmp_path, monkeypatch):
+    def killed(line):
+        if "epoch   2" in line:
+            raise KeyboardInterrupt
+
+    here, there = tmp_path / "here/reports/small", tmp_path / "there/reports"
+    shutil.copytree(made, here, ignore=shutil.ignore_patterns("gru-seed43"))
+    three = load_protocol(write_tiny(tmp_path / "p.yaml", models="[gru]", runs=2, epochs=3))
+    shutil.rmtree(here / "variants")
+    launch.write_parameters(here, three)
+    shutil.rmtree(here / "runs/gru-seed42")  # not yet begun
+    parameters = three.at(43)[0]
+    with pytest.raises(KeyboardInterrupt):
+        train_run(parameters, here / "runs/gru-seed43", report=killed)
+    whole = train_run(parameters, tmp_path / "whole", report=lambda line: None)
+    with pytest.raises(UserError, match="or publish what there is with --partial"):
+        publish(here, there / "published/small")
+    monkeypatch.setattr("rnnbench_nb.cli.PROJECT", there.parent)
+    assert rnnbench_here("publish", here, "--partial").returncode == 0
+    published = there / "published/small"
+    files = {path.name for path in (published / "runs/gru-seed43").iterdir()}
+    assert files == {"run.json", "history.csv", "checkpoint.pt"}
+    said = "gru-seed43 is partial: it has had 2 epochs, and its checkpoint goes on from there"
+    assert said in (published / "results_summary.md").read_text()
+    assert "is partial: it has had 2 epochs" in (published / "index.html").read_text()
+    assert Report(published).results["status"].tolist() == ["missing", "partial"]
+    assert load_run(published / "runs/gru-seed43").history["epoch"].max() == 2
+
+    monkeypatch.setattr("rnnbench_nb.runs.PROJECT", there.parent)  # a clone on another machine
+    lines = []
+    carried = train_run(parameters, there / "small/runs/gru-seed43", report=lines.append)
+    origin = "reports/published/small/runs/gru-seed43"
+    assert lines[0] == f"gru-seed43 goes on after epoch 2 of {origin}." and len(lines) == 2
+    for name in ("best", "initial", "outputs", "predicted"):
+        assert (carried.folder / f"{name}.safetensors").read_bytes() == \
+               (whole.folder / f"{name}.safetensors").read_bytes()  # fmt: skip
+    timeless = ["epoch", "split", "loss", "accuracy", "learning_rate"]
+    assert carried.history[timeless].equals(whole.history[timeless])
+    other = parameters.model_copy(update={"epochs": 4})
+    train_run(other, there / "other/gru-seed43", report=lines.append)
+    assert "epoch   1" in lines[2]  # another run begins at its beginning
+
+    launch.write_parameters(there / "small", three)
+    with pytest.raises(UserError, match="no run is under way there"):
+        publish(there / "small", published, partial=True)
+    shutil.copytree(here / "notebooks", there / "small/notebooks")
+    train_run(three.at(42)[0], there / "small/runs/gru-seed42", report=lambda line: None)
+    write_tables(Report(there / "small"))
+    site.build(there / "small")
+    publish(there / "small", published)
+    assert not list(published.glob("runs/*/checkpoint.pt"))  # it is done
+
+
+def test_a_damaged_checkpoint_is_named_and_what_is_published_stays(made, tmp_path):
+    shutil.copytree(made, tmp_path / "here")
+    (tmp_path / "here/runs/gru-seed43/run.json").unlink()
+    (tmp_path / "here/runs/gru-seed43/checkpoint.pt").write_bytes(b"no checkpoint")
+    published = publish(made, tmp_path / "there").parent
+    with pytest.raises(UserError, match=r"gru-seed43/checkpoint\.pt is damaged; delete it, or"):
+        publish(tmp_path / "here", published, partial=True)
+    assert (published / "pages/03_compare.html").exists()
 
 
 def body(path, folder):
