@@ -95,11 +95,20 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
 
 @main.command()
 @click.argument("params")
-def check(params):
-    """Print the validated parameters of PARAMS."""
+@click.option("--hours", is_flag=True, help="The plan instead: what each variant takes here.")
+def check(params, hours):
+    """Print the validated parameters of PARAMS, or how long it will take on this machine."""
     from rnnbench_nb.experiment import load_protocol, to_yaml
 
-    click.echo(to_yaml(load_protocol(params).dump()), nl=False)
+    protocol = load_protocol(params)
+    if not hours:
+        click.echo(to_yaml(protocol.dump()), nl=False)
+        return
+    from rnnbench_nb import plan
+
+    table = plan.hours(protocol.resolved())
+    click.echo(table.to_string(index=False, float_format="{:.3g}".format))
+    click.echo(f"{table['hours'].sum():.3g} hours of one training at a time, for the whole budget.")
 
 
 @main.command()

@@ -224,7 +224,7 @@ def summarise(report: Report) -> dict[str, Any]:
     times = [run[key] for run in done for key in ("started", "finished") if key in run]
     whens = sorted(datetime.fromisoformat(time).astimezone(UTC) for time in times)
     data = next((run["data"] for run in done if "data" in run), {})
-    sentence = task.sentence(data) if data else task.label
+    sentence = _subjects(report) or task.label
     return {
         "protocol": protocol,
         "task": task,
@@ -250,6 +250,15 @@ def summarise(report: Report) -> dict[str, Any]:
         },
         "files": [name for name in FILES if (report.folder / name).is_file()],
     }
+
+
+def _subjects(report: Report) -> str:
+    """The data of all finished runs in words, such as `copying: 120 steps of 10 and 520 ...`."""
+    told: dict[str, list[str]] = {}
+    for run in (run for run in report.runs if "data" in run.record):
+        head, _, steps = run.task.sentence(run.record["data"]).partition(": ")
+        told.setdefault(head, []).append(steps)
+    return "; ".join(f"{head}: {_listed(list(dict.fromkeys(each)))}" for head, each in told.items())
 
 
 def _short(commit: str) -> str:

@@ -113,10 +113,10 @@ def _compare(
     )  # fmt: skip
     found.frames["comparison"] = table
     if len(groups) > 1:
-        parts = "; ".join(" and ".join(labels[name] for name in names) for names in groups)
+        parts = "; ".join(", ".join(labels[name] for name in names) for names in groups)
         found.say(
             f"The variants were not all tested on the same examples, and a score on one set says "
-            f"nothing of another: no verdict is given between {parts}.", "unlike"
+            f"nothing of another: verdicts are given within each of these alone: {parts}.", "unlike"
         )  # fmt: skip
     compared = table[table["n"] > 0]
     for kind in ("better", "equivalent", "not distinguishable") if len(compared) else ():

@@ -1,0 +1,24 @@
+import pytest
+from conftest import rnnbench_here, write_tiny
+
+from rnnbench_nb import plan
+from rnnbench_nb.experiment import load_protocol
+
+
+def test_hours_are_those_of_the_whole_budget(tmp_path):
+    path = write_tiny(tmp_path / "p.yaml", runs=3, epochs=4, steps=35)  # 10 steps an epoch
+    table = plan.hours(load_protocol(path))
+    assert table["variant"].tolist() == ["lstm", "agru"]
+    for row in table.to_dict("records"):
+        assert (row["steps"], row["epochs"], row["seeds"]) == (35, 4, 3)
+        seconds = 3 * (35 * row["step"] + 4 * row["validation"])
+        assert row["hours"] == pytest.approx(seconds / 3600) and row["step"] > 0
+    free = plan.hours(load_protocol(path, {"steps": None, "models": ["agru"]}))
+    assert free["steps"].tolist() == [40]
+
+
+def test_check_prints_the_plan_before_the_first_run(tmp_path):
+    path = write_tiny(tmp_path / "p.yaml", models="[gru]", runs=2)
+    said = rnnbench_here("check", path, "--hours").stdout
+    assert "seeds: 2" not in said and "hours of one training at a time" in said
+    assert [line.split()[0] for line in said.splitlines()[-3:-1]] == ["variant", "gru"]
