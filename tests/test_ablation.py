@@ -1,26 +1,15 @@
-"""Changes and effects: hand-made variants, the paired t test, simulated studies."""
+"""Changes, families and validation scores, by hand."""
 
-import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats as scipy_stats
 
 from rnnbench_nb import statistics as ablation
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import run_parameters
 
-COLUMNS = ["variant", "seed", "accuracy"]
-
 
 def parameters(model="agru", **values):
     return run_parameters({"model": model, **values}, "a test")
-
-
-def scores(**accuracies):
-    return pd.DataFrame(
-        [(v, s, a) for v, values in accuracies.items() for s, a in enumerate(values)],
-        columns=COLUMNS,
-    ).dropna()
 
 
 def test_changes_are_what_differs_and_nothing_else():
@@ -90,76 +79,6 @@ def test_validation_scores_are_those_of_the_chosen_epoch():
                  "seconds", "status"],
     )  # fmt: skip
     assert ablation.validation_scores(results, history).to_dict("records") == [
-        {"variant": "a", "seed": 3, "accuracy": 0.8, "free_parameters": 10, "seconds": 2.5},
-        {"variant": "a", "seed": 4, "accuracy": 0.6, "free_parameters": 10, "seconds": 0.5},
+        {"variant": "a", "seed": 3, "accuracy": 0.8, "free_parameters": 10},
+        {"variant": "a", "seed": 4, "accuracy": 0.6, "free_parameters": 10},
     ]
-
-
-def test_two_variants_are_the_paired_t_test():
-    a, b = [0.98, 0.975, 0.983, 0.979], [0.97, 0.971, 0.972, 0.974]
-    (row,) = ablation.effects(scores(b=b, a=a), ["b", "a"], "b", 0.002).to_dict("records")
-    paired = scipy_stats.ttest_rel(a, b).confidence_interval()
-    assert row["difference"] == pytest.approx(np.mean(a) - np.mean(b))
-    assert (row["low"], row["high"]) == pytest.approx(tuple(paired))
-    assert (row["family_low"], row["family_high"]) == pytest.approx(tuple(paired))
-    assert (row["a"], row["b"], row["n"]) == ("a", "b", 4)
-
-
-def test_more_variants_share_one_spread_and_a_correction():
-    rng = np.random.default_rng(0)
-    y = 0.98 + 0.001 * rng.normal(size=(4, 3))  # variants, seeds
-    table = scores(**dict(zip("rxyz", y, strict=True)))
-    effects = ablation.effects(table, list("rxyz"), "r", 0.002)
-    rest = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
-    error = np.sqrt((rest**2).sum() / 6 * 2 / 3)  # 6 degrees of freedom, 3 seeds a mean
-    half = scipy_stats.t.ppf(1 - 0.05 / 2 / 3, 6) * error
-    np.testing.assert_allclose(effects["difference"], y[1:].mean(1) - y[0].mean())
-    np.testing.assert_allclose(effects["family_high"] - effects["difference"], half)
-
-
-def test_every_verdict_is_reached():
-    jitter = np.array([-1, 0, 1]) * 1e-4
-    table = scores(
-        base=0.98 + jitter, better=0.99 - jitter, worse=0.97 - jitter, same=0.98 - jitter,
-        slightly=0.9815 - jitter, close=0.982 + jitter,
-    )  # fmt: skip
-    verdicts = ablation.effects(table, list(table["variant"].unique()), "base", 0.003)["verdict"]
-    small = "better, by less than the margin"
-    assert list(verdicts) == ["better", "worse", "no effect beyond 0.3 points", small, small]
-    wide = scores(base=[0.98, 0.97, 0.99], other=[0.98, 0.99, 0.97])
-    assert list(ablation.effects(wide, ["base", "other"], "base", 0.002)["verdict"]) == [
-        "undecided"
-    ]
-
-
-def test_missing_runs_one_seed_and_wrong_input():
-    table = scores(base=[0.98, 0.97, np.nan], other=[0.99, np.nan, 0.5], gone=[np.nan] * 3)
-    effects = ablation.effects(table, ["base", "other", "gone"], "base", 0.002)
-    assert list(effects["n"]) == [1, 0]  # the seed that the reference lacks does not count
-    assert effects["difference"].iloc[0] == pytest.approx(0.01)
-    assert effects[["difference", "family_low"]].iloc[1].isna().all()
-    assert set(effects["verdict"]) == {"undecided"}
-    one = ablation.effects(scores(base=[0.98], other=[0.99]), ["base", "other"], "base", 0.002)
-    assert one["low"].isna().all() and one["verdict"].tolist() == ["undecided"]
-    with pytest.raises(UserError, match="'gone' has no finished run"):
-        ablation.effects(table, ["base", "gone"], "gone", 0.002)
-    with pytest.raises(UserError, match="margin is 0"):
-        ablation.effects(table, ["base", "other"], "base", 0)
-
-
-def test_simulated_ablations_keep_their_promises():
-    """16 variants, 3 seeds, realistic spreads: false claims in few studies, 0.4 points found."""
-    rng = np.random.default_rng(1)
-    names = [f"v{index}" for index in range(16)]
-    spread = 7e-4 * np.linspace(0.6, 1.5, 16)[:, None]
-    claims = found = 0
-    for _ in range(100):
-        y = 0.985 + 0.001 * rng.normal(size=3) + spread * rng.normal(size=(16, 3))
-        for gap in (0, 0.004):
-            y[1] += gap
-            table = scores(**dict(zip(names, y, strict=True)))
-            verdict = ablation.effects(table, names, "v0", 0.002)["verdict"]
-            claims += not gap and verdict.str.contains("better|worse").any()
-            found += bool(gap) and verdict.iloc[0].startswith("better")
-    assert claims <= 8
-    assert found >= 95

@@ -1,7 +1,8 @@
 """The analyses behind 02_train, 03_compare and 06_ablation: values by hand, and on their pages."""
 
-import gc
 import json
+from functools import cache
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -13,6 +14,7 @@ from made import write_made_report
 from numbers_on_pages import shown, unexplained
 from scipy import stats as scipy_stats
 
+from rnnbench_nb import statistics
 from rnnbench_nb.analyses import ablation, analyse, comparison, load, training
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, run_parameters, to_yaml
@@ -35,14 +37,6 @@ VARIANTS = {
     "agru": {"model": "agru"},
 }
 CURVES = {("gru", 1): [0.5, 0.9], ("gru", 2): [0.9], ("lstm", 1): [0.5, 0.6, 0.7, 0.9]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """Statsmodels' multipletests collects garbage in each call; spare it the imported modules."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +104,18 @@ def test_variants_with_other_test_examples_get_a_sentence_and_no_verdict(found):
     # rows [0 1 0 0] and [0 1 1 0]: mean squares 1/8 (seeds), 11/24 (examples) and 1/8 (rest)
     freedom = (11 / 24) ** 2 / (1 / 64 + (11 / 24) ** 2 / 3 + 1 / 64 / 3)
     half = scipy_stats.t.ppf(0.975, freedom) * (11 / 24 / 8) ** 0.5
-    assert (row["two_way_low"], row["two_way_high"]) == pytest.approx((0.375 - half, 0.375 + half))
+    wider = max(half, scipy_stats.t.ppf(0.975, 1) * 0.125)
+    ends = row["family_low"], row["family_high"]
+    assert ends == pytest.approx((0.375 - wider, 0.375 + wider))
     assert row["verdict"] == "not distinguishable"
     (unlike,) = found.texts("unlike")
     assert "given within each of these alone: GRU, LSTM; A-GRU." in unlike
     assert found.texts("verdicts")[2] == "- **Not distinguishable:** GRU and LSTM"
     (pair,) = found.texts("pairs")
     assert pair.startswith("- GRU minus LSTM: +37.50 points on average over 2 common seeds")
-    assert "needs at least 6 seeds" in found.texts("verdicts")[3]
-    assert numbers(found, "verdicts")[3] == {"significance": pytest.approx(0.05)}
+    assert "With 2 common seeds the smallest difference" in found.texts("verdicts")[3]
+    said = numbers(found, "verdicts")[3]
+    assert said["resolution_max"] == pytest.approx(wider) and said["unable"] == said["pairs"] == 1
 
 
 def test_the_best_of_each_test_set_and_what_one_run_of_it_says(found):
@@ -184,10 +181,12 @@ def test_time_to_a_level_and_its_table(made, found):
 
 
 def test_sizes_and_cost(found):
-    columns = ["variant", "parameters", "free_parameters", "epochs", "seconds", "seconds_per_epoch"]
+    columns = ["variant", "parameters", "free_parameters", "epochs", "seconds", "seconds_per_epoch",
+               "path", "precision"]  # fmt: skip
+    unknown = ["not recorded"] * 2
     assert rows(found["sizes"], *columns) == [
-        ("gru", 1280, 1152, 1.5, 15, 10), ("lstm", 640, 576, 2.5, 25, 10),
-        ("agru", 1280, 1152, 1, 10, 10)]  # fmt: skip
+        ("gru", 1280, 1152, 1.5, 15, 10, *unknown), ("lstm", 640, 576, 2.5, 25, 10, *unknown),
+        ("agru", 1280, 1152, 1, 10, 10, *unknown)]  # fmt: skip
     assert numbers(found, "sizes") == [{"more": 1.0}]
     assert "100.0% more free parameters" in found.texts("sizes")[0]
 
@@ -249,26 +248,104 @@ def test_a_report_without_a_finished_run_is_refused(tmp_path):
 # Published reports, without outputs and weights
 
 
-@pytest.mark.parametrize("name", ["row_mnist", "controls", "tuned", "row_mnist_matched", "vogt"])
+@cache
+def published(name, module=comparison):
+    """A published report, and the analysis of one of its pages."""
+    report = Report(PROJECT / "reports/published" / name)
+    return report, module.analyse(report)
+
+
+ON_03 = ["row_mnist", "controls", "tuned", "row_mnist_matched", "vogt"]
+
+
+@pytest.mark.parametrize("name", ON_03)
 def test_the_comparison_of_a_published_report(name):
-    found = comparison.analyse(Report(PROJECT / "reports/published" / name))
+    _, found = published(name)
     assert "published report leaves them out" in found.texts("calibration")[0]
-    published = found["published"].set_index("variant")
+    beside = found["published"].set_index("variant")
     if name == "row_mnist":
-        assert (100 * published["published"]).tolist() == pytest.approx([98.82, 98.97, 98.63])
+        assert (100 * beside["published"]).tolist() == pytest.approx([98.82, 98.97, 98.63])
         differences = [0.018, -0.124, 0.072]  # of 98.838, 98.846 and 98.702
-        assert (100 * published["difference"]).tolist() == pytest.approx(differences)
-        assert set(published["settings"]) == {"nothing"}
+        assert (100 * beside["difference"]).tolist() == pytest.approx(differences)
+        assert set(beside["settings"]) == {"nothing"}
         assert found["comparison"]["verdict"].tolist() == [
             "equivalent within 0.2 points", "better", "better"]  # fmt: skip
+        assert found.texts("rules")[0].startswith("Tested is the epoch of the highest validation a")
+        assert found.texts("speed")[0] == comparison.SHARED  # two jobs on two cores
+        assert "seconds" not in found["sizes"] and found["times"]["seconds"].isna().all()
     if name == "row_mnist_matched":
-        assert published["settings"].tolist() == ["hidden_size 109", "nothing", "hidden_size 139"]
+        assert beside["settings"].tolist() == ["hidden_size 109", "nothing", "hidden_size 139"]
 
 
 def test_the_ablation_of_a_published_search_is_by_model():
-    found = ablation.analyse(Report(PROJECT / "reports/published/tuning"))
+    _, found = published("tuning", ablation)
     assert found["effects"]["b"].nunique() == 3 and len(found["effects"]) == 15
     assert len(found.texts("highest")) == 4 and len(found["scores"]) == 36
+    assert found.texts("trust")[1].startswith("GRU-rate_0.001_dropout_0: With 2 common seeds")
+
+
+def claims(report, found):
+    """Each verdict of a page, turned to one order of the pair, by all that it depends on."""
+    turned = {"better": "worse", "worse": "better"}
+    names = {name: own.model_dump_json(exclude={"variant", "seed"})
+             for name, own in report.variants.items()}  # fmt: skip
+    for frame in found.frames.values():
+        for row in frame.to_dict("records") if "verdict" in frame else ():
+            pair, (kind, *rest) = [names[row["a"]], names[row["b"]]], row["verdict"].split(", ")
+            if pair != sorted(pair):
+                kind = turned.get(kind, kind)
+            seeds = [{run.key[1] for run in report.of(row[end])} for end in "ab"]
+            family = frozenset(names[name] for name in {*frame["a"], *frame["b"]})
+            common = frozenset(seeds[0] & seeds[1])
+            yield (*sorted(pair), common, row["scope"], family, row["margin"]), (kind, *rest)
+
+
+def test_no_two_published_pages_contradict_each_other():
+    pages = [published(name) for name in ON_03]
+    pages += [published(name, ablation) for name in ("tuning", "ablation")]
+    said = {}
+    for report, found in pages:
+        for depends, verdict in claims(report, found):
+            assert said.setdefault(depends, verdict) == verdict, depends
+        for row, text in zip(found.frames.get("comparison", pd.DataFrame()).to_dict("records"),
+                             found.texts("pairs"), strict=True):  # fmt: skip
+            assert text.endswith(f": {statistics.verdict_text(row, report.labels)}.")
+            assert row["scope"] in text
+    assert len(said) == 12 + 15 + 19
+
+
+def test_the_rule_of_both_pages_is_one():
+    _, found = published("ablation", ablation)
+    again = statistics.compare(found["scores"], 0.002, reference="baseline", split="validation")
+    columns = ["a", "difference", "family_low", "family_high", "verdict"]
+    ours = found["effects"][columns].sort_values("a", ignore_index=True)
+    pd.testing.assert_frame_equal(ours, again[columns].sort_values("a", ignore_index=True))
+
+
+def record(machine, started, finished):
+    return SimpleNamespace(record={"machine": machine, "started": started, "finished": finished})
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [([("x", "1", "3"), ("x", "3", "4")], False), ([("x", "2", "4"), ("x", "1", "3")], True),
+     ([("x", "1", "3"), ("y", "2", "4")], False), ([], False)],
+)  # fmt: skip
+def test_runs_that_overlap_on_a_machine_shared_it(runs, said):
+    assert comparison.shared(SimpleNamespace(runs=[record(*run) for run in runs])) is said
+
+
+def test_the_rules_of_a_run_are_told():
+    own = run_parameters({"model": "gru", "best_by": "loss", "min_delta": 0.01}, "the test")
+    assert comparison.rules(own, Score()) == (
+        "Tested is the epoch of the lowest validation loss; training stops after 10 epochs without "
+        "a fall of at least 0.01 of the validation loss, at the latest after 50 epochs."
+    )
+    own = run_parameters({"model": "gru", "patience": None, "steps": 2000}, "the test")
+    assert comparison.rules(own, Score()) == (
+        "Tested is the epoch of the highest validation accuracy; training stops after 50 epochs or "
+        "2,000 steps."
+    )
 
 
 # The ablation by hand
@@ -295,17 +372,19 @@ def test_the_frames_of_an_ablation(changed):
     variants = found["variants"].set_index("variant")
     assert variants["mean"].tolist() == pytest.approx([0.91, 0.96, 0.9105])
     assert variants["sd"].tolist()[:2] == pytest.approx([0.02 / 2**0.5] * 2)
-    assert variants.loc["wide"].tolist()[2:] == [2, 2304, 10]
+    assert variants.loc["wide"].tolist()[2:] == [2, 2304]
     assert found["scores"]["accuracy"].tolist() == [0.90, 0.92, 0.95, 0.97, 0.90, 0.921]
     effects = found["effects"]
     assert rows(effects, "a", "b", "change", "keys") == [
         ("wide", "base", "hidden_size 256", "hidden_size"), ("damped", "base", "gamma 0.5", "gamma")
     ]  # fmt: skip
     assert effects["difference"].tolist() == pytest.approx([0.05, 0.0005])
-    half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 1) * 0.0005  # of 0 and 0.001, for two changes
-    alone = effects.loc[1, ["alone_low", "alone_high"]].tolist()
-    assert alone == pytest.approx([0.0005 - half, 0.0005 + half])
-    assert effects["verdict"].tolist() == ["better", "no effect beyond 1 points"]
+    own, family = 0.001**2 / 2, 0.001**2 / 4  # of 0 and 0.001; the other change does not vary
+    half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 2) * ((own + family) / 2 / 2) ** 0.5
+    ends = effects.loc[1, ["family_low", "family_high"]].tolist()
+    assert ends == pytest.approx([0.0005 - half, 0.0005 + half])
+    assert effects["verdict"].tolist() == ["better", "equivalent within 1 points"]
+    assert set(effects["split"]) == {"validation"}
     table = ablation.table_of(found, report)
     assert table["validation"].tolist()[0] == "96.00 ± 1.41"
     assert table["effect"].tolist() == ["+5.00", "+0.05"]
@@ -317,15 +396,15 @@ def test_the_findings_of_an_ablation(changed):
     assert "of 91.00% on the 8 × 8 digits" in found.texts("answer")[0]
     assert numbers(found, "answer")[0] == {"seeds": 2, "changes": 2, "steps": 8, "input_size": 8}
     assert found.texts("answer")[1] == "- **Better:** hidden_size 256 (+5.00)"
-    assert found.texts("answer")[3] == "- **No effect:** gamma 0.5 (+0.05)"
+    assert found.texts("answer")[3] == "- **Equivalent:** gamma 0.5 (+0.05)"
     (take,) = found.texts("recommendation")
     assert take.startswith("**Take hidden_size 256** (base otherwise): +5.00 points, corrected")
     assert take.endswith("with 2.0 times the free parameters.")
     assert numbers(found, "recommendation") == [{"times": 2.0}]
     assert found.texts("highest")[0].endswith("where one has to be chosen: wide (96.00%).")
     assert numbers(found, "highest")[1] == {"later": 3}
-    half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 1) * 0.0005
-    assert numbers(found, "trust") == [{"half": pytest.approx(half)}]  # the other has no spread
+    assert found.texts("trust")[0].startswith("With 2 common seeds the smallest difference")
+    assert numbers(found, "trust")[0]["resolution_max"] == found["effects"]["resolution"].max()
 
 
 # One run

@@ -86,15 +86,6 @@ def test_paired_differences_takes_names_parts_groups_and_lives_with_one_seed():
     assert len(figure.legends[0].get_texts()) == 2  # no interval, none in the legend
 
 
-def test_an_interval_over_new_images_takes_the_place_of_the_corrected_one():
-    comparison = stats.compare(THREE, 0.002).query("n > 0")
-    comparison = comparison.assign(two_way_low=0.0, two_way_high=0.003)
-    figure = figures.paired_differences(comparison, THREE, REPORT)
-    assert lines(figure.axes[0], "0.45", 1.2)[0] == pytest.approx((0, 0.3))
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "95% interval, corrected and for new examples" in texts
-
-
 def history(**accuracies):
     return pd.DataFrame(
         [

@@ -26,8 +26,8 @@ def test_the_tables_are_those_of_the_published_runs(report):
     right = {run.key: run.scores for run in published.runs}
     pairs = statistics.compare(results, margin=0.002, examples=right)
     points = {name: (100 * pairs[name]).map("{:+.2f}".format)
-              for name in ("difference", "two_way_low", "two_way_high")}  # fmt: skip
-    intervals = points["two_way_low"] + " to " + points["two_way_high"]
+              for name in ("difference", "family_low", "family_high")}  # fmt: skip
+    intervals = points["family_low"] + " to " + points["family_high"]
     verdicts = [statistics.verdict_text(row, published.labels) for row in pairs.to_dict("records")]
     names = pairs["a"].map(published.labels) + " − " + pairs["b"].map(published.labels)
     assert table_of(names, points["difference"], intervals, verdicts) in README

@@ -4,11 +4,12 @@ import pandas as pd
 
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis
+from rnnbench_nb.analyses.comparison import resolved
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import Report
 
-VERDICTS = ("better", "worse", "no effect", "undecided")
+VERDICTS = ("better", "worse", "equivalent", "not distinguishable")
 SMALLER, LARGER = 0.95, 1.05  # times the free parameters: a difference worth a word
 
 
@@ -17,14 +18,13 @@ def analyse(report: Report, margin: float = 0.002, reference: str = "") -> Analy
 
     Args:
         report: With finished runs of at least two variants.
-        margin: Effects within it count as none, in the unit of the score.
+        margin: Effects within it count as equivalent, in the unit of the score.
         reference: What the others are compared with; empty: the first variant of each family.
 
     Returns:
         Frames `scores` (`statistics.validation_scores`), `variants` (their mean, sd, seeds, free
-        parameters, seconds an epoch) and `effects` (`statistics.effects`, with the `change`, the
-        `keys` that it changes, and `alone_low, alone_high`, the corrected interval that uses the
-        spread of that change's own differences alone).
+        parameters) and `effects` (`statistics.compare` with the reference of each family on the
+        validation examples, with the `change` and the `keys` that it changes).
 
     Raises:
         UserError: Fewer than two variants have a finished run, or the reference has none.
@@ -40,7 +40,7 @@ def analyse(report: Report, margin: float = 0.002, reference: str = "") -> Analy
     groups = scores.groupby("variant", sort=False)
     found.frames["variants"] = groups.agg(
         mean=(score.name, "mean"), sd=(score.name, "std"), n=(score.name, "size"),
-        free_parameters=("free_parameters", "first"), seconds=("seconds", "mean"),
+        free_parameters=("free_parameters", "first"),
     ).reset_index()  # fmt: skip
     tables = [family_effects(parameters, names, scores, margin, report) for names in families]
     if len(tables) > 1:
@@ -63,7 +63,10 @@ def analyse(report: Report, margin: float = 0.002, reference: str = "") -> Analy
         f"had no part in the choice (`--seed {later}`), read once on the test examples. Whether "
         "changes add up, these runs do not show.", "highest", later=later,
     )  # fmt: skip
-    _trust(found, report)
+    for table in tables:
+        head = f"{report.labels[table['b'].iloc[0]]}: " if len(tables) > 1 else ""
+        text = statistics.resolution_sentence(table, score)
+        found.say(head + text, "trust", **resolved(table))
     return found
 
 
@@ -80,12 +83,10 @@ def family_effects(
     groups = list(dict.fromkeys(tuple(changed[name]) for name in others))
     others.sort(key=lambda name: groups.index(tuple(changed[name])))
     family = scores[scores["variant"].isin(names)]
-    table = statistics.effects(family, [base, *others], base, margin, score)
+    family = family.sort_values("variant", key=lambda column: column.map([base, *others].index))
+    table = statistics.compare(family, margin, score, reference=base, split="validation")
     table["change"] = [statistics.settings(changed[name]) for name in table["a"]]
     table["keys"] = [" ".join(changed[name]) for name in table["a"]]
-    alone = statistics.compare(family, margin, score, reference=base).set_index("a")
-    for end in ("low", "high"):
-        table[f"alone_{end}"] = table["a"].map(alone[f"family_{end}"])
     return table
 
 
@@ -101,10 +102,11 @@ def _answer(found: Analysis, report: Report, table: pd.DataFrame) -> None:
     run = report.of(base)[0]
     size = {key: run.record["data"][key] for key in ("steps", "input_size")}
     seeds = len(report.of(base))
+    unit = f" in {score.difference}" if score.difference else ""
     found.say(
         f"The reference, {report.labels[base]}, has a mean validation {score.name} of "
         f"{_mean(found, report, base)} on {run.task.sentence(run.record['data'])} (seeds: {seeds})."
-        f" Changes tried: {len(table)}, with their effects in {score.difference}:",
+        f" Changes tried: {len(table)}, with their effects{unit}:",
         "answer", seeds=seeds, changes=len(table), **size,
     )  # fmt: skip
     for verdict in VERDICTS:
@@ -133,15 +135,11 @@ def _recommend(found: Analysis, report: Report, table: pd.DataFrame) -> None:
     if better.empty:
         text = f"**Keep {report.labels[base]}:** no change is shown to be better."
         found.say(text, "recommendation")
-    cheaper = table[table["verdict"].str.startswith("no effect")]
+    cheaper = table[table["verdict"].str.startswith("equivalent")]
     cheaper = cheaper[cheaper["a"].map(sizes) < SMALLER * sizes[base]]
     if len(cheaper):
         text = f"Smaller, and no worse by more than the margin: {', '.join(cheaper['change'])}."
         found.say(text, "recommendation")
-    widest = (table["family_high"] - table["family_low"]).max() / 2
-    if widest > table["margin"].iloc[0]:
-        text = f"{statistics.shown(widest, score)} {score.difference} can escape these runs."
-        found.say(f"Effects smaller than {text}", "recommendation", widest=widest)
 
 
 def _highest(found: Analysis, report: Report, table: pd.DataFrame) -> None:
@@ -154,27 +152,8 @@ def _highest(found: Analysis, report: Report, table: pd.DataFrame) -> None:
     found.say(f"Highest mean, where one has to be chosen: {text}", "highest")
 
 
-def _trust(found: Analysis, report: Report) -> None:
-    """What the verdicts assume, and how far the variants' spreads are apart."""
-    score, effects = report.task.score, found["effects"]
-    spread = found["variants"].set_index("variant")["sd"].dropna()
-    half = (effects["alone_high"] - effects["alone_low"]).median() / 2
-    if len(spread) and half == half:
-        low, high = spread.idxmin(), spread.idxmax()
-        found.say(
-            "Sign flips do not carry the verdicts, and neither does the spread of each change's own"
-            f" differences, whose corrected interval is ± {statistics.shown(half, score)} "
-            f"{score.difference} in the median. The verdicts take all variants to spread alike "
-            "around their mean and the seed's: least squares, seeds as blocks. The standard "
-            f"deviations over seeds go from {statistics.shown(spread[low], score)} "
-            f"({report.labels[low]}) to {statistics.shown(spread[high], score)} "
-            f"({report.labels[high]}). So few seeds cannot test that assumption; where it fails, "
-            "verdicts on the variants that spread most are too bold.", "trust", half=half,
-        )  # fmt: skip
-
-
 def table_of(analysis: Analysis, report: Report) -> pd.DataFrame:
-    """Every change as text: validation score, effect, intervals and cost."""
+    """Every change as text: validation score, effect, intervals and size."""
     effects, score = analysis["effects"], report.task.score
     own = analysis["variants"].set_index("variant").reindex(effects["a"])
     mean, sd = (own[name].map(lambda x: statistics.shown(x, score)) for name in ("mean", "sd"))
@@ -189,7 +168,7 @@ def table_of(analysis: Analysis, report: Report) -> pd.DataFrame:
         "validation": (mean + " ± " + sd).to_numpy(),
         "effect": effects["difference"].map(lambda x: statistics.shown(x, score, "+")),
         "corrected": ends("family"),
-        "by itself": ends("alone"),
+        "smallest effect told": effects["resolution"].map(lambda x: statistics.shown(x, score)),
+        "verdict": effects["verdict"],
         "free parameters": own["free_parameters"].map("{:,.0f}".format).to_numpy(),
-        "seconds per epoch": own["seconds"].map("{:.2f}".format).to_numpy(),
     })  # fmt: skip

@@ -11,10 +11,11 @@ from scipy.stats import ttest_ind_from_stats
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis, _examples
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
 from rnnbench_nb.report import COMPLETED, Report
 from rnnbench_nb.report import summary as summary_of
 from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.tasks.base import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +61,8 @@ def analyse(
         label = report.labels[row["variant"]]
         text = statistics.summary_sentence(row, label, report.task.score)
         found.say(f"- {text}", "runs", level=LEVEL)
+    for text in {rules(each.parameters, report.task.score): None for each in report.runs}:
+        found.say(text, "rules")
     _learning(found, report, levels)
     for part in (_examples.mcnemar, _examples.class_errors, _examples.calibration):
         part(found, report, groups)
@@ -130,11 +133,20 @@ def _compare(
             if verdict.startswith(("better", "worse") if kind == "better" else kind)
         ]  # fmt: skip
         found.say(f"- **{kind.capitalize()}:** {', '.join(pairs) or 'none'}", "verdicts")
-    limits = {statistics.limit_sentence(row): None for row in compared.to_dict("records")}
-    for text in filter(None, limits):
-        found.say(text, "verdicts", significance=1 - LEVEL)
+    if text := statistics.resolution_sentence(compared, score):
+        found.say(text, "verdicts", **resolved(compared))
     for row in table.to_dict("records"):
-        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs", smallest=1e-4)
+        found.say(f"- {statistics.sentence(row, labels, score)}", "pairs")
+
+
+def resolved(table: pd.DataFrame) -> dict[str, float]:
+    """The numbers of `statistics.resolution_sentence`."""
+    columns = ["resolution", "seeds_needed"]
+    ends = table[columns].agg(["min", "max"]).stack().dropna()
+    return {f"{name}_{end}": float(value) for (end, name), value in ends.items()} | {
+        "unable": int((table["resolution"] >= table["margin"]).sum()),
+        "pairs": len(table),
+    }
 
 
 def _best(found: Analysis, report: Report, names: list[str]) -> None:
@@ -162,11 +174,50 @@ def _best(found: Analysis, report: Report, names: list[str]) -> None:
     )  # fmt: skip
 
 
+def rules(parameters: RunParameters, score: Score) -> str:
+    """Which epoch of a run is tested, and when its training stops."""
+    by = {"score": f"highest validation {score.name}", "loss": "lowest validation loss"}
+    longest = f"after {parameters.epochs} epochs"
+    if parameters.steps is not None:
+        longest += f" or {parameters.steps:,} steps"
+    if parameters.patience is None:
+        return f"Tested is the epoch of the {by[parameters.best_by]}; training stops {longest}."
+    fall = f" of at least {parameters.min_delta:g}" if parameters.min_delta else ""
+    unlike = " (another measure than the one that chooses)" * (parameters.best_by == "score")
+    return (
+        f"Tested is the epoch of the {by[parameters.best_by]}; training stops after "
+        f"{parameters.patience} epochs without a fall{fall} of the validation loss{unlike}, at the "
+        f"latest {longest}."
+    )
+
+
+def shared(report: Report) -> bool:
+    """Whether runs of the report ran at the same time on one machine, so that seconds say little.
+
+    Of two machines that look alike, as in a cluster, it is said too.
+    """
+    last: dict[str, str] = {}
+    records = [run.record for run in report.runs if "started" in run.record]
+    for record in sorted(records, key=lambda record: record["started"]):
+        machine = record.get("machine", "")
+        if record["started"] < last.get(machine, ""):
+            return True
+        last[machine] = max(record["finished"], last.get(machine, ""))
+    return False
+
+
+SHARED = "Runs of this report shared a machine, so their seconds are not compared."
+
+
 def _learning(found: Analysis, report: Report, levels: list[float]) -> None:
     """The frames `times`, and `speed`: medians over the runs that reach a level."""
     columns = ["variant", "seed", "level", "epoch", "seconds"]
     times = statistics.time_to_score(report.history, levels, report.task.score)
-    found.frames["times"] = times = times.reindex(columns=columns)
+    times = times.reindex(columns=columns)
+    if shared(report):
+        times["seconds"] = np.nan
+        found.say(SHARED, "speed")
+    found.frames["times"] = times
     found.frames["speed"] = times.groupby(["variant", "level"], sort=False).agg(
         reached=("epoch", "count"), runs=("epoch", "size"),
         epochs=("epoch", "median"), seconds=("seconds", "median"),
@@ -178,11 +229,19 @@ def _learning(found: Analysis, report: Report, levels: list[float]) -> None:
 
 
 def _sizes(found: Analysis, report: Report) -> None:
-    """The frame `sizes`: parameters, and means of the epochs and seconds that training took."""
+    """The frame `sizes`: parameters, mean epochs and seconds, and what computed them.
+
+    Seconds are left out where runs shared a machine.
+    """
     results = report.results[report.results["status"] == COMPLETED]
     cost = results.assign(seconds_per_epoch=results["seconds"] / results["epochs"])
     columns = ["parameters", "free_parameters", "epochs", "seconds", "seconds_per_epoch"]
+    columns = columns[: 3 if shared(report) else None]
     sizes = cost.groupby("variant", sort=False)[columns].mean().reset_index()
+    for name in ("path", "precision"):
+        used = [[run.record.get(name, "not recorded") for run in report.of(variant)]
+                for variant in sizes["variant"]]  # fmt: skip
+        sizes[name] = [" or ".join(dict.fromkeys(each)) for each in used]
     found.frames["sizes"] = sizes
     if len(sizes) > 1:
         free = sizes["free_parameters"]
@@ -241,18 +300,16 @@ def tests_table(comparison: pd.DataFrame, report: Report) -> pd.DataFrame:
     for row in comparison[comparison["n"] > 0].to_dict("records"):
         ends = [
             statistics.shown_range(row[f"{kind}low"], row[f"{kind}high"], score)
-            for kind in ("", "family_", "two_way_")
+            for kind in ("", "family_")
         ]
         rows[f"{labels[row['a']]} − {labels[row['b']]}"] = {
             "common seeds": row["n"],
             "difference": f"{score.scale * row['difference']:+.3f}",
             f"{100 * row['level']:g}% interval": ends[0],
-            "corrected for all comparisons": ends[1],
-            "the same, and for new examples": ends[2],
+            "the one that decides": ends[1],
+            "smallest difference told": statistics.shown(row["resolution"], score),
             "correlation": f"{row['correlation']:.2f}",
             "sign-flip p": f"{row['p']:.4f}",
-            "sign-flip p, Holm": f"{row['p_holm']:.4f}",
-            "equivalence p, Holm": f"{row['p_equivalence_holm']:.4f}",
             "verdict": statistics.verdict_text(row, labels),
         }
     return pd.DataFrame(rows) if len(rows) <= PAIRS else pd.DataFrame(rows).T
@@ -266,7 +323,8 @@ def speed_table(speed: pd.DataFrame, report: Report) -> pd.DataFrame:
         if not row["reached"]:
             return "not reached"
         some = f", {row['reached']:g} of {row['runs']:g}" * (row["reached"] < row["runs"])
-        return f"{row['epochs']:g} ({row['seconds']:.3g} s){some}"
+        seconds = f" ({row['seconds']:.3g} s)" if row["seconds"] == row["seconds"] else ""
+        return f"{row['epochs']:g}{seconds}{some}"
 
     level = [statistics.with_unit(f"{score.scale * at:.4g}", score) for at in speed["level"]]
     table = speed.assign(text=speed.apply(text, axis=1), level=level)
@@ -274,6 +332,13 @@ def speed_table(speed: pd.DataFrame, report: Report) -> pd.DataFrame:
     return table.pivot(index="variant", columns="level", values="text").reindex(
         index=table["variant"].unique(), columns=pd.unique(pd.Series(level))
     )
+
+
+def sizes_table(sizes: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """Sizes and cost as text, a row a variant."""
+    table = sizes.set_index("variant").rename(index=report.labels)
+    numbers = table.select_dtypes("number").map("{:,.5g}".format)
+    return table.assign(**numbers).rename(columns=lambda name: name.replace("_", " "))
 
 
 def published_table(published: pd.DataFrame, report: Report) -> pd.DataFrame:

@@ -157,7 +157,7 @@ def paired_differences(
     An interval that leaves the axes ends in an arrowhead: two seeds would else hide the dots.
 
     Args:
-        comparison: One row a pair, as from `statistics.compare` or `statistics.effects`.
+        comparison: One row a pair, as from `statistics.compare`.
         results: The runs compared: `variant, seed` and the score.
         report: Whose variants and score they are.
         names: The row labels; "a - b" if None.
@@ -171,11 +171,9 @@ def paired_differences(
     )
     rows = comparison.to_dict("records")
     dots = [(scores[row["a"]] - scores[row["b"]]).dropna().to_numpy(float) for row in rows]
-    new = "two_way_low" in comparison and comparison["two_way_low"].notna().any()
-    wide = "two_way" if new else "family"
     margin, level = score.scale * comparison["margin"].iloc[0], 100 * comparison["level"].iloc[0]
     near = np.concatenate([[-margin, margin], *dots])
-    ends = score.scale * comparison[["low", "high", f"{wide}_low", f"{wide}_high"]].to_numpy(float)
+    ends = score.scale * comparison[["low", "high", "family_low", "family_high"]].to_numpy(float)
     reach = 2.5 * np.abs(near).max()
     seen = np.concatenate([near, np.clip(ends[~np.isnan(ends)], -reach, reach)])
     edges = np.array([seen.min(), seen.max()]) + np.array([-0.05, 0.05]) * np.ptp(seen)
@@ -184,14 +182,14 @@ def paired_differences(
         -margin, margin, color="0.9", label=f"margin: {margin:.3g} {score.difference} either way"
     )
     ax.axvline(0, color="0.35", linewidth=1)
-    legend = {wide: f"{level:.3g}% interval, corrected", "": f"mean and {level:.3g}% interval"}
-    legend[wide] += " and for new examples" if new else ""
+    decides = f"the one that decides, {comparison['scope'].iloc[0]}"
+    legend = {"family_": decides, "": f"mean and {level:.3g}% interval"}
     for y, (row, each) in enumerate(zip(rows, dots, strict=True)):
         thin, thick = (
             score.scale * np.array([row[f"{kind}low"], row[f"{kind}high"]], float)
-            for kind in (f"{wide}_", "")
+            for kind in ("family_", "")
         )
-        _interval(ax, y, thin, edges, color="0.45", linewidth=1.2, label=legend[wide])
+        _interval(ax, y, thin, edges, color="0.45", linewidth=1.2, label=legend["family_"])
         _interval(ax, y, thick, edges, color="black", linewidth=3.5, label=legend[""])
         ax.plot(
             score.scale * row["difference"], y, "|", color="black", markersize=17, mew=2.2, zorder=4
@@ -233,11 +231,13 @@ def learning_speed(times: pd.DataFrame, report: "Report") -> Figure:
 
     Points are medians over the runs that get there, bars reach from the fastest to the slowest.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
     frame = labelled(times, report).dropna(subset="epoch")
     frame["reached"] = (report.task.score.scale * frame["level"]).map("{:.4g}".format)
     columns = {"epoch": "Epochs", "seconds": "Seconds of training"}
-    for ax, (column, title) in zip(axes, columns.items(), strict=True):
+    columns = {name: title for name, title in columns.items() if times[name].notna().any()}
+    figure, axes = plt.subplots(1, max(len(columns), 1), figsize=(9.5, 3.8), squeeze=False)
+    axes = axes[0]
+    for ax, (column, title) in zip(axes, columns.items(), strict=False):
         if not frame.empty:
             sns.pointplot(
                 frame, x="reached", y=column, hue="label", estimator="median",

@@ -7,7 +7,7 @@ from rnnbench_nb.statistics.calibration import (
     mcnemar_sentence,
     reliability_table,
 )
-from rnnbench_nb.statistics.effects import changes, effects, families, settings, validation_scores
+from rnnbench_nb.statistics.effects import changes, families, settings, validation_scores
 from rnnbench_nb.statistics.intervals import (
     example_interval,
     shown,
@@ -23,8 +23,9 @@ from rnnbench_nb.statistics.intervals import (
 from rnnbench_nb.statistics.verdicts import (
     COMPARISON_COLUMNS,
     compare,
-    limit_sentence,
+    resolution_sentence,
     sentence,
     sign_flip_p,
+    verdict,
     verdict_text,
 )
