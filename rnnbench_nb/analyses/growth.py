@@ -220,9 +220,9 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
         for row in rows.to_dict("records")
     )
     unlike = list(rows.loc[~rows["adds"], "cause"])
-    adding = "The two agree for each, so the effects add."
+    adding = "First and last agree for each of them, so the effects add."
     if unlike:
-        adding = f"The two differ for {', '.join(unlike)}, so the effects do not simply add."
+        adding = f"First and last differ for the {' and the '.join(unlike)}: effects do not add up."
     spread = f"; in brackets {100 * LEVEL:g}% intervals over seeds" if seeds > 1 else ""
     analysis.say(
         f"**{label}** ({seeds} seed{'s' * (seeds > 1)}, {examples} test examples, {steps} steps, "
@@ -237,9 +237,10 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
     analysis.say(
         "What survives of the claim that antisymmetry keeps gradients: along the exact flow of the "
         "balanced path, for which it is a theorem, the gradient "
-        f"{told('flow of the balanced path')}; along the exact flow of the path as it is, "
-        f"{told('flow of the path')}; with the Euler step that {label} takes along it, "
-        f"{told('step of the path')}; and with the gates, which is the network, {told('whole')}. "
+        f"{told('flow of the balanced path')}; along the exact flow of the path as it is, it "
+        f"{told('flow of the path')}; with the Euler step in the place of that flow it "
+        f"{told('step of the path')}; and with the gates, which is the network, it "
+        f"{told('whole')}. "
         f"The balanced path is normal but for a defect of at most {normal:.1g} of its square.",
         "growth", abnormality=normal,
     )  # fmt: skip
