@@ -182,8 +182,7 @@ def paired_differences(
         -margin, margin, color="0.9", label=f"margin: {margin:.3g} {score.difference} either way"
     )
     ax.axvline(0, color="0.35", linewidth=1)
-    decides = f"the one that decides, {comparison['scope'].iloc[0]}"
-    legend = {"family_": decides, "": f"mean and {level:.3g}% interval"}
+    legend = {"family_": "interval that decides", "": f"mean and {level:.3g}% interval"}
     for y, (row, each) in enumerate(zip(rows, dots, strict=True)):
         thin, thick = (
             score.scale * np.array([row[f"{kind}low"], row[f"{kind}high"]], float)
