@@ -132,7 +132,7 @@ def test_the_sentences():
         "**10 steps**, an error of 400% without memory: solved by x (10%); partly learned by y "
         "(60%); lost by z (100%). **x and y keep what z loses.**"
     )
-    assert second.endswith("lost by x (95%), y (95%) and z (95%). **None of them keeps it.**")
+    assert second.endswith("lost by x (95%), y (95%) and z (95%). **All of them lose it.**")
     assert falls.endswith(
         "without memory: x between 10 and 1,000; y between 10 and 1,000; z at 10 already."
     )

@@ -312,7 +312,8 @@ def tests_table(comparison: pd.DataFrame, report: Report) -> pd.DataFrame:
             "sign-flip p": f"{row['p']:.4f}",
             "verdict": statistics.verdict_text(row, labels),
         }
-    return pd.DataFrame(rows) if len(rows) <= PAIRS else pd.DataFrame(rows).T
+    table = pd.DataFrame(rows).replace("nan", "unknown")
+    return table if len(rows) <= PAIRS else table.T
 
 
 def speed_table(speed: pd.DataFrame, report: Report) -> pd.DataFrame:

@@ -243,7 +243,7 @@ def _answers(found: Analysis, lined: SimpleNamespace) -> None:
                 texts
             )
         kept, lost = (list(part.loc[(part["state"] == "lost") == it, "label"]) for it in (0, 1))
-        verdict = "None of them keeps it." if lost else "None of them loses it."
+        verdict = "All of them lose it." if lost else "All of them keep it."
         if kept and lost:
             verdict = f"{_listed(kept)} {'keep' if kept[1:] else 'keeps'} what {_listed(lost)} "
             verdict += "lose." if lost[1:] else "loses."
