@@ -158,7 +158,7 @@ def attribute(rows: pd.DataFrame, measure: str = "gradient") -> pd.DataFrame:
     Returns:
         A row a `cause`: its effects `first` and `last` (decades) and their difference `gap`, means
         over the seeds, each with `_low, _high`, a paired t interval; and whether it `adds`: the
-        interval of the gap holds 0 (without one, whether the gap is at most `KEPT`).
+        intervals of first and last overlap (without them, the gap is at most `KEPT`).
     """
     values = rows.pivot(index="seed", columns="replacement", values=measure)
     by_causes = {frozenset(left): values[name] for name, left in REPLACEMENTS.items()
@@ -175,9 +175,10 @@ def attribute(rows: pd.DataFrame, measure: str = "gradient") -> pd.DataFrame:
         for name, each in effects.items():
             low, high = t_interval(each.to_numpy(), LEVEL)
             row |= {name: each.mean(), f"{name}_low": low, f"{name}_high": high}
-        known = row["gap_low"] == row["gap_low"]
-        holds = row["gap_low"] <= 0 <= row["gap_high"] if known else abs(row["gap"]) <= KEPT
-        table.append(row | {"adds": bool(holds)})
+        adds = row["first_low"] <= row["last_high"] and row["last_low"] <= row["first_high"]
+        if np.isnan([row["first_low"], row["last_low"]]).any():
+            adds = abs(row["gap"]) <= KEPT
+        table.append(row | {"adds": bool(adds)})
     return pd.DataFrame(table)
 
 
@@ -220,9 +221,10 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
         for row in rows.to_dict("records")
     )
     unlike = list(rows.loc[~rows["adds"], "cause"])
-    adding = "First and last agree for each of them, so the effects add."
+    adding = "First and last agree within their intervals for each of them, so the effects add."
     if unlike:
-        adding = f"First and last differ for the {' and the '.join(unlike)}: effects do not add up."
+        names = " and the ".join(unlike)
+        adding = f"First and last disagree for the {names}: there the effects do not simply add."
     spread = f"; in brackets {100 * LEVEL:g}% intervals over seeds" if seeds > 1 else ""
     analysis.say(
         f"**{label}** ({seeds} seed{'s' * (seeds > 1)}, {examples} test examples, {steps} steps, "
