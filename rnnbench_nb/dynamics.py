@@ -413,7 +413,13 @@ def sensitivities(
 ) -> tuple[Tensor, Tensor]:
     """The sizes of the `gradients`: |dL/ds_t| (B, T + 1) and |dL/dx_t| (B, T)."""
     of_states, of_inputs = gradients(model, task, inputs, targets)
-    return of_states.norm(dim=-1), of_inputs.norm(dim=-1)
+    return _size(of_states), _size(of_inputs)
+
+
+def _size(vectors: Tensor) -> Tensor:
+    """The norm over the last dimension, also of vectors whose squares would underflow."""
+    largest = vectors.abs().amax(-1, keepdim=True)
+    return largest[..., 0] * (vectors / largest.clamp(min=1e-300)).norm(dim=-1)
 
 
 def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -68,6 +68,14 @@ def test_gradients_of_inputs_are_those_of_automatic_differentiation():
     torch.testing.assert_close(of_inputs, expected.norm(dim=-1), rtol=1e-9, atol=0)
 
 
+def test_the_size_of_a_gradient_is_told_where_its_square_would_be_zero():
+    vectors = torch.tensor([[3e-200, -4e-200], [3e200, 4e200], [0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(
+        dynamics._size(vectors), torch.tensor([5e-200, 5e200, 0], dtype=torch.float64), atol=0,
+        rtol=1e-12,
+    )  # fmt: skip
+
+
 def measures(**columns):
     """Frames `errors` and `measures` of three variants at ten steps, two seeds each."""
     keys = [{"variant": name, "length": 10, "seed": seed} for seed in (1, 2) for name in NAMES]

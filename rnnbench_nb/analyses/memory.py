@@ -223,7 +223,7 @@ def _listed(names: list[str]) -> str:
 
 def _share(ratio: float) -> str:
     """What is left of the memoryless error as people read it."""
-    return f"{100 * ratio:.3g}%" if ratio < 2 else f"{ratio:,.0f} times it"
+    return f"{100 * ratio:.3g}%" if ratio < 2 else f"{ratio:,.1f} times it"
 
 
 def _answers(found: Analysis, lined: SimpleNamespace) -> None:

@@ -179,7 +179,10 @@ def paired_differences(
     edges = np.array([seen.min(), seen.max()]) + np.array([-0.05, 0.05]) * np.ptp(seen)
     figure, ax = plt.subplots(figsize=(9.5, 0.46 * len(rows) + 1.7))
     ax.axvspan(
-        -margin, margin, color="0.9", label=f"margin: {margin:.3g} {score.difference} either way"
+        -margin,
+        margin,
+        color="0.9",
+        label=f"margin: {margin:.3g} {score.difference}".rstrip() + " either way",
     )
     ax.axvline(0, color="0.35", linewidth=1)
     legend = {"family_": "interval that decides", "": f"mean and {level:.3g}% interval"}
@@ -208,7 +211,8 @@ def paired_differences(
     bases = {row["b"] for row in rows}
     better = f"better than {labels[bases.pop()] if len(bases) == 1 else 'its reference'}"
     better = better if names else "the first is better"
-    ax.set_xlabel(f"Difference ({score.difference} of {score.name}), right of 0: {better}")
+    what = f"{score.difference} of {score.name}".removeprefix(" of ")
+    ax.set_xlabel(f"Difference ({what}), right of 0: {better}")
     ax.grid(axis="y", visible=False)
     legend_below(figure, ax)
     return figure
