@@ -150,8 +150,9 @@ def test_the_sentences():
     assert "fewest decades in x (+1.0 initially, +1.0 trained) and by the most in z (+3.0" in said(
         found, "gradients"
     )
-    assert "over the most steps in x (9 initially, 9 trained) and over the fewest in z (1" in said(
-        found, "gradients"
+    assert (
+        "over the most steps in x (9.0 initially, 9.0 trained) and over the fewest in z (1"
+        in said(found, "gradients")
     )
     spectrum = said(found, "spectrum")
     assert "keep it lies from -0.300 to -0.100 nats a step, of those that lose it from" in spectrum

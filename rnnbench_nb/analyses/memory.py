@@ -303,7 +303,7 @@ def _gradients(found: Analysis, lined: SimpleNamespace) -> None:
             ]
 
         flow = ends(part["decades_trained"].abs(), "decades", "+.1f")
-        far = ends(-part["reach_trained"], "reach", ".0f")
+        far = ends(-part["reach_trained"], "reach", ".1f")
         found.say(
             f"**{length:,} steps:** on its way to the start the gradient changes by the fewest "
             f"decades in {' and by the most in '.join(flow)}; inputs matter over the most steps in "
@@ -381,7 +381,7 @@ def table_of(found: Analysis, lined: SimpleNamespace) -> pd.DataFrame:
         "error": rows["error"].map("{:.4g}".format),
         "of the memoryless": rows["ratio"].map(_share),
         "gradient (decades)": both("decades", "+.1f"),
-        "reach (steps)": both("reach", ".0f"),
+        "reach (steps)": both("reach", ".1f"),
         "largest exponent": both("largest_exponent", "+.3f"),
         "lasting directions": both("lasting", ".0%"),
     })  # fmt: skip
