@@ -117,7 +117,7 @@ def write_stand_ins(folder: Path) -> None:
     call = shlex.join([str(programs), str(folder)])
     lines = {"python": f'{python} "$@"'}
     for name in ("papermill", "rnnbench"):
-        lines[name] = f'{python} ${{WARM_SERVER:+-S}} {call} {name} "$@"'
+        lines[name] = f'{python} ${{RNNBENCH_WARM_SERVER:+-S}} {call} {name} "$@"'
     lines["serve"] = f'{python} {call} serve "$@"'
     for name, line in lines.items():
         (folder / name).write_text(f"#!/bin/sh\nexec {line}\n")
@@ -134,7 +134,7 @@ def stand_ins(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def warm_server(stand_ins):
     """A server that lends the stand-ins what it has imported: its socket."""
-    held = ["sh", "-c", 'echo "$WARM_SERVER"; read -r _']
+    held = ["sh", "-c", 'echo "$RNNBENCH_WARM_SERVER"; read -r _']
     with subprocess.Popen(
         [stand_ins / "with_server", *held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -146,5 +146,5 @@ def warm_server(stand_ins):
 def quick_rnnbench(stand_ins, warm_server, monkeypatch):
     """`rnnbench_here` with the stand-ins in the places of papermill and rnnbench."""
     monkeypatch.setattr(sys, "executable", str(stand_ins / "python"))
-    monkeypatch.setenv("WARM_SERVER", warm_server)
+    monkeypatch.setenv("RNNBENCH_WARM_SERVER", warm_server)
     return rnnbench_here

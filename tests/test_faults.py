@@ -134,8 +134,8 @@ def test_killed_anywhere_the_same_command_gives_the_same_results(
     out = tmp_path / "broken"
     back_to(phase, whole, out)
     arguments = ["run", str(parameters), "--output-dir", str(out)]
-    environment = {**os.environ, "REAL_NOTEBOOKS": real}
-    del environment["WARM_SERVER"]  # its processes do not show what they work on
+    environment = {**os.environ, "RNNBENCH_REAL_NOTEBOOKS": real}
+    del environment["RNNBENCH_WARM_SERVER"]  # its processes do not show what they work on
     command = subprocess.Popen(
         [stand_ins / "rnnbench", *arguments], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=environment,
@@ -153,7 +153,7 @@ def test_killed_anywhere_the_same_command_gives_the_same_results(
         assert command.returncode == 1
         assert "Traceback" not in errors
         assert [line for line in errors.splitlines() if line.startswith("rnnbench: ")], errors
-    again = quick_rnnbench(*arguments, REAL_NOTEBOOKS=real_again)
+    again = quick_rnnbench(*arguments, RNNBENCH_REAL_NOTEBOOKS=real_again)
     assert again.returncode == 0, again.stderr
     same_results(whole, out)
     assert working_on(out) == []
@@ -258,8 +258,9 @@ def test_a_truncated_file_of_a_finished_run_is_named(unbroken, tmp_path, name):
     path = tmp_path / RUN / name
     path.write_bytes(path.read_bytes()[:100])
     (lost,) = Report(tmp_path).lost
-    remedy = f"delete {tmp_path / RUN} and run it again."
-    assert lost["reason"] == f"{path} is missing or damaged; {remedy}"
+    remedy = f"move {tmp_path / RUN} elsewhere and run it again."
+    missing = "missing or " * (path.suffix == ".csv")
+    assert lost["reason"] == f"{path} is {missing}damaged; {remedy}"
 
 
 def test_a_run_that_was_damaged_and_deleted_is_made_again(unbroken, tmp_path, quick_rnnbench):
@@ -268,8 +269,8 @@ def test_a_run_that_was_damaged_and_deleted_is_made_again(unbroken, tmp_path, qu
     shutil.copytree(whole, out)
     (out / RUN / "run.json").write_text("{")
     arguments = ["run", parameters, "--output-dir", out]
-    assert "run.json is missing or damaged; delete" in one_sentence(quick_rnnbench(*arguments))
-    shutil.rmtree(out / RUN)  # as the sentence says
+    assert "run.json is damaged; move" in one_sentence(quick_rnnbench(*arguments))
+    (out / RUN).rename(tmp_path / "elsewhere")  # as the sentence says
     again = quick_rnnbench(*arguments)
     assert again.returncode == 0, again.stderr
     same_results(whole, out)
@@ -288,7 +289,7 @@ def test_a_corrupt_notebook_stops_itself_alone(unbroken, tmp_path, stand_ins):
         [stand_ins / "with_server", stand_ins / "rnnbench", "run", parameters,
          "--output-dir", tmp_path / "out"],
         cwd=ours, text=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": path, "REAL_NOTEBOOKS": "03_compare"},
+        env={**os.environ, "PYTHONPATH": path, "RNNBENCH_REAL_NOTEBOOKS": "03_compare"},
     )  # fmt: skip
     sentence = one_sentence(result)
     assert "03_compare.ipynb stopped with an error, which its page and" in sentence

@@ -20,6 +20,7 @@ from rnnbench_nb.files import write_file
 if TYPE_CHECKING:
     from rnnbench_nb.report import Report
 
+mpl.rcdefaults()  # not those of a matplotlibrc
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 mpl.rcParams |= {
     "figure.constrained_layout.use": True,

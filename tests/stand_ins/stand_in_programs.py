@@ -3,11 +3,12 @@
     python stand_in_programs.py FOLDER papermill|rnnbench ARGUMENT ...
     python stand_in_programs.py FOLDER serve PLACE_OF_THE_SOCKET
 
-The `papermill` trains as 02_train.ipynb does and copies any other notebook; REAL_NOTEBOOKS is a
-pattern of outputs that the real one makes all the same. A server imports once what the programs
-need and forks for each call, because importing is most of what a call costs; WARM_SERVER is its
-socket, and without it each call imports for itself. A forked process keeps the environment of the
-server in /proc: what looks for processes there (OUTPUT) needs calls without a server.
+The `papermill` trains as 02_train.ipynb does and copies any other notebook; what
+RNNBENCH_REAL_NOTEBOOKS is a pattern of, the real one makes all the same. A server imports once what
+the programs need and forks for each call, because importing is most of what a call costs;
+RNNBENCH_WARM_SERVER is its socket, and without it each call imports for itself. A forked process
+keeps the environment of the server in /proc: what looks for processes there (OUTPUT) needs calls
+without a server.
 """
 
 import json
@@ -123,11 +124,12 @@ def ask(path: str) -> int:
 if __name__ == "__main__":
     folder, name, *arguments = sys.argv[1:]
     real = Path(sys.executable).with_name("papermill")
+    pattern = os.environ.get("RNNBENCH_REAL_NOTEBOOKS") or "$^"
     if name == "serve":
         serve(f"{arguments[0]}/socket")
-    elif name == "papermill" and re.search(os.environ.get("REAL_NOTEBOOKS") or "$^", arguments[1]):
+    elif name == "papermill" and re.search(pattern, arguments[1]):
         os.execv(real, [str(real), *arguments])
-    elif "WARM_SERVER" in os.environ:
-        sys.exit(ask(os.environ["WARM_SERVER"]))
+    elif "RNNBENCH_WARM_SERVER" in os.environ:
+        sys.exit(ask(os.environ["RNNBENCH_WARM_SERVER"]))
     else:
         sys.exit(run(folder, name, *arguments))
