@@ -14,9 +14,12 @@ if output_dir.is_relative_to(PROJECT):
 
 # A notebook that fails leaves its partly executed copy and a marker; the report goes on and
 # says so. `papermill` is called as one would call it by hand.
+# One whose kernel ended before its first cell (two had chosen the same port) is tried once more.
 execute = (
-    "rm -f {output:q}.failed; if papermill {input.notebook:q} {output:q} %s "
-    "--log-output --no-progress-bar > {log:q} 2>&1; then echo done {output:q}; "
+    "rm -f {output:q}.failed; run() {{ papermill {input.notebook:q} {output:q} %s "
+    "--log-output --no-progress-bar > {log:q} 2>&1; }}; "
+    """if run || {{ ! grep -qs '"execution_count": [0-9]' {output:q} && run; }}; """
+    "then echo done {output:q}; "
     "else touch {output:q} {output:q}.failed; echo FAILED {output:q}, see {log:q}; fi"
 )
 into_report = "-r output_dir {params.output_dir:q}"
@@ -43,7 +46,7 @@ rule all:
 
 rule explore_data:
     input:
-        notebook=PROJECT / "notebooks/{data}.ipynb",
+        notebook=".sources/{data}.ipynb",
         protocol="protocol.yaml",
     output:
         "notebooks/{data}.ipynb",
@@ -60,7 +63,7 @@ rule explore_data:
 
 rule train:
     input:
-        notebook=PROJECT / "notebooks/02_train.ipynb",
+        notebook=".sources/02_train.ipynb",
         parameters="variants/{variant}.yaml",
     output:
         "runs/{variant}-seed{seed}/02_train.ipynb",
@@ -95,7 +98,7 @@ rule collect:
 rule analyse:
     input:
         "results.csv",
-        notebook=PROJECT / "notebooks/{notebook}.ipynb",
+        notebook=".sources/{notebook}.ipynb",
     output:
         "notebooks/{notebook}.ipynb",
     log:

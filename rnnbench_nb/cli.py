@@ -9,14 +9,37 @@ from statistics import fmean, stdev
 
 import click
 
+from rnnbench_nb import surroundings
 from rnnbench_nb.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = click.Path(path_type=Path)
 
 
+class _Made(click.Path):
+    """A folder that `run` made, from here or from the project; its index.html names it too."""
+
+    def convert(self, value, param, context) -> Path:
+        path = Path(value)
+        if path.name == "index.html":
+            path = path.parent
+        places = [path, PROJECT / path, PROJECT / "reports" / path]
+        return next((place for place in places if place.exists()), path)
+
+
+MADE = _Made()
+
+
 class _OneSentence(click.Group):
     """Prints a `UserError` as the one sentence it is, and exits with 1."""
+
+    def main(self, args: list[str] | None = None, *rest, **settings) -> object:
+        if args is None:  # called as a program
+            try:
+                surroundings.enter()
+            except UserError as error:
+                sys.exit(f"rnnbench: {error}")
+        return super().main(args, *rest, **settings)
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -49,36 +72,39 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
     """Run the notebooks of PARAMS and make the HTML report."""
     from rnnbench_nb import launch
     from rnnbench_nb.experiment import load_protocol
+    from rnnbench_nb.progress import Progress
     from rnnbench_nb.report import Report
 
     protocol = load_protocol(params, _overrides(seed, runs, models, settings))
     protocol = protocol.quick() if quick else protocol
     name = Path(params).stem + ("-quick" if quick else "")
-    out = Path(output_dir).absolute() if output_dir else PROJECT / "reports" / name
+    out = Path(output_dir).resolve() if output_dir else PROJECT / "reports" / name
     folder = launch.profile_folder(profile)
     protocol = protocol.resolved()
     if protocol.note:
         click.echo(f"NOTE: {protocol.note}.", err=True)
+    devices = {own.device for own in protocol.parameterisations.values()}
+    on_gpu = profile == "local" and devices != {"cpu"} and not dry_run and launch.has_gpu()
+    if profile == "local" and "cuda" in devices and not on_gpu and not dry_run:
+        raise UserError("device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'.")
+    if dry_run:
+        asked = {own.run for seed in protocol.seeds for own in protocol.at(seed)}
+        there = again and (out / "protocol.yaml").exists()
+        differing = asked.intersection(Report(out).differing()) if there else []
+        click.echo(launch.plan(out, protocol, differing))
+        return
     with launch.claim(out):
         launch.write_parameters(out, protocol)
+        launch.write_sources(out)
         differing = Report(out).differing() if again else []
-        if differing:
-            click.echo(f"To be trained again: {', '.join(differing)}.")
-        if not dry_run:
-            launch.tidy(out, protocol)
-            launch.forget(out, differing)
+        _say(launch.plan(out, protocol, differing))
+        launch.tidy(out, protocol)
+        launch.forget(out, differing)
         index = out / "index.html"
         before = index.stat().st_mtime_ns if index.exists() else None
-        variants = protocol.parameterisations
-        click.echo(
-            f"{len(variants) * protocol.runs} trainings ({len(variants)} variants, {protocol.runs} "
-            f"seeds); what each is doing stands in {out / 'logs'}."
-        )
-        may_use_gpu = profile == "local" and any(v.device != "cpu" for v in variants.values())
-        on_gpu = may_use_gpu and not dry_run and launch.has_gpu()
-        code = launch.snakemake(out, folder, jobs, dry_run, on_gpu)
-        if dry_run:
-            sys.exit(code)
+        progress = Progress(Report(out), _say)
+        code = launch.snakemake(out, folder, jobs, on_gpu, progress.look)
+        progress.look()
         if code or not index.exists():
             raise launch.stopped_early(out)
         report = Report(out)
@@ -88,9 +114,28 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
         for note in launch.provenance_notes(report):
             click.echo(f"NOTE: {note}", err=True)
         if index.stat().st_mtime_ns == before:
-            click.echo("Nothing to do: every notebook and page is up to date.")
-    click.echo(str(index))
+            _say("Nothing to do: every notebook and page is up to date.")
+    _say(_short_table(report))
+    _say(str(index))
     sys.exit(1 if problems else 0)
+
+
+def _say(line: str) -> None:
+    """Print a line; a reader that has gone away (`| head -1`) stops nothing."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _short_table(report) -> str:
+    """The table of a report without what does not fit a terminal."""
+    from rnnbench_nb.report import formatted, summary
+
+    shown = report.results.assign(variant=report.results["variant"].map(report.labels))
+    table = formatted(summary(shown), report.task)
+    names = ["variant", "seeds", table.columns[2], "parameters", "epochs"]
+    return table[names].to_string(index=False) if len(table) else "No training was completed."
 
 
 @main.command()
@@ -133,7 +178,9 @@ def list_reports():
     rows = [("REPORT", "RUNS", "BEST", "FOLDER")]
     for pattern in ("reports/*/protocol.yaml", "reports/published/*/protocol.yaml"):
         for path in sorted(PROJECT.glob(pattern)):
-            folder = path.parent.relative_to(PROJECT)
+            folder = path.parent
+            if folder.is_relative_to(Path.cwd()):  # as it is named in the next command
+                folder = folder.relative_to(Path.cwd())
             try:
                 rows.append((folder.name, *_finished(Report(path.parent)), str(folder)))
             except UserError as error:
@@ -165,7 +212,7 @@ def _finished(report) -> tuple[str, str]:
 
 
 @main.command()
-@click.argument("run_folder", type=FOLDER)
+@click.argument("run_folder", type=MADE)
 def show(run_folder):
     """Say what the run in RUN_FOLDER is, and how it scored."""
     from rnnbench_nb.experiment import to_yaml
@@ -197,7 +244,7 @@ def show(run_folder):
 
 
 @main.command()
-@click.argument("report", type=FOLDER)
+@click.argument("report", type=MADE)
 def collect(report):
     """Write the tables and figures of REPORT from the runs that are there."""
     from rnnbench_nb import figures
@@ -215,7 +262,7 @@ def collect(report):
 
 
 @main.command()
-@click.argument("report", type=FOLDER)
+@click.argument("report", type=MADE)
 def render(report):
     """Render the executed notebooks of REPORT and its index page to HTML."""
     from rnnbench_nb import site
@@ -224,7 +271,7 @@ def render(report):
 
 
 @main.command("publish")
-@click.argument("report", type=FOLDER)
+@click.argument("report", type=MADE)
 @click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
 @click.option("--partial", is_flag=True, help="Of a REPORT that is not finished: what there is.")
 def publish_report(report, to, partial):
@@ -241,7 +288,7 @@ def publish_report(report, to, partial):
 
 
 @main.command()
-@click.argument("report", type=FOLDER)
+@click.argument("report", type=MADE)
 def verify(report):
     """Recompute the table of REPORT from its saved predictions and compare."""
     from rnnbench_nb import report as results
@@ -290,13 +337,23 @@ def bench(path, full, shapes, compare):
         write_file(path, json.dumps(report, indent=1) + "\n")
 
 
+def _models(text: str) -> list[str]:
+    """The cells of a list such as `lstm, GRU`, by name or label."""
+    from rnnbench_nb.cells import CELLS
+
+    known = {written.casefold(): name for name, cell in CELLS.items()
+             for written in (cell.label, name)}  # fmt: skip
+    names = [name.strip() for name in text.split(",")]
+    return [known.get(name.casefold(), name) for name in names if name]
+
+
 def _overrides(seed, runs, models, settings) -> dict:
     """The values that the options lay over the parameter file; each key at most once."""
     from rnnbench_nb.validation import parse_yaml
 
     pairs = [("seed", value) for value in seed]
     pairs += [("runs", runs)] if runs is not None else []
-    pairs += [("models", models.split(","))] if models is not None else []
+    pairs += [("models", _models(models))] if models is not None else []
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:

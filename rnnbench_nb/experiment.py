@@ -25,6 +25,7 @@ from rnnbench_nb.validation import (
     NotNegative,
     Positive,
     Size,
+    as_meant,
     parse_yaml,
     unknown,
     validate,
@@ -134,7 +135,7 @@ def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     _refuse_unread(values, kind.model_fields, where)
-    return validate(kind, values, where)
+    return validate(kind, as_meant(values, kind.model_fields), where)
 
 
 def recorded_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
@@ -280,7 +281,12 @@ class Protocol:
 
 def _protocol(values: Mapping[str, Any], where: str, lenient: Iterable[str] = ()) -> Protocol:
     """The protocol that the values describe; keys in `lenient` may be read by nobody."""
+    values = as_meant(values, _Sweep.model_fields | RunParameters.model_fields)
     sweep = validate(_Sweep, {k: v for k, v in values.items() if k in _Sweep.model_fields}, where)
+    common = RunParameters.model_fields
+    variants = {name: as_meant(own, common) for name, own in sweep.variants.items()}
+    short = as_meant(sweep.quick, common)
+    sweep = sweep.model_copy(update={"variants": variants, "quick": short})
     rest = {key: value for key, value in values.items() if key not in _Sweep.model_fields}
     layers = [rest, *sweep.variants.values()]
     tasks = [layer["task"] for layer in layers if "task" in layer] or [DEFAULT]
@@ -324,7 +330,7 @@ def _own_values(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(
             f"{path}: the parameter file cannot be read ({reason}); name one, such as "
-            "params/quick.yaml."
+            f"{', '.join(sorted(file.stem for file in PROJECT.glob('params/*.yaml')))}."
         ) from error
     values = parse_yaml(text, str(path))
     if values is None:
@@ -358,6 +364,13 @@ def _base(folder: Path, base: object, where: str, seen: tuple[Path, ...] = ()) -
     return read_values(path, seen)
 
 
+def parameter_file(name: Path | str) -> Path:
+    """A parameter file as people name it: a path, or the name of one in the project's params/."""
+    path = Path(name)
+    ours = PROJECT / "params" / f"{path.name.removesuffix('.yaml')}.yaml"
+    return ours if not path.is_file() and path.name == str(name) and ours.exists() else path
+
+
 def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Protocol:
     """The protocol in a parameter file, with `overrides` laid over it.
 
@@ -367,7 +380,7 @@ def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) 
     Raises:
         UserError: The file is missing or empty, or a key or value in it is wrong.
     """
-    path, overrides = Path(path), overrides or {}
+    path, overrides = parameter_file(path), overrides or {}
     values = read_values(path)
     inherited = set(values) - set(_own_values(path))
     protocol = _protocol(values, str(path), inherited)  # the file's own faults are told as its own

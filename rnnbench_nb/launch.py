@@ -1,17 +1,22 @@
 """How a report is made: its folder claimed and prepared, and Snakemake called in it."""
 
 import getpass
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+import platformdirs
 import psutil
 from filelock import FileLock, Timeout
 
+from rnnbench_nb import surroundings
 from rnnbench_nb.analyses import PAGES
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import (
@@ -26,7 +31,7 @@ from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report
 from rnnbench_nb.tasks import TASKS
 
-OUTPUT = "RNNBENCH_OUTPUT"  # in the environment of everything that works on an output folder
+OUTPUT = "RNNBENCH_AT_WORK_ON"  # in the environment of what works on an output folder
 FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
 
 
@@ -89,7 +94,12 @@ def claim(out: Path) -> FileLock:
             f"{out}: the output folder cannot be written ({error.strerror}); name another with "
             "--output-dir."
         ) from error
-    orphans = [p for p in psutil.process_iter() if _environment(p).get(OUTPUT) == str(out)]
+    ours = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
+    orphans = [
+        process
+        for process in psutil.process_iter()
+        if process.pid not in ours and _environment(process).get(OUTPUT) == str(out)
+    ]
     for orphan in orphans:
         orphan.kill()
     psutil.wait_procs(orphans, timeout=10)
@@ -134,12 +144,34 @@ def cancel_slurm_jobs(out: Path) -> None:
     )
 
 
-def write_parameters(out: Path, protocol: Protocol) -> None:
-    """Write protocol.yaml and variants/; analyses of another protocol's runs go.
+def plan(out: Path, protocol: Protocol, again: Iterable[str] = ()) -> str:
+    """The trainings that a report needs, how many of them are there, and which are made `again`.
 
     Raises:
         UserError: The folder holds runs of a variant with other parameters.
     """
+    parameter_files(out, protocol)
+    variants, runs = len(protocol.parameterisations), protocol.runs
+    asked = [parameters.run for seed in protocol.seeds for parameters in protocol.at(seed)]
+    to_do = [run for run in asked if not (out / "runs" / run / "02_train.ipynb").exists()
+             or (out / "runs" / run / "02_train.ipynb.failed").exists()]  # fmt: skip
+    there = f", {len(asked) - len(to_do)} of them finished" if len(to_do) < len(asked) else ""
+    then = f"; to train: {_few(to_do)}" if to_do else ""
+    once_more = f" To be trained again: {', '.join(again)}." if again else ""
+    return (
+        f"{len(asked)} training{'s' * (len(asked) > 1)} ({variants} variant{'s' * (variants > 1)}, "
+        f"{runs} seed{'s' * (runs > 1)}){there}{then}.{once_more} "
+        f"What each is doing stands in {out / 'logs'}."
+    )
+
+
+def parameter_files(out: Path, protocol: Protocol) -> dict[Path, str]:
+    """The variants' parameters that are not in the output folder yet, by the file to be written.
+
+    Raises:
+        UserError: The folder holds runs of a variant with other parameters.
+    """
+    found = {}
     for name, parameters in protocol.parameterisations.items():
         path = out / "variants" / f"{name}.yaml"
         if path.exists():
@@ -153,13 +185,55 @@ def write_parameters(out: Path, protocol: Protocol) -> None:
                 raise UserError(
                     f"{out}: it holds runs of {name} with other parameters ({key}: "
                     f"{old.get(key)!r} there, {new[key]!r} asked for); name another "
-                    "--output-dir, or delete that folder."
+                    "--output-dir."
                 )
-        write_file(path, to_yaml(parameters.model_dump()))
+        found[path] = to_yaml(parameters.model_dump())
+    return found
+
+
+def write_parameters(out: Path, protocol: Protocol) -> None:
+    """Write protocol.yaml and variants/; analyses of another protocol's runs go.
+
+    Raises:
+        UserError: The folder holds runs of a variant with other parameters.
+    """
+    for path, text in parameter_files(out, protocol).items():
+        write_file(path, text)
     path, text = out / "protocol.yaml", to_yaml(protocol.dump())
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         shutil.rmtree(out / "analyses", ignore_errors=True)
         write_file(path, text)
+
+
+def write_sources(out: Path) -> None:
+    """Write what the project's notebooks say, without outputs, to `.sources` where it is new.
+
+    The workflow executes these: a notebook that was opened, executed or saved is none that changed.
+    """
+    for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        path, content = out / ".sources" / notebook.name, _said(notebook.read_bytes())
+        is_new = not path.exists()
+        if is_new or path.read_bytes() != content:
+            write_file(path, content)
+        if is_new:  # what this notebook made before may be newer
+            when = min(notebook.stat().st_mtime, time.time())
+            os.utime(path, (when, when))
+
+
+def _said(notebook: bytes) -> bytes:
+    """A notebook as it is before it is executed; one that is none stays as it is."""
+    try:
+        content = json.loads(notebook)
+        for number, cell in enumerate(content["cells"]):
+            tags = cell["metadata"].get("tags")
+            cell |= {"id": str(number), "metadata": {"tags": tags} if tags else {}}
+            cell["source"] = "".join(cell["source"])
+            cell |= {"outputs": [], "execution_count": None} if "outputs" in cell else {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return notebook
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content |= {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}}
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
 def tidy(out: Path, protocol: Protocol) -> None:
@@ -179,24 +253,55 @@ def forget(out: Path, runs: list[str]) -> None:
         shutil.rmtree(out / "runs" / run, ignore_errors=True)
 
 
-def snakemake(out: Path, profile: Path, jobs: int | None, dry_run: bool, on_gpu: bool) -> int:
-    """Run the workflow in `out`, one training at a time if it is `on_gpu`; its exit code."""
+def _environment_in(out: Path) -> dict[str, str]:
+    """The environment of the workflow: what Jupyter and IPython read and write is in `out`."""
     from rnnbench_nb.tasks.download import data_folder
 
-    environment = {**os.environ, OUTPUT: str(out), "PYTHONUNBUFFERED": "1"}
-    environment["RNNBENCH_DATA"] = str(data_folder().absolute())  # jobs work in another folder
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    hidden = out / ".snakemake/rnnbench"
+    profile = hidden / "ipython/profile_default/ipython_kernel_config.py"
+    write_file(profile, "c = get_config()\nc.HistoryManager.enabled = False\n")
+    environment = surroundings.environment() | {
+        OUTPUT: str(out),
+        "RNNBENCH_DATA": str(data_folder().absolute()),  # jobs work in another folder
+        "IPYTHONDIR": str(hidden / "ipython"),
+        **{f"JUPYTER_{kind}_DIR": str(hidden / kind.lower())
+           for kind in ("CONFIG", "DATA", "RUNTIME")},
+    }  # fmt: skip
+    try:
+        Path(platformdirs.user_cache_dir("rnnbench_nb")).mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
+        environment["XDG_CACHE_HOME"] = str(hidden / "cache")
+    return environment
+
+
+def snakemake(
+    out: Path, profile: Path, jobs: int | None, on_gpu: bool, look: Callable[[], None]
+) -> int:
+    """Run the workflow in `out`, one training at a time if it is `on_gpu`; its exit code.
+
+    What Snakemake prints goes to logs/snakemake.txt; `look` is called twice a second.
+    """
+    environment = _environment_in(out)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
     command += ["--directory", str(out), "--profile", str(profile)]
-    subprocess.run([*command, "--unlock"], env=environment, capture_output=True, check=False)
+    log = out / "logs/snakemake.txt"
+    write_file(log, "")
+    silent = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": out}
+    subprocess.run(
+        [*command, "--unlock"], env=environment, stdout=subprocess.DEVNULL, **silent, check=False
+    )
     command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
     if on_gpu:  # a training at a time: `gpu` is what the machine has, and what a training takes
         command += ["--resources", "gpu=1", "--set-resources", "train:gpu=1"]
-    command += ["--dry-run", "--quiet", "host"] if dry_run else []
-    with subprocess.Popen(command, env=environment) as process:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, env=environment, stdout=file, **silent) as process,
+    ):
         while True:
             try:
-                return process.wait()
+                return process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                look()
             except KeyboardInterrupt:  # Snakemake has it too, and ends its jobs before itself
                 continue
 
@@ -210,12 +315,21 @@ def has_gpu() -> bool:
 
 def stopped_early(out: Path) -> UserError:
     """Why the workflow ended before the report was made."""
-    full = shutil.disk_usage(out).free < FULL
-    why = "for the disk is full; free some space" if full else f"{out / 'logs'} says why"
+    log = out / "logs/snakemake.txt"
+    if shutil.disk_usage(out).free < FULL:
+        why = ", for the disk is full; free some space, and"
+    else:
+        why = f" ({reason(log.read_text(encoding='utf-8', errors='replace'))}); {log} has more, and"
     return UserError(
-        f"{out}: the workflow stopped early, {why}, and the same command goes on from what is "
-        "finished."
+        f"{out}: the workflow stopped early{why} the same command goes on from what is finished."
     )
+
+
+def reason(log: str) -> str:
+    """The line of Snakemake's log that says why it stopped."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"([\w.]+(Error|Exception)|Error)\b.*:? \w", line)]
+    return [*(lines[-1:] or ["Snakemake was killed"]), *named][-1].rstrip(".")[:300]
 
 
 def problems(report: Report) -> list[str]:

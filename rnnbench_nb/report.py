@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 COMPLETED, FAILED, MISSING = "completed", "failed", "missing"
 PARTIAL = "partial"  # of a published run that can be gone on with
+HISTORY_KEYS = ("variant", "seed", "epoch", "split")
 DASHES = [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1), (8, 1), (1, 2)]
 MARKERS = ["D", "v", "P", "X", "<", ">", "h"]
 
@@ -97,7 +98,7 @@ class Run:
     @property
     def remedy(self) -> str:
         """What to do about a damaged file."""
-        return f"delete {self.folder} and run it again"
+        return f"move {self.folder} elsewhere and run it again"
 
     @cached_property
     def task(self) -> Task:
@@ -109,10 +110,10 @@ class Run:
         """One row an epoch and split (`history_columns`); of a published run, the report's."""
         whole = self.folder.parents[1] / "history.csv"
         if not (self.folder / "history.csv").exists() and whole.exists():
-            rows = read_csv(whole)
+            rows = read_csv(whole, needs=HISTORY_KEYS)
             variant, seed = self.key
             return rows[(rows["variant"] == variant) & (rows["seed"] == seed)]
-        return read_csv(self.folder / "history.csv", self.remedy)
+        return read_csv(self.folder / "history.csv", self.remedy, HISTORY_KEYS)
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
@@ -168,10 +169,15 @@ class Run:
             UserError: It is missing or damaged.
         """
         path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            raise UserError(
+                f"{path} is not there (a published report has no weights); name a report that has "
+                f"it, or {self.remedy}."
+            )
         try:
             return safetensors.numpy.load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is missing or damaged; {self.remedy}.") from error
+            raise UserError(f"{path} is damaged; {self.remedy}.") from error
 
 
 def load_run(folder: Path | str) -> Run:
@@ -181,12 +187,14 @@ def load_run(folder: Path | str) -> Run:
         UserError: The folder holds no readable run.json.
     """
     path = Path(folder) / "run.json"
+    if not path.exists():
+        raise UserError(f"{path.parent} holds no run (no run.json); name another.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Run(path.parent, record | {"status": record["status"]})
     except (OSError, ValueError, TypeError, KeyError) as error:  # or no record of a run
         raise UserError(
-            f"{path} is missing or damaged; delete {path.parent} and run it again."
+            f"{path} is damaged; move {path.parent} elsewhere and run it again."
         ) from error
 
 
@@ -320,19 +328,23 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write_file(path, frame.to_csv(index=False))
 
 
-def read_csv(path: Path, remedy: str = "make the report again") -> pd.DataFrame:
+def read_csv(
+    path: Path, remedy: str = "make the report again", needs: Iterable[str] = ()
+) -> pd.DataFrame:
     """Read a tidy frame; names stay text, whatever they look like.
 
     Raises:
-        UserError: The file is missing or damaged.
+        UserError: The file is missing or damaged, or has not the columns that it `needs`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if not text.endswith("\n"):
             raise ValueError("the last line is cut off")
         names = dict.fromkeys(("variant", "model", "status", "a", "b"), str)  # names stay text
         missing = {"keep_default_na": False, "na_values": {}}
         frame = pd.read_csv(StringIO(text), dtype=names, **missing)
+        if not set(needs) <= set(frame.columns):
+            raise ValueError("it is no table of this project, separated by commas")
         numbers = frame.columns.difference(list(names))
         return frame.assign(**{c: _numbers(frame[c]) for c in numbers})
     except (OSError, ValueError) as error:
@@ -422,7 +434,7 @@ def verify(report: Report) -> pd.DataFrame:
         UserError: A number in results.csv is not what the predictions give, to the last digit.
     """
     path = report.folder / "results.csv"
-    results = read_csv(path)
+    results = read_csv(path, needs=result_columns(report.task.metric_names))
     results = results[results["status"] == COMPLETED]
     for row in results.to_dict("records"):
         run = load_run(report.folder / f"runs/{row['variant']}-seed{row['seed']}")

@@ -1,9 +1,9 @@
 """Values that come from people: YAML read strictly, checked, and refused in one sentence."""
 
 import difflib
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -66,10 +66,50 @@ def validate(kind: type[Frozen], values: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}: {_sentence(error.errors()[0], kind)}") from error
 
 
+def as_meant(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with what is a number or None but not to YAML as what it is meant to be.
+
+    To YAML 1.1, 1e-3 and None are text and 1e2 is no whole number. What may be text stays text.
+
+    Args:
+        values: By key.
+        fields: The fields of the keys that are known (`model_fields`).
+    """
+    return {key: _meant(value, _kinds(fields[key].annotation)) if key in fields else value
+            for key, value in values.items()}  # fmt: skip
+
+
+def _kinds(annotation: Any) -> set:
+    """The types that an annotation allows."""
+    parts, origin = get_args(annotation), get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(parts[0])
+    if origin is Literal or not parts:
+        return {origin or annotation}
+    return set().union(*map(_kinds, parts))
+
+
+def _meant(value: Any, kinds: set) -> Any:
+    if value == "None" and NoneType in kinds and str not in kinds:
+        return None
+    if isinstance(value, str) and kinds & {int, float}:
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    if isinstance(value, float) and int in kinds and value.is_integer():
+        return int(value)
+    return value
+
+
 def unknown(key: str, known: Any) -> str:
-    """That a key is unknown, and which known one is nearest."""
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown key {key!r}" + (f"; the nearest known key is {nearest[0]!r}." * bool(nearest))
+    """That a key is unknown, and which known one is nearest: `lr` is learning_rate."""
+    words = {name: name.split("_") for name in known}
+    near = [name for name in known
+            if key == "".join(word[0] for word in words[name]) or key in words[name]]  # fmt: skip
+    near += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"the nearest known key is {near[0]!r}" if near else "`rnnbench check` prints the known"
+    return f"unknown key {key!r}; {hint}."
 
 
 def _sentence(error: dict, kind: type[Frozen]) -> str:
@@ -78,18 +118,5 @@ def _sentence(error: dict, kind: type[Frozen]) -> str:
     value = error["input"]
     if error["type"] == "extra_forbidden":
         return unknown(key, kind.model_fields)
-    if error["type"] in ("float_type", "int_type") and isinstance(value, str):
-        try:
-            return (
-                f"{key}: {value!r} is text to YAML, where a number belongs; "
-                f"write {_number(float(value))}."
-            )
-        except ValueError:
-            pass
     problem = error["msg"][0].lower() + error["msg"][1:]
     return f"{key}: {problem.removeprefix('value error, ')}, but {str(value)[:60]!r} is given."
-
-
-def _number(value: float) -> str:
-    """A number as YAML 1.1 reads it: 1.0e-03, not 1e-03."""
-    return yaml.safe_dump(value).split("\n")[0] if math.isfinite(value) else "a finite number"

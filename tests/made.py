@@ -75,6 +75,7 @@ def write_made_report(folder, variants, answers, history=None, outputs=None, see
             write_tensors(run / "outputs.safetensors", {"outputs": outputs[variant, seed]})
         size = parameters.hidden_size
         data = {**task.describe(), "steps": 8, "input_size": 8, "class_names": CLASSES}
+        data |= {"train": 9, "validation": 1, "test": len(label)}
         record = {**keys, "status": COMPLETED, "parameters": parameters.model_dump(), "data": data}
         record |= {"parameter_count": 10 * size, "free_parameter_count": 9 * size}
         record |= {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1}

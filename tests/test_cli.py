@@ -1,6 +1,7 @@
 """The commands that answer at once: what they say, and what they need not import."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def test_the_package_runs_as_a_module():
 
 def test_list_shows_each_report_with_its_best_variant(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(PROJECT / "reports/published/vogt", tmp_path / "reports/published/vogt")
     mine, damaged = tmp_path / "reports/mine", tmp_path / "reports/damaged"
     for folder in (mine, damaged):
@@ -96,7 +98,7 @@ def test_show_says_what_a_run_is_and_how_it_scored(run):
     text = rnnbench_here("show", run.folder).stdout
     assert "Made by other code than stands here" in text
     assert "Taken from reports/x/runs/y." in text
-    assert "run.json is missing" in one_sentence(rnnbench_here("show", run.folder / "none"))
+    assert "holds no run (no run.json)" in one_sentence(rnnbench_here("show", run.folder / "none"))
 
 
 def test_show_says_why_a_run_failed_and_that_its_code_is_unknown(tmp_path):
@@ -160,3 +162,22 @@ def test_data_are_fetched_for_every_variant(tmp_path, monkeypatch):
     monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "none"))
     result = rnnbench_here("data", write_tiny(tmp_path / "p.yaml"))
     assert result.stdout == f"digits is complete and verified in {tmp_path / 'none'}.\n"
+
+
+@pytest.mark.parametrize("typed", ["LSTM, gru", "lstm,GRU", "Lstm , Gru,"])
+def test_models_are_named_as_people_write_them(typed):
+    assert cli._overrides((), None, typed, ())["models"] == ["lstm", "gru"]
+    assert cli._overrides((), None, "A-GRU", ())["models"] == ["agru"]
+
+
+@pytest.mark.parametrize("named", ["vogt", "published/vogt", "reports/published/vogt/index.html"])
+def test_a_report_is_found_from_another_folder_and_by_what_was_printed(
+    named, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    if named == "vogt":  # what stands where the user does goes first
+        shutil.copytree(PROJECT / "reports/published/vogt", tmp_path / "vogt")
+    assert "agrees with the predictions of 1 runs" in rnnbench_here("verify", named).stdout
+    listed = rnnbench_here("list").stdout
+    folder = re.search(r"\S+/published/vogt$", listed, re.MULTILINE)[0]
+    assert rnnbench_here("verify", folder).returncode == 0  # as it is printed

@@ -190,7 +190,7 @@ def test_a_corrupt_file_is_named_and_kept_and_never_falls_back(server, tmp_path,
     for action in (data.fetch, data.load, lambda name: data.resolve(name, "digits")):
         with pytest.raises(UserError, match="train-images-idx3-ubyte is truncated or") as caught:
             action("mnist")
-        assert "delete it" in str(caught.value)
+        assert "move it elsewhere" in str(caught.value)
         assert not isinstance(caught.value, data.FetchError)
     assert (raw / data.FILES[0]).read_bytes() == wrong
     assert server.asked == []

@@ -47,14 +47,42 @@ def test_the_row_mnist_protocol_is_the_published_one():
     assert (ours.gamma, ours.epsilon, ours.learnable_epsilon) == (0.01, 1.0, True)
 
 
+def test_numbers_are_taken_as_they_are_meant_and_names_stay_text(tmp_path):
+    typed = "learning_rate: 1e-3\nepochs: 1e2\nclip_norm: None\nseed: '7'\nhidden_size: 8.0\n" \
+            "gamma: 1e-2\nvariants: {'1e-3': {model: agru, epochs: 2e1}, 'None': {model: agru}}\n" \
+            "quick: {learning_rate: 1e-1}"  # fmt: skip
+    protocol = load(tmp_path, f"models: [agru]\n{typed}")
+    assert list(protocol.parameterisations) == ["1e-3", "None"]
+    first, second = protocol.parameterisations.values()
+    assert (first.learning_rate, first.epochs, second.epochs) == (0.001, 20, 100)
+    assert (first.clip_norm, first.seed, first.hidden_size, first.gamma) == (None, 7, 8, 0.01)
+    assert second.variant == "None" and protocol.seeds == [7]
+    assert protocol.quick().parameterisations["None"].learning_rate == 0.1
+    assert protocol.quick().parameterisations["None"].epochs == 5
+    (tmp_path / "again.yaml").write_text(to_yaml(protocol.dump()))
+    assert load_protocol(tmp_path / "again.yaml").parameterisations == protocol.parameterisations
+
+
+def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = load_protocol(PROJECT / "params/quick.yaml")
+    assert load_protocol("quick") == load_protocol("quick.yaml") == quick
+    (tmp_path / "quick.yaml").write_text("models: [gru]")
+    assert load_protocol("quick.yaml").models == ["gru"]  # what lies here goes first
+    with pytest.raises(UserError, match="cannot be read .* name one, such as ablation, adding"):
+        load_protocol("qick")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("gama: 0.1", "unknown key 'gama'; the nearest known key is 'gamma'."),
         ("epochs: ten", "epochs: input should be a valid integer, but 'ten' is given."),
-        ("learning_rate: 1e-3", "learning_rate: '1e-3' is text to YAML, where a number belongs; "
-         "write 0.001."),
-        ("learning_rate: 1e-7", "write 1.0e-07."),
+        ("lr: 0.1", "unknown key 'lr'; the nearest known key is 'learning_rate'."),
+        ("batch: 8", "unknown key 'batch'; the nearest known key is 'batch_size'."),
+        ("qqq: 8", "unknown key 'qqq'; `rnnbench check` prints the known."),
+        ("epochs: 1e-1", "epochs: input should be a valid integer"),
+        ("epochs: None", "epochs: input should be a valid integer, but 'None' is given."),
         ("hidden_size: 0", "hidden_size: input should be greater than or equal to 1, but '0'"),
         ("steps: 0", "steps: input should be greater than or equal to 1, but '0'"),
         ("epochs: 0", "epochs: input should be greater than or equal to 1, but '0'"),

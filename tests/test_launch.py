@@ -1,14 +1,21 @@
 """What `rnnbench run` does around Snakemake, whose place a function takes here."""
 
 import json
+import os
+import shutil
+import subprocess
+import time
+from types import SimpleNamespace
 
 import nbformat
 import papermill
+import psutil
 import pytest
 import yaml
 from conftest import one_sentence, rnnbench_here, write_tiny
+from filelock import FileLock
 
-from rnnbench_nb import launch, site
+from rnnbench_nb import cli, launch, site
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol, recorded_protocol, to_yaml
 from rnnbench_nb.report import Report, write_tables
@@ -16,7 +23,7 @@ from rnnbench_nb.runs import train_run
 from rnnbench_nb.tasks import TASKS
 
 
-def in_process(out, profile, jobs, dry_run, on_gpu):
+def in_process(out, profile, jobs, on_gpu, look):
     """The graph of notebooks, each an empty one, and the trainings without a notebook."""
     protocol = recorded_protocol(out / "protocol.yaml")
     pages = [*launch.data_pages(protocol), *launch.analysis_pages(protocol)]
@@ -24,19 +31,18 @@ def in_process(out, profile, jobs, dry_run, on_gpu):
     for seed in protocol.seeds:
         for parameters in protocol.at(seed):
             folder = out / "runs" / parameters.run
-            if not (folder / "02_train.ipynb").exists() and not dry_run:
+            if not (folder / "02_train.ipynb").exists():
                 train_run(parameters, folder, report=lambda line: None)
                 notebooks.append(folder / "02_train.ipynb")
-    for path in [] if dry_run else notebooks:
+    for path in notebooks:
         path.parent.mkdir(parents=True, exist_ok=True)
         cell = nbformat.v4.new_markdown_cell(f"# {path.stem} of {', '.join(protocol.models)}")
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
-    if not dry_run:
-        write_tables(Report(out))
-        (out / "logs").mkdir(exist_ok=True)
-        for page in pages:
-            (out / f"logs/{page}.txt").touch()
-        site.build(out)
+    write_tables(Report(out))
+    (out / "logs").mkdir(exist_ok=True)
+    for page in pages:
+        (out / f"logs/{page}.txt").touch()
+    site.build(out)
     return 0
 
 
@@ -195,3 +201,133 @@ def test_the_data_page_takes_the_options_of_its_task():
     assert given.keys() == TASKS[parameters.task].Options.model_fields.keys()
     declared = papermill.inspect_notebook(PROJECT / f"notebooks/{page}.ipynb")
     assert given.keys() <= declared.keys()
+
+
+def test_a_claim_ends_what_a_killed_command_left_and_neither_itself_nor_a_shell(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setenv(launch.OUTPUT, str(out))  # exported by whoever calls: this process has it
+    ended = []
+
+    class Process:
+        def __init__(self, pid, marker):
+            self.pid, self.marker = pid, marker
+
+        def environ(self):
+            return {launch.OUTPUT: self.marker}
+
+        def kill(self):
+            ended.append(self.pid)
+
+    us = [psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())]
+    running = [Process(pid, str(out)) for pid in (*us, -5)] + [Process(-6, "/elsewhere")]
+    monkeypatch.setattr(psutil, "process_iter", lambda: running)
+    monkeypatch.setattr(psutil, "wait_procs", lambda processes, timeout: None)
+    launch.claim(out).release()
+    assert ended == [-5]
+
+
+def test_one_folder_under_two_names_is_one(tmp_path, here):
+    out, _ = here
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    with FileLock(out / ".lock"):
+        done = rnnbench_here("run", tmp_path / "p.yaml", "--output-dir", tmp_path / "link")
+    assert f"{out}: another rnnbench is at work there" in one_sentence(done)
+
+
+def test_a_gpu_that_is_not_there_is_told_at_once(here, monkeypatch):
+    out, run = here
+    monkeypatch.setattr(launch, "has_gpu", lambda: False)
+    assert "'cuda' is asked for but no GPU is found" in one_sentence(run("--set", "device=cuda"))
+    assert not out.exists()
+
+
+SNAKEMAKE_SAYS = {
+    "PermissionError: [Errno 13] Permission denied: '/root/.cache/snakemake'": """Traceback:
+  File "x.py", line 3, in y
+PermissionError: [Errno 13] Permission denied: '/root/.cache/snakemake'
+""",
+    "Error: Directory cannot be locked. Please make sure": """Assuming a shared file system
+LockException:
+Error: Directory cannot be locked. Please make sure
+that no other process is trying to create the same files
+""",
+    "MissingOutputException in rule train in file Snakefile, line 56": """host: here
+MissingOutputException in rule train in file Snakefile, line 56:
+Job 3 completed, but the files are missing.
+Shutting down, this might take some time.
+""",
+    "Killed": "Building DAG of jobs...\nKilled\n",
+    "Snakemake was killed": "",
+}
+
+
+@pytest.mark.parametrize("said", SNAKEMAKE_SAYS)
+def test_what_stopped_the_workflow_is_in_the_sentence(tmp_path, said):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/snakemake.txt").write_text(SNAKEMAKE_SAYS[said])
+    sentence = str(launch.stopped_early(tmp_path))
+    assert f"the workflow stopped early ({said}" in sentence
+    assert f"{tmp_path}/logs/snakemake.txt has more, and the same command goes on" in sentence
+
+
+def test_a_notebook_that_was_opened_and_saved_is_none_that_changed(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    path, out = tmp_path / "notebooks/03_compare.ipynb", tmp_path / "out"
+    shutil.copy(PROJECT / "notebooks/03_compare.ipynb", path)
+    os.utime(path, (time.time() + 9000,) * 2)  # a clock that was wrong
+    monkeypatch.setattr(launch, "PROJECT", tmp_path)
+    launch.write_sources(out)
+    source = out / ".sources/03_compare.ipynb"
+    before = source.stat().st_mtime_ns
+    assert before <= time.time_ns()
+    saved = nbformat.read(path, as_version=4)
+    nbformat.validate(nbformat.read(source, as_version=4))
+    saved.metadata.kernelspec.display_name = "another"
+    for cell in saved.cells:
+        cell.metadata["collapsed"] = True
+        if cell.cell_type == "code":
+            cell.update(execution_count=3, outputs=[nbformat.v4.new_output("stream", text="x")])
+    nbformat.write(saved, path)
+    launch.write_sources(out)
+    assert source.stat().st_mtime_ns == before
+    assert papermill.inspect_notebook(source) == papermill.inspect_notebook(path)
+    saved.cells[2].source += "\n"
+    nbformat.write(saved, path)
+    launch.write_sources(out)
+    assert source.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("cells_run", "tries", "code"), [(0, 2, 0), (1, 1, 1)], ids=["no cell ran", "a cell failed"]
+)
+def test_a_notebook_whose_kernel_never_began_is_tried_once_more(
+    tmp_path, monkeypatch, cells_run, tries, code
+):
+    program = f"""#!/bin/sh
+echo >> tries
+[ {cells_run} = 0 ] || echo '"execution_count": 1,' > "$2"
+[ $(wc -l < tries) = 2 ]
+"""
+    (tmp_path / "papermill").write_text(program)
+    (tmp_path / "papermill").chmod(0o755)
+    text = (PROJECT / "Snakefile").read_text()
+    shell = eval(text[text.index("execute = (") + 10 : text.index("into_report")])
+    for old, new in {"%s": "", "{{": "{", "}}": "}", "{input.notebook:q}": "in.ipynb",
+                     "{output:q}": "out.ipynb", "{log:q}": "log.txt"}.items():  # fmt: skip
+        shell = shell.replace(old, new)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    subprocess.run(["bash", "-ec", shell], cwd=tmp_path, check=True, capture_output=True)
+    assert len((tmp_path / "tries").read_text().splitlines()) == tries
+    assert (tmp_path / "out.ipynb.failed").exists() == bool(code)
+
+
+def test_a_reader_that_goes_away_stops_nothing(monkeypatch):
+    closed = []
+    monkeypatch.setattr(cli.click, "echo", lambda line: (_ for _ in ()).throw(BrokenPipeError))
+    monkeypatch.setattr(cli.os, "dup2", lambda *files: closed.append(files))
+    monkeypatch.setattr(cli.sys, "stdout", SimpleNamespace(fileno=lambda: 1))
+    cli._say("1 of 6 trainings")
+    assert len(closed) == 1 and closed[0][1] == 1

@@ -183,7 +183,8 @@ def test_names_stay_text_whatever_they_look_like(tmp_path):
 def test_a_damaged_run_is_named(tmp_path, damage):
     if damage == "truncated":
         (tmp_path / "run.json").write_text(json.dumps({"status": "completed"})[:9])
-    with pytest.raises(UserError, match=r"run\.json is missing or damaged; delete"):
+    said = "holds no run" if damage == "missing" else r"run\.json is damaged; move .* elsewhere"
+    with pytest.raises(UserError, match=said):
         load_run(tmp_path)
     with pytest.raises(UserError, match=r"results\.csv is missing or damaged"):
         read_csv(tmp_path / "results.csv")
@@ -194,5 +195,8 @@ def test_damaged_weights_are_named(report, tmp_path):
     content = (run.folder / "best.safetensors").read_bytes()
     (tmp_path / "best.safetensors").write_bytes(content[:500])
     damaged = type(run)(tmp_path, run.record)
-    with pytest.raises(UserError, match=r"best\.safetensors is missing or damaged"):
+    with pytest.raises(UserError, match=r"best\.safetensors is damaged"):
         _ = damaged.model
+    (tmp_path / "best.safetensors").unlink()
+    with pytest.raises(UserError, match="is not there .a published report has no weights.; name"):
+        _ = type(run)(tmp_path, run.record).model

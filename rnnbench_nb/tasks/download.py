@@ -223,13 +223,13 @@ def _read_verified(path: Path, sha256: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): make it readable, or delete it to fetch "
-            "it again."
+            f"{path} cannot be read ({error.strerror}): make it readable, or move it elsewhere to "
+            "fetch it again."
         ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
             f"{path} is truncated or corrupt ({len(content):,} bytes, whose SHA-256 is not that "
-            "of the published file): delete it to fetch it again."
+            "of the published file): move it elsewhere to fetch it again."
         )
     return content
 
