@@ -270,7 +270,7 @@ def _environment_in(out: Path) -> dict[str, str]:
     try:
         Path(platformdirs.user_cache_dir("rnnbench_nb")).mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that cannot be written
-        environment["XDG_CACHE_HOME"] = str(hidden / "cache")
+        environment["XDG_CACHE_HOME"] = environment["MPLCONFIGDIR"] = str(hidden / "cache")
     return environment
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -322,6 +323,19 @@ echo >> tries
     subprocess.run(["bash", "-ec", shell], cwd=tmp_path, check=True, capture_output=True)
     assert len((tmp_path / "tries").read_text().splitlines()) == tries
     assert (tmp_path / "out.ipynb.failed").exists() == bool(code)
+
+
+def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    environment = launch._environment_in(tmp_path / "out")
+    code = "import matplotlib, platformdirs as found; print(found.user_cache_dir()); " \
+           "matplotlib.get_cachedir()"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, capture_output=True
+    )
+    assert done.stdout.startswith(str(tmp_path / "out")) and done.stderr == ""
 
 
 def test_a_reader_that_goes_away_stops_nothing(monkeypatch):
