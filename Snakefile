@@ -86,7 +86,7 @@ rule collect:
         "results_summary.md",
         expand(
             "figures/{figure}.{format}",
-            figure=["training_curves", "accuracy_curves", "test_comparison"],
+            figure=["training_curves", "error_curves", "test_comparison"],
             format=["png", "svg"],
         ),
     log:

@@ -254,7 +254,7 @@ def collect(report):
     write_tables(found)
     drawn = {
         "training_curves": figures.training_curves(found.history, found),
-        "accuracy_curves": figures.accuracy_curves(found.history, found),
+        "error_curves": figures.error_curves(found.history, found),
         "test_comparison": figures.test_errors(found.results, found),
     }
     for name, figure in drawn.items():

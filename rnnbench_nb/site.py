@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 import nbformat
@@ -24,6 +25,13 @@ from rnnbench_nb.launch import provenance_notes
 from rnnbench_nb.report import COMPLETED, Report, formatted, result_row, summary
 
 TEMPLATES = Path(__file__).parent / "templates"
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 FORMATS = [  # of an output, best first: no scripts and no widgets
     "text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg",
     "text/plain",
@@ -32,8 +40,9 @@ RUN_PAGES = 100  # in a report of more runs only the first seed's and the failed
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
 FIGURES = {
     "test_comparison": "Test result of every run, with the mean and its 95% t interval over seeds",
-    "accuracy_curves": "{score} by epoch on the training and the validation examples",
-    "training_curves": "Loss by epoch on the training and the validation examples",
+    "error_curves": "{score} by epoch on the training and the validation examples: lines are means "
+    "over seeds, bands go from the lowest to the highest",
+    "training_curves": "Loss by epoch on the training and the validation examples, drawn alike",
 }
 FILES = ["results_summary.md", "results.csv", "history.csv", "protocol.yaml"]
 
@@ -45,6 +54,9 @@ class Page(NamedTuple):
     title: str
     body: Markup
     stopped: bool  # with an error, or because its kernel died
+    notebook: str = ""  # the executed notebook, from the report's folder
+    before: "Page | None" = None
+    after: "Page | None" = None
 
     @property
     def run(self) -> str:
@@ -55,6 +67,20 @@ class Page(NamedTuple):
     def label(self) -> str:
         """The name in the bar of links: `03_compare` is `Compare`."""
         return self.run or self.name.partition("_")[2].replace("_", " ").capitalize() or self.name
+
+    @property
+    def headings(self) -> list[tuple[str, str]]:
+        """Anchor and text of each section."""
+        found = re.findall(
+            r'<h2 id="([^"]+)"[^>]*>(.*?)<a class=.anchor-link', self.body, re.DOTALL
+        )
+        return [(Markup(anchor), Markup(heading).striptags()) for anchor, heading in found]
+
+    @property
+    def description(self) -> str:
+        """The first paragraph, in plain text."""
+        found = re.search(r"<p>(.*?)</p>", self.body, re.DOTALL)
+        return Markup(found[1]).striptags() if found else self.title
 
 
 def mathml(latex: str, display: str = "inline") -> str:
@@ -92,6 +118,11 @@ class _Renderer(IPythonRenderer):
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
+def svg_address(svg: str) -> str:
+    """An SVG as the address of a picture."""
+    return "data:image/svg+xml," + quote(svg, safe=" !$'()*+,-./:;=?@[]^_`{|}~")
+
+
 class _Exporter(HTMLExporter):
     """The body of a page, from the project's own notebook template."""
 
@@ -102,11 +133,16 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer).render(source)
 
 
-def build(report: Path | str) -> Path:
+def build(report: Path | str, front: bool = False, limit: int = PAGE_LIMIT) -> Path:
     """Write `pages/*.html` and `index.html` of a report folder; remove pages of no notebook.
 
     The notebooks are those of `notebooks/` and `runs/<run>/02_train.ipynb`. One that failed lies
     there too, as far as it got, with an empty file of its name and `.failed` beside it.
+
+    Args:
+        report: The folder.
+        front: Whether a front page over several reports lies in the folder above.
+        limit: What a page may weigh, in bytes.
 
     Returns:
         The path of `index.html`.
@@ -116,32 +152,29 @@ def build(report: Path | str) -> Path:
     """
     report = Path(report)
     found = Report(report)
-    pages = find_notebooks(report, run_pages(found))
-    pages = [render(name, path) for name, path in pages.items()]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shared = {"report": report.resolve().name, "pages": pages}
+    notebooks = find_notebooks(report, run_pages(found))
+    pages = [
+        render(name, path)._replace(notebook=path.relative_to(report).as_posix())
+        for name, path in notebooks.items()
+    ]
+    shared = {"report": report.resolve().name, "pages": pages, "front": front}
     names = {page.name for page in pages}
-    for page in pages:
+    for before, page, after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
         body = Markup(_link_pages(page.body, names))
-        values = {**shared, "page": page._replace(body=body), "root": "../"}
-        html = environment.get_template("page.html.j2").render(values)
-        if len(html.encode()) > PAGE_LIMIT:
+        here = page._replace(body=body, before=before, after=after)
+        values = {**shared, "page": here, "root": "../"}
+        html = ENVIRONMENT.get_template("page.html.j2").render(values)
+        if len(html.encode()) > limit:
             raise UserError(
                 f"pages/{page.name}.html would be {len(html.encode()) / 1e6:.1f} MB; keep the "
-                f"notebook's outputs under {PAGE_LIMIT / 1e6:.0f} MB with fewer or smaller figures."
+                f"notebook's outputs under {limit / 1e6:.2g} MB with fewer or smaller figures."
             )
         write_file(report / "pages" / f"{page.name}.html", html)
     for path in (report / "pages").glob("*.html"):
         if path.stem not in names:
             path.unlink()
     values = {**shared, **summarise(found), "page": None, "root": ""}
-    write_file(report / "index.html", environment.get_template("index.html.j2").render(values))
+    write_file(report / "index.html", ENVIRONMENT.get_template("index.html.j2").render(values))
     return report / "index.html"
 
 
@@ -192,12 +225,17 @@ def render(name: str, path: Path) -> Page:
     exporter = _Exporter(
         template_name="basic",
         template_file=str(TEMPLATES / "notebook.html.j2"),
-        config=Config({"NbConvertBase": {"display_data_priority": FORMATS}}),
-    )
+        config=Config({
+            "NbConvertBase": {"display_data_priority": FORMATS},
+            "CoalesceStreamsPreprocessor": {"enabled": True},  # a log is one block
+        }),
+    )  # fmt: skip
+    exporter.register_filter("svg_address", svg_address)
     try:
         body, _ = exporter.from_notebook_node(notebook)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # of formulas in headings
     heading = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(heading[1]).striptags() if heading else name, Markup(body), stopped)
 

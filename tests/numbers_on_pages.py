@@ -49,7 +49,7 @@ def shown(notebook):
             if "text/html" in data and "text/markdown" not in data:
                 text = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.S)
                 yield html.unescape(re.sub(r"<[^>]*>", " ", text))
-            elif "image/png" not in data:
+            elif not any(kind.startswith("image/") for kind in data):
                 plain = data.get("text/markdown", data.get("text/plain", output.get("text", "")))
                 yield "".join(plain)
 

@@ -1,3 +1,5 @@
+import re
+
 import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,24 +53,27 @@ def test_curves_show_each_model_in_its_colour_with_units():
         assert ax.get_title() == title
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("Epoch", "Accuracy (%)")
         drawn = [matplotlib.colors.to_hex(line.get_color()).upper() for line in ax.lines[:3]]
-        assert drawn == [CELLS[name].colour for name in THREE.variants]
+        assert drawn == [colour.upper() for colour in style.look(THREE, "colour").values()]
         np.testing.assert_allclose(ax.lines[0].get_ydata(), 100 - np.array([10, 5, 10 / 3]))
     label = figures.training_curves(history(), THREE).axes[0].get_ylabel()
     assert label == "Cross entropy (nats, log scale)"
 
 
 def test_the_comparison_shows_every_seed_and_the_interval():
-    figure = figures.test_errors(results(), THREE)
-    ax = figure.axes[0]
+    ax = figures.test_errors(results(accuracies=(0.98, 0.985, 0.99)), THREE).axes[0]
     dots = np.concatenate([dots.get_offsets()[:, 0] for dots in ax.collections[::2]])
-    assert sorted(dots) == pytest.approx([1] * 3 + [2] * 3)
+    assert sorted(dots) == pytest.approx([1] * 3 + [1.5] * 3 + [2] * 3)
     low, high = ax.collections[1].get_segments()[0][:, 0]
-    assert (low, high) == pytest.approx((1.5 - 12.7062 / 2, 1.5 + 12.7062 / 2), abs=1e-3)
+    assert (low, high) == pytest.approx(
+        (1.5 - 4.3027 * 0.5 / 3**0.5, 1.5 + 4.3027 * 0.5 / 3**0.5), abs=1e-3
+    )
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["LSTM", "GRU", "A-GRU"]
 
 
-def test_one_seed_has_no_interval():
-    assert len(figures.test_errors(results(accuracies=(0.98,)), THREE).axes[0].collections) == 3
+@pytest.mark.parametrize("accuracies", [(0.98,), (0.98, 0.99)])
+def test_one_or_two_seeds_have_no_interval(accuracies):
+    axes = figures.test_errors(results(accuracies=accuracies), THREE).axes
+    assert len(axes[0].collections) == 3
 
 
 def test_looks_are_by_label_and_those_of_twenty_variants_differ():
@@ -163,12 +168,30 @@ def test_saving_is_the_same_every_time(tmp_path):
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_showing_carries_the_alt_text(monkeypatch):
+def test_a_figure_is_shown_as_svg_with_its_words_or_as_png_where_it_holds_pixels(monkeypatch):
     shown = []
-    monkeypatch.setattr(style, "display", lambda figure, metadata: shown.append(metadata))
-    figures.show(figures.test_errors(results(), THREE), "Dots.")
-    assert shown == [{"image/png": {"alt": "Dots."}}]
+    monkeypatch.setattr(style, "display", lambda data, **options: shown.append((data, options)))
+    figures.show(figures.test_errors(results(), THREE), "Dots.", "A dot is a seed.")
+    figures.show(figures.confusion(np.array([0, 1]), np.array([0, 1]), ["a", "b"]), "A matrix.")
+    (svg, words), (png, others) = shown
+    assert ">Test error (%), lower is better</text>" in svg["image/svg+xml"]
+    assert svg["text/plain"] == "Dots." and list(png) == ["image/png", "text/plain"]
+    assert words["metadata"] == {"image/svg+xml": {"alt": "Dots.", "caption": "A dot is a seed."}}
+    assert others["metadata"] == {"image/png": {"alt": "A matrix."}}
     assert not plt.get_fignums()
+
+
+def test_every_colour_is_legible_on_light_and_dark_pages():
+    every = made_report(**{name: name for name in CELLS})
+    for colour in {*style.look(every, "colour").values(), *style.look(TWENTY, "colour").values()}:
+        assert style.contrast(colour, style.LIGHT_PAGE) >= 3
+        assert style.contrast(style.dark(colour), style.DARK_PAGE) >= 4
+    assert style.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert style.dark("#ffffff") == style.DARK_PAGE and style.dark("#000000") > "#e0e0e0"
+    for part in ("fill", "stroke"):  # each drawn colour has its rule
+        svg = style.as_svg(figures.training_curves(history(), THREE))
+        for colour in set(re.findall(rf"{part}: (#[0-9a-f]{{6}})", svg)):
+            assert f'[style*="{part}: {colour}"]{{{part}:{style.dark(colour)}!important}}' in svg
 
 
 def test_texts_are_shown_as_markdown(monkeypatch):

@@ -160,8 +160,8 @@ def test_index_tells_what_was_run(report):
         "03:04 UTC and 2 January 2025, 04:05 UTC.",
         "on CPU, Linux, 2 cores, with Python 3.11.4 and PyTorch 2.9.0, at commit "
         "<code>0123456789-dirty</code>.",
-        "<td>98.00 ± 1.41</td>",  # of 0.97 and 0.99: the sd is 0.02 / sqrt(2)
-        "<td>82,186</td>",
+        '<td data-label="accuracy %">98.00 ± 1.41</td>',  # the sd is 0.02 / sqrt(2)
+        '<td data-label="parameters">82,186</td>',
         "<tr><th>batch_size</th><td>128</td></tr>",
         '<a href="pages/01_data.html">Which digits?</a>',
         '<a href="results_summary.md">',
@@ -241,7 +241,7 @@ def test_published_folder_keeps_the_results_of_runs_without_notebooks(report):
     for path in (report / "runs").rglob("*.ipynb"):
         path.unlink()
     text = site.build(report).read_text()
-    assert "<td>98.00 ± 1.41</td>" in text and "<th>lstm-seed42</th><td>completed</td>" in text
+    assert ">98.00 ± 1.41</td>" in text and "<th>lstm-seed42</th><td>completed</td>" in text
 
 
 def test_stale_pages_go_and_pages_of_dropped_runs_too(report):
@@ -319,10 +319,40 @@ def test_outputs_are_tables_text_and_no_noise(report):
         assert shown in text
 
 
-def test_a_page_that_is_too_big_is_refused(report, monkeypatch):
-    monkeypatch.setattr(site, "PAGE_LIMIT", 10_000)
-    with pytest.raises(UserError, match=r"pages/05_extra\.html would be 0\.\d MB"):
-        page(report, ran("1", new_output("stream", name="stdout", text="x" * 100_000)))
+def test_a_page_that_is_too_big_is_refused(report):
+    log = ran("1", new_output("stream", name="stdout", text="x" * 100_000))
+    save(report / "notebooks" / "05_extra.ipynb", log)
+    with pytest.raises(UserError, match=r"05_extra\.html would be 0\.\d MB; .* under 0\.05 MB"):
+        site.build(report, limit=50_000)
+
+
+def test_a_page_has_its_contents_its_neighbours_and_its_notebook(report):
+    text = page(report, new_markdown_cell("# Title\n\nWhat is *it*?\n\n## A & $b$\n\n## C"))
+    assert '<li><a href="#A-&amp;-b">A &amp; b</a></li>' in text
+    assert [text.count(f'id="{name}"') for name in ("C", "A-&amp;-b")] == [1, 1]
+    assert "ns0" not in text
+    assert '<meta name="description" content="What is it?">' in text
+    assert '<a rel="prev" href="03_compare.html">← Compare</a>' in text
+    assert '<a rel="next" href="02_train-lstm-seed42.html">lstm-seed42 →</a>' in text
+    assert '<a href="../notebooks/05_extra.ipynb" download>' in text
+
+
+def test_under_a_front_page_each_page_leads_up_to_it(report):
+    assert '<a href="../index.html">All reports' in site.build(report, front=True).read_text()
+    assert '<a href="../../index.html">All reports' in (report / "pages/01_data.html").read_text()
+
+
+def test_figures_are_drawn_from_text_and_logs_are_one_block(report):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><text fill="#123456">5% & more</text></svg>'
+    words = {"image/svg+xml": {"alt": "A line", "caption": "A line is a mean."}}
+    text = page(
+        report,
+        ran("1", new_output("display_data", {"image/svg+xml": svg}, metadata=words)),
+        ran("2", *(new_output("stream", name="stdout", text=f"epoch {i}\n") for i in (1, 2))),
+    )
+    address = text.partition('src="data:image/svg+xml,')[2].partition('"')[0]
+    assert unquote(address) == svg and "<figcaption>A line is a mean.</figcaption>" in text
+    assert text.count('<details class="log">') == 1 and "epoch 1\nepoch 2\n</pre>" in text
 
 
 def test_of_many_runs_the_first_seed_and_the_failed_ones_have_pages(report, monkeypatch):

@@ -24,7 +24,7 @@ from rnnbench_nb.runs import train_run
 def test_a_report_has_all_that_was_promised(report):
     wanted = ["index.html", "results.csv", "history.csv", "results_summary.md", "protocol.yaml"]
     wanted += [f"figures/{name}.{kind}" for kind in ("png", "svg")
-               for name in ("training_curves", "accuracy_curves", "test_comparison")]  # fmt: skip
+               for name in ("training_curves", "error_curves", "test_comparison")]  # fmt: skip
     pages = ["01_data", "03_compare", "04_eigenvalues", "07_gradients"]
     wanted += [f"pages/{page}.html" for page in pages]
     for run in ("lstm-seed42", "agru-seed42"):

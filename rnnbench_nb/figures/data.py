@@ -1,6 +1,7 @@
 """Figures of images: examples, classes, an image as a sequence, a confusion matrix."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,6 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
+
+from rnnbench_nb.figures.style import legend_below
 
 
 def images(
@@ -26,7 +29,7 @@ def images(
         ax.axis("off")
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, aspect=aspect)
-        ax.set_title(title, fontsize=8)
+        ax.set_title("\n".join(fill(line, 18) for line in title.split("\n")), fontsize=8)
     return figure
 
 
@@ -35,7 +38,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(8, 3))
     sns.barplot(counts, x="class", y="images", hue="split", ax=ax)
     ax.set(xlabel="Class", ylabel="Images")
-    ax.legend(title=None, ncols=3, loc="lower right")
+    legend_below(figure, ax)
     return figure
 
 
@@ -50,7 +53,7 @@ def read_as_sequence(picture: np.ndarray, steps: int = 8) -> Figure:
     axes["image"].grid(visible=False)
     shown = np.linspace(0, height - 1, min(steps, height)).round().astype(int)
     for place, row in enumerate(shown):
-        axes["rows"].plot(place + 0.8 * picture[row] / 255, color="black", linewidth=1)
+        axes["rows"].plot(place - 0.8 * picture[row] / 255, color="black", linewidth=1)
     axes["rows"].set_yticks(range(len(shown)), [f"step {row + 1}" for row in shown])
     axes["rows"].invert_yaxis()
     axes["rows"].set(title=f"Read row by row: {height} steps of {width}", xlabel="Column")

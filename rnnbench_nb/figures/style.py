@@ -4,7 +4,10 @@ Figures take tidy frames with a column `variant` and the report, which knows the
 look of each: one colour, dashes and marker throughout, different in greyscale too.
 """
 
+import base64
+import colorsys
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rnnbench_nb.files import write_file
 
@@ -28,8 +33,11 @@ mpl.rcParams |= {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
+    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rnnbench",  # the same figure gives the same file
 }
+LIGHT_PAGE, DARK_PAGE = "#ffffff", "#14181c"  # as in templates/style.css
+SMALL = 60_000  # bytes: what is larger as SVG is shown as PNG
 
 
 def labelled(frame: pd.DataFrame, report: "Report") -> pd.DataFrame:
@@ -38,22 +46,94 @@ def labelled(frame: pd.DataFrame, report: "Report") -> pd.DataFrame:
 
 
 def look(report: "Report", part: str) -> dict[str, Any]:
-    """One part of the look of each variant, `colour`, `dashes` or `marker`, by its label."""
-    return {report.labels[name]: getattr(look, part) for name, look in report.looks.items()}
+    """One part of the look of each variant, `colour`, `dashes` or `marker`, by its label.
+
+    Colours are darkened where their contrast with a white page is below 3.
+    """
+    found = {report.labels[name]: getattr(look, part) for name, look in report.looks.items()}
+    return (
+        {n: legible(value, LIGHT_PAGE, 3) for n, value in found.items()}
+        if part == "colour"
+        else found
+    )
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours #rrggbb by WCAG 2, from 1 to 21."""
+    lights = []
+    for colour in (one, other):
+        channels = mpl.colors.to_rgb(colour)
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(lights) / min(lights)
+
+
+def legible(colour: str, page: str, least: float) -> str:
+    """The colour, made darker on a light page or lighter on a dark one up to a contrast."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*mpl.colors.to_rgb(colour))
+    away = -0.01 if page == LIGHT_PAGE else 0.01
+    while contrast(colour, page) < least:
+        lightness += away
+        colour = mpl.colors.to_hex(colorsys.hls_to_rgb(hue, lightness, saturation))
+    return colour
+
+
+def dark(colour: str) -> str:
+    """A colour #rrggbb of a figure, for a dark page: greys turn round, others have contrast 4."""
+    _, lightness, saturation = colorsys.rgb_to_hls(*mpl.colors.to_rgb(colour))
+    if saturation < 0.05:
+        return mpl.colors.to_hex(str(0.93 - 0.84 * lightness)) if lightness < 1 else DARK_PAGE
+    return legible(colour, DARK_PAGE, 4)
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as SVG: text as text, two decimals, and other colours on a dark page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.S
+    )
+    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
+    rules = "".join(
+        f'[style*="{part}: {colour}"]{{{part}:{dark(colour)}!important}}'
+        for part, colour in sorted(set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", text)))
+    )
+    style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>"
+    return text.replace("<defs>", f"{style}<defs>", 1)
+
+
+def as_png(figure: Figure, dpi: float) -> bytes:
+    """A figure as PNG of at most 128 colours."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def save(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG and SVG, `path` being the name without its ending; closes it."""
-    for kind, metadata in (("png", None), ("svg", {"Date": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        write_file(f"{path}.{kind}", buffer.getvalue())
+    write_file(f"{path}.png", as_png(figure, dpi=150))
+    write_file(f"{path}.svg", as_svg(figure))
     plt.close(figure)
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Show a figure in a notebook, with a text for those who cannot see it; closes it."""
-    display(figure, metadata={"image/png": {"alt": alt}})
+def show(figure: Figure, alt: str, caption: str = "") -> None:
+    """Show a figure in a notebook, as SVG or, where that is large or holds pixels, PNG; closes it.
+
+    Args:
+        figure: The figure.
+        alt: What it shows, for those who cannot see it.
+        caption: What stands under it on a page: what marks, bars and bands are; `alt` if empty.
+    """
+    held = [part for ax in figure.axes for part in (*ax.images, *ax.collections)]
+    pixels = any(isinstance(part, mpl.image.AxesImage | QuadMesh) for part in held)
+    kind, data = "image/svg+xml", "" if pixels else as_svg(figure)
+    if pixels or len(data) > SMALL:
+        kind, data = "image/png", base64.b64encode(as_png(figure, figure.dpi)).decode()
+    words = {"alt": alt} | ({"caption": caption} if caption else {})
+    display({kind: data, "text/plain": alt}, metadata={kind: words}, raw=True)
     plt.close(figure)
 
 
