@@ -287,6 +287,15 @@ def publish_report(report, to, partial):
     click.echo(str(publish(report, to, partial)))
 
 
+@main.command("site")
+@click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
+def front_page(folder):
+    """Write the front page over the published reports in FOLDER, from its front.yaml."""
+    from rnnbench_nb import front
+
+    click.echo(str(front.build(folder)))
+
+
 @main.command()
 @click.argument("report", type=MADE)
 def verify(report):

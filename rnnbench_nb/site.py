@@ -123,6 +123,14 @@ def svg_address(svg: str) -> str:
     return "data:image/svg+xml," + quote(svg, safe=" !$'()*+,-./:;=?@[]^_`{|}~")
 
 
+def markdown(text: str) -> Markup:
+    """Markdown as HTML."""
+    return Markup(MarkdownWithMath(_Renderer(escape=False)).render(text))
+
+
+ENVIRONMENT.filters["markdown"] = markdown
+
+
 class _Exporter(HTMLExporter):
     """The body of a page, from the project's own notebook template."""
 
@@ -279,7 +287,7 @@ def summarise(report: Report) -> dict[str, Any]:
             key: " / ".join(dict.fromkeys(_plain(run[key]) for run in done if key in run))
             for key in ("device", "machine", "processor", "versions")
         },
-        "commits": list(dict.fromkeys(_short(run.get("commit", "unknown")) for run in done)),
+        "commits": list(dict.fromkeys(short(run.get("commit", "unknown")) for run in done)),
         "results": formatted(summary(table), task) if done else None,
         "figures": {
             name: caption.format(score=score.name.capitalize())
@@ -299,7 +307,7 @@ def _subjects(report: Report) -> str:
     return "; ".join(f"{head}: {_listed(list(dict.fromkeys(each)))}" for head, each in told.items())
 
 
-def _short(commit: str) -> str:
+def short(commit: str) -> str:
     """The first ten digits of a commit, and whether files had changed since."""
     name, dirty, _ = commit.partition("-dirty")
     return name[:10] + dirty

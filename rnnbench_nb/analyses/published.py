@@ -1,0 +1,144 @@
+"""What published reports say together, on their front page; each row is a comparison."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rnnbench_nb import statistics
+from rnnbench_nb.analyses import PAGES, Analysis, Finding, load
+from rnnbench_nb.analyses.comparison import PAIRS, test_sets
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.report import Report
+from rnnbench_nb.tasks.base import Score
+
+FLIPPED = {"better": "worse", "worse": "better"}
+
+
+def saved(name: str, report: Report) -> Analysis:
+    """The analysis of a report as it was saved, with whatever options; or made, if it was not."""
+    folder = report.folder / "analyses" / name
+    if (folder / "findings.json").exists():
+        return load(folder)
+    return import_module(f"rnnbench_nb.analyses.{name}").analyse(report)
+
+
+def across(
+    reports: Iterable[Report], pair: Sequence[str], names: Mapping[str, str]
+) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Compare two cells wherever a report tested one variant of each alike.
+
+    Args:
+        reports: With finished runs.
+        pair: Names of two cells: differences are the first minus the second.
+        names: Protocols in words, by report; another is named by its folder.
+
+    Returns:
+        One finding for each verdict, and the rows (`compared`), their `label` being the protocol.
+    """
+    rows, kinds = [], {}
+    first, second = (CELLS[name].label for name in pair)
+    for report in reports:
+        alone = [
+            ours
+            for tested in test_sets(report)
+            for ours in [[n for n in tested if report.variants[n].model in pair]]
+            if sorted(report.variants[n].model for n in ours) == sorted(pair)
+        ]
+        for row in compared(report):
+            if sorted([row["a"], row["b"]]) in map(sorted, alone):
+                row = row if report.variants[row["a"]].model == pair[0] else flipped(row)
+                name = report.folder.name
+                where = names.get(name, name.replace("_", " "))
+                several = f": {row['label']}" if len(alone) > 1 else ""
+                rows.append({**row, "report": name, "label": where + several})
+    for row in rows:
+        better = {"better": f"{first} is better than {second}",
+                  "worse": f"{second} is better than {first}"}  # fmt: skip
+        kind = better.get(row["verdict"], f"{first} and {second} are {row['verdict']}")
+        kinds.setdefault(kind, []).append(row)
+    found = []
+    for kind, alike in kinds.items():
+        parts = [f"{row['label']} ({first} minus {second} {interval(row)})" for row in alike]
+        numbers = {row["label"]: [row["difference"], *ends(row)] for row in alike}
+        found.append(Finding(f"**{kind}**: {'; '.join(parts)}.", numbers))
+    return found, rows
+
+
+def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
+    """What one report says: sentences in Markdown, and the rows behind them.
+
+    Of few variants how they compare on the test examples; of more, what each change does on the
+    validation examples.
+    """
+    if PAGES["06_ablation"](report.protocol) and len(report.variants) > PAIRS:
+        return saved("ablation", report).texts("recommendation"), changed(report)
+    found = saved("comparison", report)
+    return found.texts("answer") + found.texts("verdicts"), compared(report)
+
+
+def compared(report: Report) -> list[dict[str, Any]]:
+    """The comparisons of a report.
+
+    Returns:
+        The rows of `statistics.compare` that have seeds, with `label`, `words` (the verdict),
+        `group` (""), `dots` (the difference in each common seed) and `score`.
+    """
+    rows, labels = saved("comparison", report)["comparison"].query("n > 0"), report.labels
+    named = [(f"{labels[row['a']]} − {labels[row['b']]}", statistics.verdict_text(row, labels), "")
+             for row in rows.to_dict("records")]  # fmt: skip
+    return _rows(rows, named, report.results, report.task.score)
+
+
+def changed(report: Report) -> list[dict[str, Any]]:
+    """The effects of an ablation, as `compared`; `group` is the keys that are changed."""
+    found = saved("ablation", report)
+    rows = found["effects"].query("n > 0")
+    named = list(zip(rows["change"], rows["verdict"], rows["keys"], strict=True))
+    return _rows(rows, named, found["scores"], report.task.score)
+
+
+def _rows(
+    table: pd.DataFrame, named: list[tuple[str, str, str]], results: pd.DataFrame, score: Score
+) -> list[dict[str, Any]]:
+    by_seed = results.pivot(index="seed", columns="variant", values=score.name)
+    found = []
+    for row, (label, words, group) in zip(table.to_dict("records"), named, strict=True):
+        dots = (by_seed[row["a"]] - by_seed[row["b"]]).dropna().tolist()
+        found.append({**row, "label": label, "words": words, "group": group, "dots": dots})
+        found[-1]["score"] = score
+    return found
+
+
+def flipped(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `compared` as the second minus the first."""
+    turned = {**row, "a": row["b"], "b": row["a"], "difference": -row["difference"]}
+    turned["dots"] = [-dot for dot in row["dots"]]
+    for kind in ("", "family_", "two_way_"):
+        turned[f"{kind}low"], turned[f"{kind}high"] = -row[f"{kind}high"], -row[f"{kind}low"]
+    return turned | {"verdict": FLIPPED.get(row["verdict"], row["verdict"])}
+
+
+def signed(value: float, score: Score) -> str:
+    """A difference as people read it, with a real minus sign."""
+    return statistics.shown(value, score, "+").replace("-", "−")
+
+
+def ends(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The widest interval of a row: corrected, and for new examples too where there is one."""
+    for kind in ("two_way_", "family_"):
+        if not np.isnan(row.get(f"{kind}low", np.nan)):
+            return row[f"{kind}low"], row[f"{kind}high"]
+    return row["low"], row["high"]
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """`+0.14 points, 95% interval +0.02 to +0.27, 10 seeds`."""
+    score, (low, high) = row["score"], ends(row)
+    known = f", {100 * row['level']:g}% interval {signed(low, score)} to {signed(high, score)}"
+    return (
+        f"{signed(row['difference'], score)} {score.difference}{known if low == low else ''}, "
+        f"{row['n']} seed{'s' * (row['n'] > 1)}"
+    )

@@ -1,0 +1,181 @@
+"""The front page over published reports: the answer, the evidence, and how to make it again."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import Field
+
+from rnnbench_nb import site
+from rnnbench_nb.analyses import published
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.errors import UserError, lookup
+from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import write_file
+from rnnbench_nb.report import Report, formatted, summary
+from rnnbench_nb.validation import Frozen, parse_yaml, validate
+
+
+class Words(Frozen):
+    """front.yaml, which lies beside the reports: what no run can change.
+
+    Attributes:
+        title: Of the front page.
+        about: What it is about, in Markdown.
+        pair: Two cells: differences are the first minus the second.
+        order: Reports in reading order; others follow.
+        names: Protocols in words, by report.
+        questions: A reader's questions, each with the address of its answer.
+        fair: What is to be said of the comparison, in Markdown.
+        apart: Parameter files that ask no question.
+    """
+
+    title: str
+    about: str = ""
+    pair: Annotated[list[str], Field(min_length=2, max_length=2)]
+    order: list[str] = []
+    names: dict[str, str] = {}
+    questions: dict[str, str] = {}
+    fair: str = ""
+    apart: list[str] = []
+
+
+def build(folder: Path) -> Path:
+    """Write index.html of a folder of published reports.
+
+    Args:
+        folder: Holds them and front.yaml (`Words`).
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        UserError: There is no report or no front.yaml, or that is wrong.
+    """
+    path = folder / "front.yaml"
+    if not path.exists():
+        raise UserError(f"{path} is not there, so there is no front page; write it.")
+    words = validate(Words, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    for name in words.pair:
+        lookup(CELLS, f"{path}: pair", name)
+    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/protocol.yaml"))}
+    if not found:
+        raise UserError(f"{folder} holds no report; publish one first.")
+    order = dict.fromkeys([name for name in words.order if name in found] + list(found))
+    reports = [Report(found[name]) for name in order]
+    findings, rows = published.across(reports, words.pair, words.names)
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    values = {
+        "words": words,
+        "pair": [CELLS[name].label for name in words.pair],
+        "equation": CELLS[words.pair[0]].equation,
+        "answers": [finding.text for finding in findings],
+        "rows": drawn(rows),
+        "chain": [entry(report, words) for report in reports],
+        "sizes": sizes(reports[0]),
+        "training": reports[0].protocol.values,
+        "growth": [text for report in reports for text in growth(report)],
+        "open": open_questions({*order, *words.apart}),
+        "urls": project.get("urls", {}),
+        "cite": parse_yaml((PROJECT / "CITATION.cff").read_text(encoding="utf-8"), "CITATION.cff"),
+        "page": None,
+        "root": "",
+    }
+    write_file(folder / "index.html", site.ENVIRONMENT.get_template("front.html.j2").render(values))
+    return folder / "index.html"
+
+
+def question(name: str) -> str:
+    """What a protocol asks: the first question in the comment that opens its file in params/."""
+    path = PROJECT / f"params/{name}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    opening = takewhile(lambda line: line.startswith("# "), lines)
+    asked = re.match(r"[^?]*\?", " ".join(line[2:] for line in opening))
+    return asked[0] if asked else name.replace("_", " ")
+
+
+def open_questions(answered: Iterable[str]) -> list[tuple[str, str]]:
+    """Name and question of the protocols in params/ that no published report answers."""
+    names = [path.stem for path in sorted((PROJECT / "params").glob("*.yaml"))]
+    return [(name, question(name)) for name in names if name not in answered]
+
+
+def entry(report: Report, words: Words) -> dict[str, Any]:
+    """A report in the chain of evidence."""
+    texts, rows = published.evidence(report)
+    records = [run.record for run in report.runs]
+    seconds = sum(record["seconds"] for record in records)
+    name = report.folder.name
+    groups: dict[str, list[dict]] = {}
+    for row in drawn(rows):
+        groups.setdefault(row["group"], []).append(row)
+    return {
+        "name": name,
+        "question": question(name),
+        "where": words.names.get(name, name.replace("_", " ")),
+        "texts": "\n".join(texts),
+        "groups": groups,
+        "pages": pages(report.folder),
+        "runs": len(records),
+        "hours": seconds / 3600,
+        "machine": " / ".join(dict.fromkeys(str(r.get("machine", "unknown")) for r in records)),
+        "commits": list(dict.fromkeys(site.short(r.get("commit", "unknown")) for r in records)),
+        "finished": max(record.get("finished", "")[:10] for record in records),
+        "command": f"rnnbench run params/{name}.yaml",
+        "known": (PROJECT / f"params/{name}.yaml").exists(),
+        "files": [file for file in site.FILES if (report.folder / file).is_file()],
+    }
+
+
+def pages(folder: Path) -> dict[str, str]:
+    """Label and address of the pages of a report, training runs aside."""
+    found = sorted(path.stem for path in folder.glob("pages/*.html"))
+    every = [site.Page(name, "", "", False) for name in found]
+    return {page.label: f"{folder.name}/pages/{page.name}.html" for page in every if not page.run}
+
+
+def growth(report: Report) -> list[str]:
+    """What makes states and gradients grow, by the analyses that were saved with the weights."""
+    texts = []
+    for name in ("gradients", "eigenvalues"):
+        if (report.folder / "analyses" / name / "findings.json").exists():
+            texts += published.saved(name, report).texts("answer")
+    return texts
+
+
+def sizes(report: Report) -> list[dict[str, str]]:
+    """Label, parameters and free parameters of each variant as text."""
+    table = formatted(summary(report.results), report.task)
+    table["variant"] = table["variant"].map(report.labels)
+    return table[["variant", "parameters", "free parameters"]].to_dict("records")
+
+
+def drawn(rows: list[Mapping]) -> list[dict]:
+    """Rows of comparisons with what a strip needs: places in per cent of its width, and texts."""
+    if not rows:
+        return []
+    spans = [abs(x) for row in rows for x in (*published.ends(row), *row["dots"], row["margin"])]
+    reach = 1.05 * pd.Series(spans).max()
+    margin = max(row["margin"] for row in rows)
+
+    def place(value: float) -> float:
+        return round(50 + 50 * value / reach, 2)
+
+    found = []
+    for row in rows:
+        low, high = published.ends(row)
+        known = low == low
+        shown = {"difference": row["difference"], "low": low, "high": high}
+        texts = {k: published.signed(x, row["score"]) for k, x in shown.items() if x == x}
+        found.append({
+            **row, "text": texts, "known": known,
+            "mean_at": place(row["difference"]),
+            "dots_at": [place(dot) for dot in row["dots"]],
+            "margin_at": (place(-margin), round(100 * margin / reach, 2)),
+            "interval_at": (place(low), place(high)) if known else None,
+        })  # fmt: skip
+    return found
