@@ -277,9 +277,10 @@ def render(report):
 def publish_report(report, to, partial):
     """Copy the light part of a finished REPORT to reports/published/<its name>.
 
-    Pages (one training a variant), figures, tables, analyses, records and predictions; no weights.
-    With --partial, of a report whose runs are under way, records, tables and their checkpoints, so
-    that `rnnbench run` goes on from there on another machine.
+    Pages, notebooks, figures, tables, analyses, records and predictions; no weights. With
+    --partial, of a report whose runs are under way, records, tables and their checkpoints, so
+    that `rnnbench run` goes on from there on another machine. Where front.yaml lies beside it, the
+    front page over all reports there is made again.
     """
     from rnnbench_nb.publish import publish
 

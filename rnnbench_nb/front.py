@@ -45,28 +45,26 @@ class Words(Frozen):
 
 
 def build(folder: Path) -> Path:
-    """Write index.html of a folder of published reports.
+    """Write index.html of a folder of published reports, and return its path; see `render`."""
+    write_file(folder / "index.html", render(folder))
+    return folder / "index.html"
+
+
+def render(folder: Path) -> str:
+    """The front page of a folder of published reports.
 
     Args:
         folder: Holds them and front.yaml (`Words`).
 
-    Returns:
-        The path of index.html.
-
     Raises:
         UserError: There is no report or no front.yaml, or that is wrong.
     """
-    path = folder / "front.yaml"
-    if not path.exists():
-        raise UserError(f"{path} is not there, so there is no front page; write it.")
-    words = validate(Words, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
-    for name in words.pair:
-        lookup(CELLS, f"{path}: pair", name)
+    words = words_of(folder)
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/protocol.yaml"))}
-    if not found:
-        raise UserError(f"{folder} holds no report; publish one first.")
     order = dict.fromkeys([name for name in words.order if name in found] + list(found))
-    reports = [Report(found[name]) for name in order]
+    reports = [report for report in (Report(found[name]) for name in order) if report.runs]
+    if not reports:
+        raise UserError(f"{folder} holds no report with a finished run; publish one first.")
     findings, rows = published.across(reports, words.pair, words.names)
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     values = {
@@ -85,8 +83,22 @@ def build(folder: Path) -> Path:
         "page": None,
         "root": "",
     }
-    write_file(folder / "index.html", site.ENVIRONMENT.get_template("front.html.j2").render(values))
-    return folder / "index.html"
+    return site.ENVIRONMENT.get_template("front.html.j2").render(values)
+
+
+def words_of(folder: Path) -> Words:
+    """The words of a folder's front page.
+
+    Raises:
+        UserError: front.yaml is missing or wrong.
+    """
+    path = folder / "front.yaml"
+    if not path.exists():
+        raise UserError(f"{path} is not there, so there is no front page; write it.")
+    words = validate(Words, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    for name in words.pair:
+        lookup(CELLS, f"{path}: pair", name)
+    return words
 
 
 def question(name: str) -> str:

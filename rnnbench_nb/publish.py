@@ -3,21 +3,29 @@
 import shutil
 from pathlib import Path
 
-from rnnbench_nb import runs, site
+import nbformat
+
+from rnnbench_nb import front, runs, site
+from rnnbench_nb.analyses import FEW
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report, write_csv, write_record, write_tables
 from rnnbench_nb.runs import CHECKPOINT
 
+PAGE_LIMIT = 600_000  # bytes
 RECORDS = ("protocol.yaml", "runs/*/run.json", "runs/*/predicted.safetensors")
 LIGHT = (
-    *RECORDS, "*.csv", "*.md", "figures/*.png", "figures/*.svg", "analyses/*/*.csv",
+    *RECORDS, "*.csv", "*.md", "figures/test_comparison.png", "figures/*.svg", "analyses/*/*.csv",
     "analyses/*/*.json",
 )  # fmt: skip
 
 
 def publish(report: Path, folder: Path, partial: bool = False) -> Path:
-    """Copy the light part of a finished report: no weights, a training page for each variant.
+    """Copy the light part of a finished report: no weights, few training pages.
+
+    Notebooks are left without their pictures, which are in the pages. Of few variants the first
+    seed has its training pages. Where front.yaml lies beside the folder, the front page over all
+    reports there is made again.
 
     Args:
         report: The report's folder.
@@ -52,7 +60,8 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
     started = {run.name: runs.partial(run) for run in under_way}  # a damaged one stops all this
     shutil.rmtree(folder, ignore_errors=True)
     asked = {run.name for run in found.run_folders}
-    shown = [f"runs/{run.name}/*.ipynb" for run in site.first_seed(found)]
+    few = site.first_seed(found) if len(found.variants) <= FEW else []
+    shown = [f"runs/{run.name}/*.ipynb" for run in few]
     for pattern in RECORDS if partial else (*LIGHT, "notebooks/*.ipynb", *shown):
         for path in report.glob(pattern):
             place = path.relative_to(report)
@@ -65,7 +74,21 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
     if partial:
         write_csv(folder / "history.csv", found.history)
         write_tables(Report(folder))
-    index = site.build(folder)
-    for path in folder.glob("**/*.ipynb"):  # their pages say the same
-        path.unlink()
+    under_front = (folder.parent / "front.yaml").exists()
+    index = site.build(folder, under_front, PAGE_LIMIT)
+    for path in folder.glob("**/*.ipynb"):
+        write_file(path, without_pictures(path))
+    if under_front:
+        front.build(folder.parent)
     return index
+
+
+def without_pictures(path: Path) -> str:
+    """An executed notebook whose pictures are replaced by what they show, in words."""
+    notebook = nbformat.read(path, as_version=4)
+    for output in [o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]:
+        pictures = [kind for kind in output.data if kind.startswith("image/")]
+        for kind in pictures:
+            del output.data[kind]
+            output.metadata.pop(kind, None)
+    return nbformat.writes(notebook) + "\n"

@@ -7,7 +7,7 @@ import colorsys
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -110,9 +110,10 @@ class Run:
         """One row an epoch and split (`history_columns`); of a published run, the report's."""
         whole = self.folder.parents[1] / "history.csv"
         if not (self.folder / "history.csv").exists() and whole.exists():
-            rows = read_csv(whole, needs=HISTORY_KEYS)
-            variant, seed = self.key
-            return rows[(rows["variant"] == variant) & (rows["seed"] == seed)]
+            found = _histories(whole, whole.stat().st_mtime_ns)
+            if self.key not in found:
+                raise UserError(f"{whole} has no rows of {self.folder.name}; publish it again.")
+            return found[self.key]
         return read_csv(self.folder / "history.csv", self.remedy, HISTORY_KEYS)
 
     @cached_property
@@ -178,6 +179,13 @@ class Run:
             return safetensors.numpy.load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is damaged; {self.remedy}.") from error
+
+
+@lru_cache(maxsize=4)
+def _histories(path: Path, changed: int) -> dict[tuple[str, int], pd.DataFrame]:
+    """The rows of a published history.csv by variant and seed; `changed` is when it was written."""
+    rows = read_csv(path, needs=HISTORY_KEYS)
+    return dict(iter(rows.groupby(["variant", "seed"], sort=False)))
 
 
 def load_run(folder: Path | str) -> Run:

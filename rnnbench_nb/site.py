@@ -1,6 +1,6 @@
 """The pages of a report: executed notebooks as HTML, and the index that ties them together.
 
-Pages need no network and no script: styles are inlined, formulas become MathML here.
+Pages need no network, and say all without a script: styles are inlined, formulas are MathML.
 """
 
 import re
@@ -21,7 +21,7 @@ from traitlets.config import Config
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
-from rnnbench_nb.launch import provenance_notes
+from rnnbench_nb.launch import analysis_pages, provenance_notes
 from rnnbench_nb.report import COMPLETED, Report, formatted, result_row, summary
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,7 +40,7 @@ RUN_PAGES = 100  # in a report of more runs only the first seed's and the failed
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
 FIGURES = {
     "test_comparison": "Test result of every run, with the mean and its 95% t interval over seeds",
-    "error_curves": "{score} by epoch on the training and the validation examples: lines are means "
+    "error_curves": "{error} by epoch on the training and the validation examples: lines are means "
     "over seeds, bands go from the lowest to the highest",
     "training_curves": "Loss by epoch on the training and the validation examples, drawn alike",
 }
@@ -181,7 +181,9 @@ def build(report: Path | str, front: bool = False, limit: int = PAGE_LIMIT) -> P
     for path in (report / "pages").glob("*.html"):
         if path.stem not in names:
             path.unlink()
-    values = {**shared, **summarise(found), "page": None, "root": ""}
+    kept = all(run.has("best") for run in found.runs)
+    without = [] if kept else [name for name in analysis_pages(found.protocol) if name not in names]
+    values = {**shared, **summarise(found), "without": without, "page": None, "root": ""}
     write_file(report / "index.html", ENVIRONMENT.get_template("index.html.j2").render(values))
     return report / "index.html"
 
@@ -244,6 +246,7 @@ def render(name: str, path: Path) -> Page:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # of formulas in headings
+    body = re.sub(r"<th([^>]*)>(&nbsp;)?</th>", r"<td\1></td>", body)  # a heading of nothing
     heading = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(heading[1]).striptags() if heading else name, Markup(body), stopped)
 
@@ -290,11 +293,17 @@ def summarise(report: Report) -> dict[str, Any]:
         "commits": list(dict.fromkeys(short(run.get("commit", "unknown")) for run in done)),
         "results": formatted(summary(table), task) if done else None,
         "figures": {
-            name: caption.format(score=score.name.capitalize())
+            name: caption.format(error="Error" if score.unit == "%" else score.name.capitalize())
             for name, caption in FIGURES.items()
             if (report.folder / "figures" / f"{name}.svg").is_file()
         },
-        "files": [name for name in FILES if (report.folder / name).is_file()],
+        "files": [
+            *(name for name in FILES if (report.folder / name).is_file()),
+            *(
+                str(path.relative_to(report.folder))
+                for path in sorted(report.folder.glob("analyses/*/*.csv"))
+            ),
+        ],
     }
 
 

@@ -181,6 +181,14 @@ def test_a_figure_is_shown_as_svg_with_its_words_or_as_png_where_it_holds_pixels
     assert not plt.get_fignums()
 
 
+def test_places_are_rounded_and_what_is_written_is_not():
+    figure, ax = plt.subplots()
+    ax.plot([0, 1], [0, 1])
+    ax.set_title("0.001 and 0.0005")
+    svg = style.as_svg(figure)
+    assert ">0.001 and 0.0005</text>" in svg and not re.search(r"<[^>]*\d\.\d{3,}", svg)
+
+
 def test_every_colour_is_legible_on_light_and_dark_pages():
     every = made_report(**{name: name for name in CELLS})
     for colour in {*style.look(every, "colour").values(), *style.look(TWENTY, "colour").values()}:
@@ -188,8 +196,8 @@ def test_every_colour_is_legible_on_light_and_dark_pages():
         assert style.contrast(style.dark(colour), style.DARK_PAGE) >= 4
     assert style.contrast("#000000", "#ffffff") == pytest.approx(21)
     assert style.dark("#ffffff") == style.DARK_PAGE and style.dark("#000000") > "#e0e0e0"
+    svg = style.as_svg(figures.training_curves(history(), THREE))
     for part in ("fill", "stroke"):  # each drawn colour has its rule
-        svg = style.as_svg(figures.training_curves(history(), THREE))
         for colour in set(re.findall(rf"{part}: (#[0-9a-f]{{6}})", svg)):
             assert f'[style*="{part}: {colour}"]{{{part}:{style.dark(colour)}!important}}' in svg
 

@@ -12,7 +12,7 @@ from rnnbench_nb import launch, site
 from rnnbench_nb.analyses import Analysis, Finding, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol
-from rnnbench_nb.publish import publish
+from rnnbench_nb.publish import publish, without_pictures
 from rnnbench_nb.report import Report, load_run, write_tables
 from rnnbench_nb.runs import train_run
 
@@ -52,8 +52,18 @@ def test_the_light_part_is_copied_and_nothing_else(made, tmp_path):
     assert files == runs | {
         "index.html", "protocol.yaml", "results.csv", "history.csv", "results_summary.md",
         "pages/03_compare.html", "pages/02_train-gru-seed42.html", "analyses/small/findings.json",
+        "notebooks/03_compare.ipynb", "runs/gru-seed42/02_train.ipynb",
     }  # fmt: skip
     assert load(index.parent / "analyses/small").texts("answer") == ["It is so."]
+
+
+def test_a_published_notebook_says_its_pictures_in_words(tmp_path):
+    data = {"image/png": "x" * 9, "text/plain": "A line."}
+    shown = nbformat.v4.new_output("display_data", data, metadata={"image/png": {"alt": "A line."}})
+    cells = [nbformat.v4.new_code_cell("x", outputs=[shown]), nbformat.v4.new_markdown_cell("y")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    (output,) = nbformat.reads(without_pictures(tmp_path / "a.ipynb"), 4).cells[0].outputs
+    assert (output.data, output.metadata) == ({"text/plain": "A line."}, {})
 
 
 def test_the_default_place_is_the_published_folder_of_its_name(made, monkeypatch, tmp_path):

@@ -125,7 +125,7 @@ def test_every_link_resolves_and_nothing_is_fetched(report):
         text = path.read_text()
         links = Links(text)
         assert len(text) < 1_000_000
-        assert "script" not in links.tags and "@import" not in text and "url(" not in text
+        assert links.tags.count("script") == 1 and "@import" not in text and "url(" not in text
         assert all(address.startswith("data:") or ":" not in address for address in links.loaded)
         for address in links.addresses:
             if not address.startswith(("data:", "#")):

@@ -41,6 +41,8 @@ def across(
     rows, kinds = [], {}
     first, second = (CELLS[name].label for name in pair)
     for report in reports:
+        if not set(pair) <= {own.model for own in report.variants.values()}:
+            continue
         alone = [
             ours
             for tested in test_sets(report)

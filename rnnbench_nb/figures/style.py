@@ -86,6 +86,11 @@ def dark(colour: str) -> str:
     return legible(colour, DARK_PAGE, 4)
 
 
+def _rounded(tag: re.Match) -> str:
+    """A tag with two decimals in its places; what is written between tags stays."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
+
+
 def as_svg(figure: Figure) -> str:
     """A figure as SVG: text as text, two decimals, and other colours on a dark page."""
     buffer = io.StringIO()
@@ -94,7 +99,7 @@ def as_svg(figure: Figure) -> str:
     text = re.sub(
         r"<metadata>.*?</metadata>|<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.S
     )
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)
+    text = re.sub(r"<[^>]+>", _rounded, text)
     rules = "".join(
         f'[style*="{part}: {colour}"]{{{part}:{dark(colour)}!important}}'
         for part, colour in sorted(set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", text)))
@@ -144,13 +149,15 @@ def say(*texts: str) -> None:
 
 
 def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
-    """The legend of one of the axes, each label once, in four columns under the whole figure."""
+    """The legend of one of the axes, each label once, in up to four columns under the figure."""
     handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
     if ax.get_legend():
         ax.get_legend().remove()
     if handles:
+        widest = 0.6 + 0.08 * max(map(len, handles))  # inches of a column
+        columns = min(max(int(figure.get_figwidth() / widest), 1), 4)
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
-            fontsize="small",
+            handles.values(), handles.keys(), loc="outside lower center", ncols=columns,
+            frameon=False, fontsize="small",
         )  # fmt: skip
-        figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // 4))
+        figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // columns))

@@ -1,0 +1,96 @@
+"""The published pages in a browser: accessible, quiet, narrow, and alive; from files alone."""
+
+import shutil
+
+import pytest
+
+from rnnbench_nb.experiment import PROJECT
+
+sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("no Chromium is installed", allow_module_level=True)
+
+KINDS = [
+    "index.html", "row_mnist/index.html", "row_mnist/pages/01_data.html",
+    "row_mnist/pages/03_compare.html", "row_mnist/pages/07_gradients.html",
+    "ablation/pages/06_ablation.html",
+]  # fmt: skip
+VIEWS = [(width, scheme) for width in (390, 1300) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a published page; what it logs and what it asks for beyond files is kept."""
+    page = browser.new_page()
+    page.heard = []
+    page.on("console", lambda message: page.heard.append(message.text))
+    page.on("pageerror", lambda error: page.heard.append(str(error)))
+    page.on("request", lambda request: page.heard.append(request.url)
+            if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+
+    def visit(name):
+        page.goto((PROJECT / "reports/published" / name).as_uri())
+        return page
+
+    yield visit
+    page.close()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_page_is_accessible_quiet_and_narrow(name, visit):
+    page = visit(name)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    for width, scheme in VIEWS:
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        found = axe.Axe().run(page, options={"iframes": False})
+        assert not found.response["violations"], (width, scheme, found.generate_report())
+    page.set_viewport_size({"width": 320, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert not page.heard
+
+
+def test_a_table_is_sorted_by_keyboard_and_one_switch_shows_all_code(visit):
+    page = visit("row_mnist/pages/03_compare.html")
+    assert page.locator(".code:visible").count() == 0
+    page.locator("#show-code").press("Space")
+    assert page.locator(".code:visible").count() > 5
+
+    page = visit("row_mnist/index.html")
+    head = page.get_by_role("button", name="Free parameters")
+    order = []
+    for _ in range(2):
+        head.press("Enter")
+        order.append(page.locator("table.cards tbody th").all_inner_texts())
+    assert order == [["A-GRU", "GRU", "LSTM"], ["LSTM", "GRU", "A-GRU"]]
+    assert page.locator("[aria-sort=descending]").count() == 1
+
+
+def test_print_shows_all_of_a_wide_table_and_no_code(visit):
+    page = visit("row_mnist/pages/03_compare.html")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 900})  # A4 with margins
+    wide = page.evaluate(
+        "[...document.querySelectorAll('td, th')].filter("
+        "cell => cell.getBoundingClientRect().right > innerWidth + 1).map(c => c.textContent)"
+    )
+    assert not wide
+    assert page.locator(".code:visible").count() == 0
+
+
+def test_every_address_of_a_question_scrolls_to_its_answer(visit):
+    page = visit("index.html")
+    for link in page.locator(".questions a").all():
+        target = link.get_attribute("href")
+        link.click()
+        assert page.locator(target).first.is_visible(), target

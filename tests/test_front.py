@@ -1,0 +1,123 @@
+"""The front page says what the published reports say, and answers a reader's questions."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from test_site import Links
+
+from rnnbench_nb import front, statistics
+from rnnbench_nb.analyses import published
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.report import Report
+from rnnbench_nb.tasks.base import Score
+
+PUBLISHED = PROJECT / "reports/published"
+ROW = {
+    "a": "x", "b": "y", "n": 3, "label": "X − Y", "words": "X is better", "verdict": "better",
+    "difference": 0.002, "low": 0.001, "high": 0.003, "family_low": float("nan"), "level": 0.95,
+    "family_high": float("nan"), "two_way_low": -0.001, "two_way_high": 0.005, "margin": 0.002,
+    "dots": [0.001, 0.003], "group": "", "score": Score(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page():
+    return front.render(PUBLISHED)
+
+
+def anchors(text):
+    return set(re.findall(r'\bid="([^"]+)"', text))
+
+
+def test_it_is_light_and_every_link_leads_somewhere(page):
+    links = Links(page)
+    assert len(page.encode()) < 100_000
+    for address in links.addresses:
+        path, _, anchor = address.partition("#")
+        if not address.startswith("data:"):
+            assert not path or (PUBLISHED / path).is_file(), address
+            assert not anchor or path or anchor in anchors(page), address
+
+
+def test_every_question_of_a_reader_has_its_answer(page):
+    words = front.words_of(PUBLISHED)
+    assert len(words.questions) == 10
+    for question, address in words.questions.items():
+        assert f'<a href="{address}">{question}</a>' in page
+        path, _, anchor = address.partition("#")
+        text = (PUBLISHED / path).read_text() if path else page
+        answer = text.partition(f'id="{anchor}"')[2]
+        assert re.search(r"<(p|td|table)\b", answer[:3000]), question
+
+
+def test_the_answer_is_that_of_the_published_runs(page):
+    report = Report(PUBLISHED / "row_mnist")
+    right = {run.key: run.scores for run in report.runs}
+    row = statistics.compare(report.results, 0.002, examples=right).set_index(["a", "b"])
+    row = published.flipped(
+        row.loc["gru", "agru"].to_dict() | {"a": "gru", "b": "agru", "dots": []}
+    )
+    low, high = (published.signed(x, Score()) for x in published.ends(row))
+    answer = page.partition('id="answer"')[2].partition("</section>")[0]
+    difference = published.signed(row["difference"], Score())
+    assert (
+        f"(A-GRU minus GRU {difference} points, 95% interval {low} to {high}, 10 seeds)" in answer
+    )
+
+
+def test_every_report_is_in_the_chain_and_what_is_not_published_is_open(page):
+    for path in PUBLISHED.glob("*/protocol.yaml"):
+        assert f'<section id="{path.parent.name}">' in page
+        assert f"rnnbench run params/{path.parent.name}.yaml" in page
+    assert "Which cells learn to add two numbers hundreds of steps apart" in page
+
+
+def test_a_row_turned_round_says_the_same():
+    turned = published.flipped(ROW)
+    assert published.interval(ROW) == "+0.20 points, 95% interval −0.10 to +0.50, 3 seeds"
+    assert published.interval(turned) == "−0.20 points, 95% interval −0.50 to +0.10, 3 seeds"
+    assert (turned["a"], turned["verdict"], turned["dots"]) == ("y", "worse", [-0.001, -0.003])
+    assert published.flipped(turned) == pytest.approx(ROW, nan_ok=True)
+    alone = ROW | dict.fromkeys(("two_way_low", "low", "high"), float("nan")) | {"n": 1}
+    assert published.interval(alone) == "+0.20 points, 1 seed"
+
+
+def test_a_strip_has_zero_in_the_middle_and_all_of_its_row():
+    (row,) = front.drawn([ROW])
+    assert row["interval_at"] == pytest.approx((50 - 10 / 1.05, 50 + 50 / 1.05), abs=0.01)
+    assert row["mean_at"] == pytest.approx(50 + 20 / 1.05, abs=0.01)
+    assert row["text"] == {"difference": "+0.20", "low": "−0.10", "high": "+0.50"}
+
+
+def test_a_question_is_the_first_of_its_protocol():
+    assert front.question("row_mnist").startswith("Which cell is best on row-by-row MNIST")
+    assert front.question("no_such_file") == "no such file"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (None, "is not there, so there is no front page"),
+        ("title: A\npair: [agru, gru]\n", "holds no report"),
+        ("title: A\npair: [agru, gruu]\n", "gruu"),
+        ("title: A\npair: [agru]\n", "pair: "),
+    ],
+)
+def test_wrong_words_are_refused(words, message, tmp_path):
+    if words:
+        (tmp_path / "front.yaml").write_text(words)
+    with pytest.raises(UserError, match=message):
+        front.build(tmp_path)
+
+
+def test_a_report_that_is_added_changes_the_page(tmp_path):
+    for name in ("vogt", "front.yaml"):
+        copy = shutil.copytree if name == "vogt" else shutil.copy
+        copy(PUBLISHED / name, tmp_path / name)
+    before = Path(front.build(tmp_path)).read_text()
+    shutil.copytree(PUBLISHED / "vogt", tmp_path / "later")
+    after = front.render(tmp_path)
+    assert '<section id="later">' in after and '<section id="later">' not in before
