@@ -14,10 +14,7 @@ from rnnbench_nb.runs import CHECKPOINT
 
 PAGE_LIMIT = 600_000  # bytes
 RECORDS = ("protocol.yaml", "runs/*/run.json", "runs/*/predicted.safetensors")
-LIGHT = (
-    *RECORDS, "*.csv", "*.md", "figures/test_comparison.png", "figures/*.svg", "analyses/*/*.csv",
-    "analyses/*/*.json",
-)  # fmt: skip
+LIGHT = (*RECORDS, "*.csv", "*.md", "figures/*.svg", "analyses/*/*.csv", "analyses/*/*.json")
 
 
 def publish(report: Path, folder: Path, partial: bool = False) -> Path:

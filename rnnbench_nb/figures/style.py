@@ -109,11 +109,11 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_png(figure: Figure, dpi: float) -> bytes:
-    """A figure as PNG of at most 128 colours."""
+    """A figure as PNG of at most 64 colours."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+    Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
