@@ -170,7 +170,8 @@ def drawn(rows: list[Mapping]) -> list[dict]:
     """Rows of comparisons with what a strip needs: places in per cent of its width, and texts."""
     if not rows:
         return []
-    spans = [abs(x) for row in rows for x in (*published.ends(row), *row["dots"], row["margin"])]
+    ends = ("family_low", "family_high", "margin")
+    spans = [abs(x) for row in rows for x in (*map(row.get, ends), *row["dots"])]
     reach = 1.05 * pd.Series(spans).max()
     margin = max(row["margin"] for row in rows)
 
@@ -179,7 +180,7 @@ def drawn(rows: list[Mapping]) -> list[dict]:
 
     found = []
     for row in rows:
-        low, high = published.ends(row)
+        low, high = row["family_low"], row["family_high"]
         known = low == low
         shown = {"difference": row["difference"], "low": low, "high": high}
         texts = {k: published.signed(x, row["score"]) for k, x in shown.items() if x == x}

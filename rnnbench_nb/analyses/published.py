@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rnnbench_nb import statistics
@@ -13,8 +12,6 @@ from rnnbench_nb.analyses.comparison import PAIRS, test_sets
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.report import Report
 from rnnbench_nb.tasks.base import Score
-
-FLIPPED = {"better": "worse", "worse": "better"}
 
 
 def saved(name: str, report: Report) -> Analysis:
@@ -57,14 +54,16 @@ def across(
                 several = f": {row['label']}" if len(alone) > 1 else ""
                 rows.append({**row, "report": name, "label": where + several})
     for row in rows:
+        kind, comma, less = row["verdict"].partition(",")
         better = {"better": f"{first} is better than {second}",
                   "worse": f"{second} is better than {first}"}  # fmt: skip
-        kind = better.get(row["verdict"], f"{first} and {second} are {row['verdict']}")
+        kind = better.get(kind, f"{first} and {second} are {kind}") + comma + less
         kinds.setdefault(kind, []).append(row)
     found = []
     for kind, alike in kinds.items():
         parts = [f"{row['label']} ({first} minus {second} {interval(row)})" for row in alike]
-        numbers = {row["label"]: [row["difference"], *ends(row)] for row in alike}
+        numbers = {row["label"]: [row["difference"], row["family_low"], row["family_high"]]
+                   for row in alike}  # fmt: skip
         found.append(Finding(f"**{kind}**: {'; '.join(parts)}.", numbers))
     return found, rows
 
@@ -118,9 +117,11 @@ def flipped(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `compared` as the second minus the first."""
     turned = {**row, "a": row["b"], "b": row["a"], "difference": -row["difference"]}
     turned["dots"] = [-dot for dot in row["dots"]]
-    for kind in ("", "family_", "two_way_"):
+    for kind in ("", "family_"):
         turned[f"{kind}low"], turned[f"{kind}high"] = -row[f"{kind}high"], -row[f"{kind}low"]
-    return turned | {"verdict": FLIPPED.get(row["verdict"], row["verdict"])}
+    kind, comma, less = row["verdict"].partition(",")
+    other = {"better": "worse", "worse": "better"}.get(kind, kind)
+    return turned | {"verdict": other + comma + less}
 
 
 def signed(value: float, score: Score) -> str:
@@ -128,17 +129,9 @@ def signed(value: float, score: Score) -> str:
     return statistics.shown(value, score, "+").replace("-", "−")
 
 
-def ends(row: Mapping[str, Any]) -> tuple[float, float]:
-    """The widest interval of a row: corrected, and for new examples too where there is one."""
-    for kind in ("two_way_", "family_"):
-        if not np.isnan(row.get(f"{kind}low", np.nan)):
-            return row[f"{kind}low"], row[f"{kind}high"]
-    return row["low"], row["high"]
-
-
 def interval(row: Mapping[str, Any]) -> str:
-    """`+0.14 points, 95% interval +0.02 to +0.27, 10 seeds`."""
-    score, (low, high) = row["score"], ends(row)
+    """`+0.14 points, 95% interval +0.02 to +0.27, 10 seeds`; the interval is that which decides."""
+    score, low, high = row["score"], row["family_low"], row["family_high"]
     known = f", {100 * row['level']:g}% interval {signed(low, score)} to {signed(high, score)}"
     return (
         f"{signed(row['difference'], score)} {score.difference}{known if low == low else ''}, "
