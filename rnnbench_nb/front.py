@@ -129,7 +129,7 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
         "name": name,
         "question": question(name),
         "where": words.names.get(name, name.replace("_", " ")),
-        "texts": "\n".join(texts),
+        "texts": "\n\n".join(texts),
         "groups": groups,
         "pages": pages(report.folder),
         "runs": len(records),
@@ -153,9 +153,9 @@ def pages(folder: Path) -> dict[str, str]:
 def growth(report: Report) -> list[str]:
     """What makes states and gradients grow, by the analyses that were saved with the weights."""
     texts = []
-    for name in ("gradients", "eigenvalues"):
+    for name, topic in (("eigenvalues", "growth"), ("gradients", "answer")):
         if (report.folder / "analyses" / name / "findings.json").exists():
-            texts += published.saved(name, report).texts("answer")
+            texts += published.saved(name, report).texts(topic)
     return texts
 
 

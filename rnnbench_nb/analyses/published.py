@@ -72,10 +72,12 @@ def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     """What one report says: sentences in Markdown, and the rows behind them.
 
     Of few variants how they compare on the test examples; of more, what each change does on the
-    validation examples.
+    validation examples; of one, what its spectrum says, where that was saved.
     """
     if PAGES["06_ablation"](report.protocol) and len(report.variants) > PAIRS:
         return saved("ablation", report).texts("recommendation"), changed(report)
+    if len(report.variants) == 1 and (report.folder / "analyses/eigenvalues").exists():
+        return saved("eigenvalues", report).texts("answer"), []
     found = saved("comparison", report)
     return found.texts("answer") + found.texts("verdicts"), compared(report)
 
