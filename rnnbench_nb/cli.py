@@ -17,13 +17,14 @@ FOLDER = click.Path(path_type=Path)
 
 
 class _Made(click.Path):
-    """A folder that `run` made, from here or from the project; its index.html names it too."""
+    """A report, from here, the project or its name alone; its index.html names it too."""
 
     def convert(self, value, param, context) -> Path:
         path = Path(value)
         if path.name == "index.html":
             path = path.parent
-        places = [path, PROJECT / path, PROJECT / "reports" / path]
+        reports = PROJECT / "reports"
+        places = [path, PROJECT / path, reports / path, reports / "published" / path]
         return next((place for place in places if place.exists()), path)
 
 

@@ -105,7 +105,7 @@ def partial(folder: Path) -> tuple[dict, pd.DataFrame, bytes]:
         history, made_by = pd.DataFrame(content["history"]), content["fingerprint"]
     except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
             pickle.UnpicklingError) as error:  # fmt: skip
-        raise UserError(f"{path} is damaged; delete it, or train that run again.") from error
+        raise UserError(f"{path} is damaged; move it away, or train that run again.") from error
     task = TASKS[parameters.task](parameters)
     reason = f"it has had {epochs} epoch{'s' * (epochs > 1)}, and its checkpoint goes on from there"
     record = {

@@ -181,3 +181,4 @@ def test_a_report_is_found_from_another_folder_and_by_what_was_printed(
     listed = rnnbench_here("list").stdout
     folder = re.search(r"\S+/published/vogt$", listed, re.MULTILINE)[0]
     assert rnnbench_here("verify", folder).returncode == 0  # as it is printed
+    assert rnnbench_here("verify", "vogt").returncode == 0  # by its name alone

@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_named_and_what_is_published_stays(made, tmp_pat
     (tmp_path / "here/runs/gru-seed43/run.json").unlink()
     (tmp_path / "here/runs/gru-seed43/checkpoint.pt").write_bytes(b"no checkpoint")
     published = publish(made, tmp_path / "there").parent
-    with pytest.raises(UserError, match=r"gru-seed43/checkpoint\.pt is damaged; delete it, or"):
+    with pytest.raises(UserError, match=r"gru-seed43/checkpoint\.pt is damaged; move it away"):
         publish(tmp_path / "here", published, partial=True)
     assert (published / "pages/03_compare.html").exists()
 
