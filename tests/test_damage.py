@@ -39,7 +39,7 @@ VERIFIED = {"protocol.yaml", "results.csv", f"{RUN}/run.json", f"{RUN}/predicted
 def made(tmp_path, monkeypatch):
     """A small report, and functions in the places of what takes long and reads nothing."""
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
-    for name in ("training_curves", "accuracy_curves", "test_errors", "save"):
+    for name in ("training_curves", "error_curves", "test_errors", "save"):
         monkeypatch.setattr(figures, name, lambda *arguments: None)
     folder = tmp_path / "reports/made"
     answers = {("gru", 1): ([0, 1, 2], [0, 1, 1])}
