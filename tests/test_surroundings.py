@@ -110,9 +110,8 @@ def shown(notebook):
     return re.sub(r"[\d.,]+ (s|min|ms)\b|/[^ \"]*/|0x\w+|T_[0-9a-f]{5}", "*", text)
 
 
-@pytest.mark.parametrize(
-    "real", ["agru-seed42|03_compare", pytest.param("", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("real", ["agru-seed42|03_compare", ""])
 def test_a_report_of_a_hostile_machine_is_that_of_a_clean_one(
     report, hostile, tmp_path, quick_rnnbench, monkeypatch, real
 ):
