@@ -1,10 +1,14 @@
 """The published pages in a browser: accessible, quiet, narrow, and alive; from files alone."""
 
+import re
 import shutil
 
 import pytest
+import torch
 
+from rnnbench_nb import dynamics
 from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.report import read_csv
 
 sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -15,7 +19,7 @@ if not CHROMIUM:
 KINDS = [
     "index.html", "row_mnist/index.html", "row_mnist/pages/01_data.html",
     "row_mnist/pages/03_compare.html", "row_mnist/pages/07_gradients.html",
-    "ablation/pages/06_ablation.html",
+    "ablation/pages/06_ablation.html", "gradient_growth/pages/04_eigenvalues.html",
 ]  # fmt: skip
 VIEWS = [(width, scheme) for width in (390, 1300) for scheme in ("light", "dark")]
 
@@ -74,6 +78,61 @@ def test_a_table_is_sorted_by_keyboard_and_one_switch_shows_all_code(visit):
         order.append(page.locator("table.cards tbody th").all_inner_texts())
     assert order == [["A-GRU", "GRU", "LSTM"], ["LSTM", "GRU", "A-GRU"]]
     assert page.locator("[aria-sort=descending]").count() == 1
+
+
+MOVED = "gradient_growth/pages/04_eigenvalues.html"
+
+
+def expected(modes, epoch, gamma, epsilon):
+    """What the sentence says: epoch, damping, step size, % outside, growth, largest stable step."""
+    frequency = torch.tensor(modes[modes["epoch"] == epoch]["frequency"].to_numpy())
+    eigenvalues = torch.complex(torch.tensor(-gamma).expand(len(frequency)).double(), frequency)
+    found = dynamics.stability(torch.cat([eigenvalues, eigenvalues.conj()]), torch.tensor(epsilon))
+    names = "share_outside", "modulus_max", "epsilon_max"
+    share, growth, largest = (found[name].item() for name in names)
+    return [epoch, gamma, epsilon, 100 * share, growth, largest]
+
+
+def test_each_slider_moves_the_spectrum_and_its_sentence(visit):
+    page = visit(MOVED)
+    modes = read_csv(PROJECT / "reports/published/gradient_growth/analyses/eigenvalues/modes.csv")
+    form = page.locator("form.live")
+
+    def state():
+        sentence = form.get_by_role("status").inner_text()
+        numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", sentence)]
+        disc = form.locator(".disc").get_attribute("r")
+        return numbers, (disc, form.locator(".out, .in").evaluate_all(
+            "(all) => all.map((c) => c.getAttribute('cx') + ' ' + c.getAttribute('cy'))"
+        ))  # fmt: skip
+
+    before, pictures = state(), []
+    best = modes[modes["moment"] == "best epoch"].iloc[0]
+    assert before[0][0] == best["epoch"]
+    for name, key in (("gamma", "ArrowRight"), ("epsilon", "ArrowLeft"), ("epoch", "Home")):
+        for _ in range(3):
+            form.locator(f"[name={name}]").press(key)
+        numbers, picture = state()
+        told = dict(part.split("=") for part in page.url.partition("#")[2].split("&"))
+        asked = (int(told["epoch"]), float(told["gamma"]), float(told["epsilon"]))
+        assert numbers == pytest.approx(expected(modes, *asked), rel=0.06, abs=0.5e-2)
+        pictures.append(picture)
+        assert picture != before[1] and form.locator("input:focus").count() == 1
+    assert len({str(picture) for picture in pictures}) == 3
+    page.goto(page.url)
+    page.reload()
+    assert state() == (numbers, picture)  # the address keeps it
+    assert page.url.endswith(f"#gamma={asked[1]:g}&epsilon={told['epsilon']}&epoch=0")
+
+
+def test_without_a_script_the_figure_and_its_words_stay(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((PROJECT / "reports/published" / MOVED).as_uri())
+    figure = page.locator("figure[data-live]")
+    assert figure.locator("img").is_visible() and figure.locator("figcaption").inner_text()
+    assert page.locator("form").count() == 0
+    context.close()
 
 
 def test_print_shows_all_of_a_wide_table_and_no_code(visit):

@@ -62,14 +62,19 @@ def test_the_page_of_a_report(folder, monkeypatch):  # noqa: F811
     best = run.record["best_epoch"]
     a = run.model.cell.recurrent_matrix().detach().double()
     row = analysis["stability"].query("seed == 42 and moment == 'best epoch'").iloc[0]
-    modes = torch.linalg.eigvals(a)
-    assert row["lambda_max"] == pytest.approx(modes.imag.max().item(), rel=1e-6)
+    assert row["lambda_max"] == pytest.approx(torch.linalg.eigvals(a).imag.max().item(), rel=1e-6)
     at = analysis["training"].query(f"seed == 42 and epoch == {best}").iloc[0]
     for name in eigenvalues.TRACKED:
         assert at[name] == pytest.approx(row[name], rel=1e-5)
     assert set(analysis["stability"]["variant"]) == {"agru"}  # the LSTM has no such matrix
     assert analysis["stability_means"]["seeds"].tolist() == [2, 2]
     assert set(analysis["spectra"]["seed"]) == {42}
+    modes = analysis["modes"]
+    assert modes["moment"].unique().tolist() == ["initial", "best epoch"]
+    assert len(modes) == 2 * len(a) // 2 and set(modes["gamma"]) == {0.01}
+    trained = modes[modes["epoch"] == best]
+    assert trained["frequency"].max() == pytest.approx(row["lambda_max"], abs=1e-4)
+    assert trained["epsilon"].iloc[0] == pytest.approx(row["epsilon"], rel=1e-5)
     assert analysis["map"].shape == (4, 3) and len(analysis["boundary"]) == 2
     total, own = analysis.texts("answer")
     assert total.endswith("amplifies some mode of every variant.")

@@ -172,12 +172,13 @@ def test_a_figure_is_shown_as_svg_with_its_words_or_as_png_where_it_holds_pixels
     shown = []
     monkeypatch.setattr(style, "display", lambda data, **options: shown.append((data, options)))
     figures.show(figures.test_errors(results(), THREE), "Dots.", "A dot is a seed.")
-    figures.show(figures.confusion(np.array([0, 1]), np.array([0, 1]), ["a", "b"]), "A matrix.")
+    matrix = figures.confusion(np.array([0, 1]), np.array([0, 1]), ["a", "b"])
+    figures.show(matrix, "A matrix.", live={"epoch": [0, 3]})
     (svg, words), (png, others) = shown
     assert ">Test error (%), lower is better</text>" in svg["image/svg+xml"]
     assert svg["text/plain"] == "Dots." and list(png) == ["image/png", "text/plain"]
     assert words["metadata"] == {"image/svg+xml": {"alt": "Dots.", "caption": "A dot is a seed."}}
-    assert others["metadata"] == {"image/png": {"alt": "A matrix."}}
+    assert others["metadata"] == {"image/png": {"alt": "A matrix.", "live": '{"epoch":[0,3]}'}}
     assert not plt.get_fignums()
 
 

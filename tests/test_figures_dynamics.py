@@ -44,18 +44,38 @@ def test_damping_and_step_size_move_the_last_spectrum_and_the_disc():
     assert [ax.patches[0].radius for ax in figure.axes] == [10, 10]
 
 
+def modes():
+    columns = {"variant": "x", "epoch": [0, 0, 3, 3], "moment": ["initial"] * 2 + ["best"] * 2}
+    spectrum = {"gamma": 0.01, "epsilon": [1.0, 1, 0.5, 0.5], "frequency": [0.0, 1, 2, 3]}
+    return pd.DataFrame(columns | spectrum)
+
+
+def test_what_a_page_moves_is_by_epoch():
+    assert figures.moving(modes()) == {
+        "epoch": [0, 3], "moment": ["initial", "best"], "gamma": [0.01, 0.01],
+        "epsilon": [1.0, 0.5], "frequency": [[0.0, 1.0], [2.0, 3.0]],
+    }  # fmt: skip
+
+
 def test_sliders_are_for_jupyterlab_alone(monkeypatch):
     import ipywidgets
 
     made = []
-    monkeypatch.setattr(ipywidgets, "interact", lambda function, **names: made.append(names))
+    monkeypatch.setattr(ipywidgets, "interact", lambda function, **names: made.append(
+        (function, names)))  # fmt: skip
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    figures.sliders(spectra(), REPORT)
+    figures.sliders(modes(), REPORT)
     assert made == []
     monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
     assert "JPY_SESSION_NAME" not in surroundings.environment()  # of what makes a report
-    figures.sliders(spectra(), REPORT)
-    assert [set(names) for names in made] == [{"gamma", "epsilon"}]
+    figures.sliders(modes(), REPORT)
+    ((function, names),) = made
+    assert set(names) == {"gamma", "epsilon", "epoch"} and names["epoch"].options == (0, 3)
+    shown = []
+    monkeypatch.setattr(figures, "show", lambda figure, alt: shown.append(figure))
+    function(gamma=2.0, epsilon=0.1, epoch=3)
+    points = shown[0].axes[0].collections[0].get_offsets().tolist()
+    assert sorted(points) == [[-2, -3], [-2, -2], [-2, 2], [-2, 3]]
 
 
 def flow(variants):

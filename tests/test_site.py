@@ -344,13 +344,14 @@ def test_under_a_front_page_each_page_leads_up_to_it(report):
 
 def test_figures_are_drawn_from_text_and_logs_are_one_block(report):
     svg = '<svg xmlns="http://www.w3.org/2000/svg"><text fill="#123456">5% & more</text></svg>'
-    words = {"image/svg+xml": {"alt": "A line", "caption": "A line is a mean."}}
+    words = {"image/svg+xml": {"alt": "A line", "caption": "A line is a mean.", "live": '["<"]'}}
     text = page(
         report,
         ran("1", new_output("display_data", {"image/svg+xml": svg}, metadata=words)),
         ran("2", *(new_output("stream", name="stdout", text=f"epoch {i}\n") for i in (1, 2))),
     )
     address = text.partition('src="data:image/svg+xml,')[2].partition('"')[0]
+    assert '<figure data-live="[&#34;&lt;&#34;]">' in text
     assert unquote(address) == svg and "<figcaption>A line is a mean.</figcaption>" in text
     assert text.count('<details class="log">') == 1 and "epoch 1\nepoch 2\n</pre>" in text
 

@@ -17,6 +17,7 @@ MOMENTS = ("initial", "best epoch")
 BINS = 60  # of the histogram of frequencies
 GAMMAS, EPSILONS = np.logspace(-2, 0.7, 19), np.logspace(-2, 1, 21)  # of the map
 MAP_STEPS, MAP_STATES, SMALL_STATE = 50, 8, 1e-6
+MOVED = 30  # most epochs between which sliders move
 TRACKED = ["epsilon", "lambda_max", "modulus_max", "share_outside"]  # at every epoch
 
 
@@ -30,7 +31,8 @@ def analyse(report: Report, count: int = 8) -> Analysis:
     Returns:
         Frames, keyed by `variant, seed, moment`: `stability` (see `stability_row`) and
         `stability_means` over the seeds; `training`, four of these numbers at each `epoch`;
-        `frequencies`, densities over the seeds of each variant; `spectra` of the first run;
+        `frequencies`, densities over the seeds of each variant; `spectra` of the first run, and
+        its `modes` through training (see `modes`);
         `map` and `boundary` over `gamma, epsilon` (for cells with these options); and those of
         `growth.add` (for cells that tell the parts of their step).
         Findings on `answer`, one a variant and one on all, `growth`, `words`, `map` and `lost`.
@@ -46,15 +48,15 @@ def analyse(report: Report, count: int = 8) -> Analysis:
     for run in runs:
         key = dict(zip(("variant", "seed"), run.key, strict=True))
         a, epsilon = (torch.from_numpy(run.recurrent[n]).double() for n in ("matrix", "step_size"))
-        modes = dynamics.over_examples(torch.linalg.eigvals, a)
-        places = dynamics.stability(modes, epsilon)
+        eigenvalues = dynamics.over_examples(torch.linalg.eigvals, a)
+        places = dynamics.stability(eigenvalues, epsilon)
         columns = {name: short(places[name].numpy()) for name in TRACKED}
         training.append(pd.DataFrame({**key, "epoch": range(len(a)), **columns}))
         edge = dynamics.semicircle_edge(dynamics.antisymmetric_part(a[0]))
         edges.setdefault(run.key[0], []).append(float(edge))
         for moment, t in zip(MOMENTS, (0, run.record["best_epoch"]), strict=True):
             key["moment"] = moment
-            rows.append(key | stability_row(a[t], modes[t], epsilon[t]))
+            rows.append(key | stability_row(a[t], eigenvalues[t], epsilon[t]))
             spectra.append(keyed(key, spectrum(a[t], float(epsilon[t]))))
     stability = pd.DataFrame(rows)
     histograms = []
@@ -67,6 +69,7 @@ def analyse(report: Report, count: int = 8) -> Analysis:
         "training": pd.concat(training, ignore_index=True),
         "frequencies": pd.concat(histograms, ignore_index=True),
         "spectra": pd.concat(spectra[: len(MOMENTS)], ignore_index=True),
+        "modes": modes(runs[0]),
     })  # fmt: skip
     _stability_findings(analysis, report)
     growth.add(analysis, report, every, count)
@@ -118,6 +121,26 @@ def spectrum(matrix: Tensor, step_size: float) -> pd.DataFrame:
     frequency = torch.linalg.eigvals(s).imag.sort().values.numpy()
     columns = {"real": modes.real, "imaginary": modes.imag, "frequency": frequency}
     return pd.DataFrame({"step_size": step_size, **columns})
+
+
+def modes(run: Run) -> pd.DataFrame:
+    """S - gamma I of a run through training: `variant, seed, epoch, moment, gamma, epsilon`.
+
+    With `frequency`, 0 or above, of each pair -gamma +- i frequency of modes, to four decimals. The
+    epochs are at most `MOVED`, evenly, and the best one; `gamma` is -tr(A) / H.
+    """
+    best, last = run.record["best_epoch"], len(run.recurrent["matrix"]) - 1
+    names = {0: MOMENTS[0], best: MOMENTS[1]}
+    parts = []
+    for epoch in sorted({*np.linspace(0, last, MOVED).round().astype(int).tolist(), best}):
+        a = torch.from_numpy(run.recurrent["matrix"][epoch]).double()
+        frequency = spectrum(a, 0.0)["frequency"][len(a) // 2 :]
+        key = dict(zip(("variant", "seed"), run.key, strict=True))
+        key |= {"epoch": epoch, "moment": names.get(epoch, "in training")}
+        size = float(run.recurrent["step_size"][epoch])
+        key |= dict(zip(("gamma", "epsilon"), short((-a.diagonal().mean(), size)), strict=True))
+        parts.append(keyed(key, pd.DataFrame({"frequency": frequency.abs().round(4)})))
+    return pd.concat(parts, ignore_index=True)
 
 
 def densities(found: dict[str, np.ndarray], edge: float) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from rnnbench_nb.figures.dynamics import (
     gradient_growth,
     growth_map,
     moved_spectra,
+    moving,
     sliders,
     spectrum,
     stability_through_training,

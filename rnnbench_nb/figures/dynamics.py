@@ -60,19 +60,37 @@ def moved_spectra(
     return _spectra(panels, report.looks[last["variant"].iloc[0]].colour)
 
 
-def sliders(spectra: pd.DataFrame, report: "Report") -> None:
-    """In JupyterLab, sliders that move the damping and the step size; elsewhere nothing."""
+def moving(modes: pd.DataFrame) -> dict[str, list]:
+    """What a page's script moves: lists of epochs, their moments, dampings, steps and frequencies.
+
+    Args:
+        modes: Columns `epoch, moment, gamma, epsilon, frequency`, of one run.
+    """
+    keys = ["epoch", "moment", "gamma", "epsilon"]
+    frequencies = modes.groupby(keys)["frequency"].agg(list).reset_index()
+    return frequencies.to_dict("list")
+
+
+def sliders(modes: pd.DataFrame, report: "Report") -> None:
+    """In JupyterLab, sliders that move damping, step size and epoch; elsewhere nothing.
+
+    Args:
+        modes: Columns `variant, epoch, frequency`, the last 0 or above, of one run.
+        report: Where the variant's colour is.
+    """
     if "JPY_SESSION_NAME" not in os.environ:  # reports are made without it
         return
     import ipywidgets
 
+    both = pd.concat([modes, modes.assign(frequency=-modes["frequency"])])
     ipywidgets.interact(
-        lambda gamma, epsilon: show(
-            moved_spectra(spectra, report, [gamma], [epsilon]),
-            "The trained spectrum and the disc of the damping and step size chosen.",
+        lambda gamma, epsilon, epoch: show(
+            moved_spectra(both[both["epoch"] == epoch], report, [gamma], [epsilon]),
+            "The spectrum of an epoch and the disc of the damping and step size chosen.",
         ),
         gamma=ipywidgets.FloatSlider(0.01, min=0.0, max=3.0, step=0.01),
         epsilon=ipywidgets.FloatLogSlider(1.0, min=-2, max=1),
+        epoch=ipywidgets.SelectionSlider(options=modes["epoch"].unique().tolist()),
     )
 
 

@@ -7,6 +7,7 @@ look of each: one colour, dashes and marker throughout, different in greyscale t
 import base64
 import colorsys
 import io
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,13 +125,14 @@ def save(figure: Figure, path: Path | str) -> None:
     plt.close(figure)
 
 
-def show(figure: Figure, alt: str, caption: str = "") -> None:
+def show(figure: Figure, alt: str, caption: str = "", live: dict[str, list] | None = None) -> None:
     """Show a figure in a notebook, as SVG or, where that is large or holds pixels, PNG; closes it.
 
     Args:
         figure: The figure.
         alt: What it shows, for those who cannot see it.
         caption: What stands under it on a page: what marks, bars and bands are; `alt` if empty.
+        live: What the script of a page moves beside it (templates/page.js).
     """
     held = [part for ax in figure.axes for part in (*ax.images, *ax.collections)]
     pixels = any(isinstance(part, mpl.image.AxesImage | QuadMesh) for part in held)
@@ -138,6 +140,7 @@ def show(figure: Figure, alt: str, caption: str = "") -> None:
     if pixels or len(data) > SMALL:
         kind, data = "image/png", base64.b64encode(as_png(figure, figure.dpi)).decode()
     words = {"alt": alt} | ({"caption": caption} if caption else {})
+    words |= {"live": json.dumps(live, separators=(",", ":"))} if live else {}
     display({kind: data, "text/plain": alt}, metadata={kind: words}, raw=True)
     plt.close(figure)
 
