@@ -351,7 +351,7 @@ def test_figures_are_drawn_from_text_and_logs_are_one_block(report):
         ran("2", *(new_output("stream", name="stdout", text=f"epoch {i}\n") for i in (1, 2))),
     )
     address = text.partition('src="data:image/svg+xml,')[2].partition('"')[0]
-    assert '<figure data-live="[&#34;&lt;&#34;]">' in text
+    assert "<figure data-live='[\"&lt;\"]'>" in text
     assert unquote(address) == svg and "<figcaption>A line is a mean.</figcaption>" in text
     assert text.count('<details class="log">') == 1 and "epoch 1\nepoch 2\n</pre>" in text
 
