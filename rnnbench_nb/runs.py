@@ -13,7 +13,7 @@ import torch
 
 from rnnbench_nb import report as results
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, RunParameters, recorded_parameters
+from rnnbench_nb.experiment import PROJECT, RunParameters, recorded_parameters, to_yaml
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.provenance import environment, fingerprint
@@ -23,6 +23,16 @@ from rnnbench_nb.tasks.base import Split
 from rnnbench_nb.training import evaluate, fit
 
 CHECKPOINT = "checkpoint.pt"  # which `fit` writes
+
+
+def by_hand(parameters: RunParameters) -> Path:
+    """The folder of a run of no report: one for each choice of parameters and code.
+
+    So a run that was killed goes on when it is given again, and one of other values is another.
+    """
+    said = to_yaml(parameters.model_dump()) + fingerprint(parameters.model, parameters.task)
+    digest = hashlib.sha256(said.encode()).hexdigest()[:8]
+    return PROJECT / "reports/by_hand" / f"{parameters.run}-{digest}"
 
 
 def device_of(parameters: RunParameters) -> torch.device:

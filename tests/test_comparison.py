@@ -4,17 +4,17 @@ import json
 from functools import cache
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from conftest import TINY
+from in_process import execute
 from made import write_made_report
 from numbers_on_pages import shown, unexplained
 from scipy import stats as scipy_stats
 
-from rnnbench_nb import statistics
+from rnnbench_nb import runs, statistics
 from rnnbench_nb.analyses import ablation, analyse, comparison, load, training
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, run_parameters, to_yaml
@@ -483,12 +483,13 @@ def test_every_number_on_the_page_is_in_the_saved_analysis(small, page, name, op
     assert size < 200_000
 
 
-def test_the_training_page_shows_what_the_run_says(tmp_path):
-    out = tmp_path / "out.ipynb"
-    options = {**TINY, "model": "gru"}
-    papermill.execute_notebook(
-        PROJECT / "notebooks/02_train.ipynb", out, options, progress_bar=False, cwd=tmp_path
-    )
-    text = " ".join(shown(nbformat.read(out, as_version=4)))
+def test_the_training_page_shows_what_the_run_says_and_keeps_it_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PROJECT", tmp_path)
+    for _ in range(2):
+        executed = execute("02_train", tmp_path / "out.ipynb", **TINY, model="gru")
+    text = " ".join(shown(executed))
+    assert "gru-seed42 is finished: its results are read, not trained again." in text
     assert "GRU with seed 42 has a mean accuracy of" in text and "torch.nn.LSTM" in text
     assert "is the hardest, with" in text and "trained parameters" in text
+    kept = list(tmp_path.glob("reports/by_hand/gru-seed42-*/run.json"))
+    assert len(kept) == 1
