@@ -26,7 +26,7 @@ test-slurm: env
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/slurm/run.sh
 
 lab: env
-	@$(BIN)/jupyter lab --notebook-dir=.
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start.ipynb
 
 lint: env
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

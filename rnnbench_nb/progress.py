@@ -71,9 +71,15 @@ class Progress:
         rest = sum(self.budget[folder] - at[folder] for folder in at)
         if rest <= 0 or done <= 0:
             return ""
-        minutes = (self.clock() - self.start) / done * rest / 60
-        amount = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{max(1, round(minutes))} min"
-        return f"; about {amount} left at most"
+        return f"; about {in_words((self.clock() - self.start) / done * rest)} left at most"
+
+
+def in_words(seconds: float) -> str:
+    """A span of time such as `40 s`, `7 min` or `14.0 h`."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{round(minutes)} min"
 
 
 def _completed(folder: Path) -> dict | None:

@@ -34,9 +34,12 @@ def execute(name: str, target: Path, **parameters) -> nbformat.NotebookNode:
         shell.display_trap.hook = CapturingDisplayHook(shell=shell, outputs=shown)
         with redirect_stdout(printed):
             shell.run_cell(cell.source, store_history=True).raise_error()
+        places = {}  # what is updated stands where it was first shown
+        for number, each in enumerate(shown):
+            places[(each.get("transient") or {}).get("display_id", number)] = each
         cell.outputs = [
             nbformat.v4.new_output("display_data", each["data"], metadata=each["metadata"] or {})
-            for each in shown
+            for each in places.values()
         ]
         if printed.getvalue():
             cell.outputs.append(nbformat.v4.new_output("stream", text=printed.getvalue()))

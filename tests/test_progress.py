@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import write_tiny
 
-from rnnbench_nb.progress import SECONDS, Progress
+from rnnbench_nb.progress import SECONDS, Progress, in_words
 from rnnbench_nb.report import Report
 
 
@@ -62,3 +62,11 @@ def test_what_is_under_way_is_told_now_and_then(told):
     progress.look()  # of 30 epochs two took an hour
     progress.look()
     assert lines == ["1 of 4 trainings; lstm-seed43 at epoch 2 of 10; about 14.0 h left at most."]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")],
+)
+def test_a_span_of_time_in_words(seconds, said):
+    assert in_words(seconds) == said

@@ -125,7 +125,9 @@ def save(figure: Figure, path: Path | str) -> None:
     plt.close(figure)
 
 
-def show(figure: Figure, alt: str, caption: str = "", live: dict[str, list] | None = None) -> None:
+def show(
+    figure: Figure, alt: str, caption: str = "", live: dict[str, list] | None = None, **place: Any
+) -> None:
     """Show a figure in a notebook, as SVG or, where that is large or holds pixels, PNG; closes it.
 
     Args:
@@ -133,6 +135,7 @@ def show(figure: Figure, alt: str, caption: str = "", live: dict[str, list] | No
         alt: What it shows, for those who cannot see it.
         caption: What stands under it on a page: what marks, bars and bands are; `alt` if empty.
         live: What the script of a page moves beside it (templates/page.js).
+        place: `display_id` and `update` of IPython's display, for a figure that changes.
     """
     held = [part for ax in figure.axes for part in (*ax.images, *ax.collections)]
     pixels = any(isinstance(part, mpl.image.AxesImage | QuadMesh) for part in held)
@@ -141,7 +144,7 @@ def show(figure: Figure, alt: str, caption: str = "", live: dict[str, list] | No
         kind, data = "image/png", base64.b64encode(as_png(figure, figure.dpi)).decode()
     words = {"alt": alt} | ({"caption": caption} if caption else {})
     words |= {"live": json.dumps(live, separators=(",", ":"))} if live else {}
-    display({kind: data, "text/plain": alt}, metadata={kind: words}, raw=True)
+    display({kind: data, "text/plain": alt}, metadata={kind: words}, raw=True, **place)
     plt.close(figure)
 
 
