@@ -291,10 +291,18 @@ def publish_report(report, to, partial):
 
 @main.command("site")
 @click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
-def front_page(folder):
-    """Write the front page over the published reports in FOLDER, from its front.yaml."""
-    from rnnbench_nb import front
+@click.option("--draw", type=MADE, multiple=True, metavar="RUN", help="Reads drawn digits.")
+def front_page(folder, draw):
+    """Write the front page over the published reports in FOLDER, from its front.yaml.
 
+    With --draw RUN, once for each model, also the page on which one draws a digit that these runs
+    read, with their weights beside it; without, that page is made again if its weights are there.
+    """
+    from rnnbench_nb import drawing, front
+    from rnnbench_nb.report import load_run
+
+    if draw:
+        drawing.write(folder, [load_run(run) for run in draw])
     click.echo(str(front.build(folder)))
 
 

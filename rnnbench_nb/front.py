@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
-from rnnbench_nb import site
+from rnnbench_nb import drawing, site
 from rnnbench_nb.analyses import published
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
@@ -45,7 +45,11 @@ class Words(Frozen):
 
 
 def build(folder: Path) -> Path:
-    """Write index.html of a folder of published reports, and return its path; see `render`."""
+    """Write index.html of a folder of published reports, and return its path; see `render`.
+
+    The page of drawn digits is written beside it, where its script is (`drawing`).
+    """
+    drawing.build(folder)
     write_file(folder / "index.html", render(folder))
     return folder / "index.html"
 
@@ -80,6 +84,7 @@ def render(folder: Path) -> str:
         "open": open_questions({*order, *words.apart}),
         "urls": project.get("urls", {}),
         "cite": parse_yaml((PROJECT / "CITATION.cff").read_text(encoding="utf-8"), "CITATION.cff"),
+        "draw": drawing.PAGE if (folder / drawing.SCRIPT).exists() else "",
         "page": None,
         "root": "",
     }

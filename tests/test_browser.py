@@ -3,10 +3,13 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from test_drawing import made, reference  # noqa: F401 (a fixture)
 
-from rnnbench_nb import dynamics
+from rnnbench_nb import drawing, dynamics
+from rnnbench_nb.analyses import examples
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.report import read_csv
 
@@ -16,6 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("no Chromium is installed", allow_module_level=True)
 
+PUBLISHED = PROJECT / "reports/published"
 KINDS = [
     "index.html", "row_mnist/index.html", "row_mnist/pages/01_data.html",
     "row_mnist/pages/03_compare.html", "row_mnist/pages/07_gradients.html",
@@ -42,8 +46,8 @@ def visit(browser):
     page.on("request", lambda request: page.heard.append(request.url)
             if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
 
-    def visit(name):
-        page.goto((PROJECT / "reports/published" / name).as_uri())
+    def visit(name, folder=PUBLISHED):
+        page.goto((folder / name).as_uri())
         return page
 
     yield visit
@@ -52,7 +56,18 @@ def visit(browser):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_page_is_accessible_quiet_and_narrow(name, visit):
-    page = visit(name)
+    check(visit(name))
+
+
+def test_the_page_of_drawn_digits_is_too(visit, made):  # noqa: F811
+    page = visit("draw.html", made[0])
+    page.get_by_role("button", name="Take a test image").click()
+    page.locator(".answers section").first.wait_for()
+    check(page)
+
+
+def check(page):
+    """It has no finding by axe, logs and fetches nothing, and fits into 320 px."""
     page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
     for width, scheme in VIEWS:
         page.set_viewport_size({"width": width, "height": 800})
@@ -95,7 +110,7 @@ def expected(modes, epoch, gamma, epsilon):
 
 def test_each_slider_moves_the_spectrum_and_its_sentence(visit):
     page = visit(MOVED)
-    modes = read_csv(PROJECT / "reports/published/gradient_growth/analyses/eigenvalues/modes.csv")
+    modes = read_csv(PUBLISHED / "gradient_growth/analyses/eigenvalues/modes.csv")
     form = page.locator("form.live")
 
     def state():
@@ -128,11 +143,109 @@ def test_each_slider_moves_the_spectrum_and_its_sentence(visit):
 def test_without_a_script_the_figure_and_its_words_stay(browser):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto((PROJECT / "reports/published" / MOVED).as_uri())
+    page.goto((PUBLISHED / MOVED).as_uri())
     figure = page.locator("figure[data-live]")
     assert figure.locator("img").is_visible() and figure.locator("figcaption").inner_text()
     assert page.locator("form").count() == 0
     context.close()
+
+
+def stroke(page, *points):
+    """Draw with the mouse through places of the pad, from 0 to 1."""
+    box = page.locator("#pad").bounding_box()
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for place in at[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+SEVEN = (0.1, 0.1), (0.4, 0.1), (0.25, 0.5)
+
+
+def test_a_digit_is_drawn_read_row_by_row_and_emptied(visit, made):  # noqa: F811
+    page = visit("draw.html", made[0])
+    status, answers = page.get_by_role("status"), page.locator(".answers section")
+    empty = status.inner_text()
+    page.get_by_role("button", name="Clear").click()
+    assert (status.inner_text(), answers.count()) == (empty, 0) and "no answer" in empty
+    stroke(page, *SEVEN)
+    answers.first.wait_for()
+    assert answers.count() == len(drawing.scripts())
+    whole = status.inner_text()
+    assert whole.startswith("After 8 of 8 rows: ") and whole.count(" says ") == answers.count()
+    shown = answers.first.inner_html()
+    page.get_by_label("Rows read").press("Home")
+    assert status.inner_text().startswith("After 1 of 8 rows: ")
+    assert answers.first.inner_html() != shown
+    page.get_by_role("button", name="Clear").click()
+    assert status.inner_text() == empty and not page.locator(".answers").is_visible()
+    assert page.evaluate("centred(document.querySelector('#pad'), 28)") is None
+
+    for _ in range(2):
+        page.get_by_role("button", name="Take a test image").click()
+    page.get_by_label("Rows read").press("ArrowLeft")
+    said = status.inner_text()
+    assert said.startswith("Test image 2, a ") and "After 7 of 8 rows" in said
+    assert page.url.endswith("#image=2&row=7")
+    page.reload()
+    answers.first.wait_for()
+    page.wait_for_function("said => document.querySelector('[role=status]').textContent === said",
+                           arg=said)  # fmt: skip
+    assert not page.heard
+
+
+def test_a_drawing_is_centred_as_those_of_mnist(visit, made):  # noqa: F811
+    page = visit("draw.html", made[0])
+    stroke(page, *SEVEN)
+    pixels = np.reshape(page.evaluate("[...centred(document.querySelector('#pad'), 28)]"), (28, 28))
+    rows, columns = np.nonzero(pixels > 0.5)
+    assert np.ptp(rows) + 1 == pytest.approx(20, abs=1)  # taller than wide
+    assert 8 < np.ptp(columns) + 1 < 20
+    weights = pixels / pixels.sum()
+    for axis in (0, 1):
+        assert (weights.sum(axis) * (np.arange(28) + 0.5)).sum() == pytest.approx(14, abs=0.3)
+
+
+def test_a_finger_draws_and_does_not_scroll(browser, made):  # noqa: F811
+    context = browser.new_context(has_touch=True, viewport={"width": 390, "height": 500})
+    page = context.new_page()
+    page.goto((made[0] / "draw.html").as_uri())
+    box = page.locator("#pad").bounding_box()
+    touch = context.new_cdp_session(page)
+    for kind, y in (("Start", 0.8), *(("Move", 0.8 - 0.1 * i) for i in range(6)), ("End", None)):
+        places = {"x": box["x"] + box["width"] / 2, "y": box["y"] + (y or 0) * box["height"]}
+        points = [] if y is None else [places]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.locator(".answers section").first.wait_for()
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("document.documentElement.scrollHeight") > 1000
+    context.close()
+
+
+def agree(page, models, images):
+    """Whether the page reads as torch does: scores within 1e-2, 99% of the answers."""
+    page.evaluate("loadModels()")
+    for number, model in enumerate(models):
+        found = page.evaluate(
+            "([n, images]) => images.map((x) => readImage(MODELS.models[n], Float64Array.from(x)))",
+            [number, images.flatten(1).tolist()],
+        )
+        scores, norms, gradients = (
+            torch.tensor([one[name] for one in found]) for name in ("scores", "norms", "gradients")
+        )
+        expected = reference(model, images)
+        for ours, theirs in zip((scores, norms, gradients), expected, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, atol=1e-2, rtol=1e-3)
+        same = scores[:, -1].argmax(-1) == expected[0][:, -1].argmax(-1)
+        assert len(same) == 100 and same.sum() >= 99
+
+
+def test_scores_norms_and_gradients_are_torchs(visit, made):  # noqa: F811
+    folder, runs = made
+    images, _ = examples(runs[0], 100)
+    agree(visit("draw.html", folder), drawing.read(folder)["models"], images.double())
 
 
 def test_print_shows_all_of_a_wide_table_and_no_code(visit):
