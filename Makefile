@@ -35,9 +35,9 @@ lint: env
 # The programs of an environment name its folder: one that was moved or copied is mended.
 env: $(READY)
 	@[ ! -e "$(READY)" ] || grep -qsF "$(CURDIR)/.venv/bin/python" $(BIN)/rnnbench || { \
-		echo "Mending .venv, which was made in another folder ..."; \
+		echo "Mending .venv, which was made in another folder ..."; rm "$(READY)"; \
 		$(BIN)/python -I rnnbench_nb/relocate.py && \
-		$(INSTALL) --quiet --no-deps --no-build-isolation -e .; }
+		$(INSTALL) --quiet --no-deps --no-build-isolation -e . && touch "$(READY)"; }
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,6 +48,7 @@ $(READY): pyproject.toml
 	@$(if $(filter cpu,$(TORCH)),$(INSTALL) torch torchvision \
 		--index-url https://download.pytorch.org/whl/cpu)
 	@$(INSTALL) -e ".[dev]"
+	@$(BIN)/python -I rnnbench_nb/relocate.py
 	@touch $@
 
 clean:

@@ -4,6 +4,7 @@ Called by `make env` with that Python; nothing of the package is imported.
 """
 
 import sys
+import venv
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from pip._vendor.distlib.scripts import ScriptMaker  # as pip writes them
 
 
 def relocate(folder: Path) -> None:
-    """Write the programs of all installed packages to `folder` again."""
+    """Write the programs of all installed packages, and those of venv, to `folder` again."""
+    venv.create(folder.parent, symlinks=True)
     maker = ScriptMaker(None, str(folder))
     maker.variants, maker.clobber, maker.set_mode = {""}, True, True
     for package in distributions():

@@ -1,5 +1,6 @@
 """An environment that was moved or copied with its folder, and what `make env` does about it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ def test_programs_start_the_python_beside_them(tmp_path, monkeypatch):
     for name in ("rnnbench", "papermill", "snakemake", "pytest"):
         text = (python.parent / name).read_text()
         assert str(python) in text and "/elsewhere" not in text
+    for name in ("activate", "../pyvenv.cfg"):
+        assert str(python.parent.parent) in (python.parent / name).read_text()
     shutil.copy(python.parent / "rnnbench", python.parent / "echo")
     text = (python.parent / "echo").read_text()
     (python.parent / "echo").write_text(text[: text.index("import")] + "print('started')\n")
@@ -41,7 +44,9 @@ def test_make_mends_an_environment_of_another_folder_and_leaves_its_own_alone(tm
     (folder / ".venv/ready").touch()
 
     def called():
-        subprocess.run(["make", "-s", "env"], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            ["make", "-s", "env", "PYTHON=true"], cwd=folder, check=True, capture_output=True
+        )
         path = programs / "called"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -53,6 +58,9 @@ def test_make_mends_an_environment_of_another_folder_and_leaves_its_own_alone(tm
     mended, installed = called()
     assert mended == "-I rnnbench_nb/relocate.py"
     assert installed.endswith("--quiet --no-deps --no-build-isolation -e .")
+    assert (folder / ".venv/ready").exists()
+    os.utime(folder / "pyproject.toml")  # newer than the environment, as in a clone
+    assert [line for line in called() if "relocate.py" in line]  # or others' programs stay
     (programs / "rnnbench").write_text(f"#!{programs}/python\n")
     folder = folder.rename(tmp_path / "moved")
     programs = folder / ".venv/bin"
