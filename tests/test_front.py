@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from test_site import Links
@@ -40,6 +41,18 @@ def test_it_is_light_and_every_link_leads_somewhere(page):
         if not address.startswith("data:"):
             assert not path or (PUBLISHED / path).is_file(), address
             assert not anchor or path or anchor in anchors(page), address
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PUBLISHED.rglob("*.html")), ids=lambda path: str(path.relative_to(PUBLISHED))
+)
+def test_every_link_of_a_published_page_leads_somewhere(path):
+    for address in set(Links(path.read_text()).addresses):
+        name, _, anchor = unquote(address).partition("#")
+        if not re.match(r"data:|https?:", address):
+            target = path.parent / name if name else path
+            assert target.is_file(), address
+            assert not anchor or anchor in anchors(target.read_text()), address
 
 
 def test_every_question_of_a_reader_has_its_answer(page):

@@ -71,6 +71,6 @@ for (const figure of document.querySelectorAll("figure[data-live]")) {
     draw();
     history.replaceState(null, "", `#gamma=${damping.value}&epsilon=${(10 ** size.value).toPrecision(4)}&epoch=${epoch[time.value]}`);
   };
-  window.addEventListener("hashchange", read);
+  window.addEventListener("hashchange", () => { if (location.hash.includes("gamma=")) read(); }); // not at a heading
   read();
 }
