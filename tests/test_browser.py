@@ -12,6 +12,7 @@ from rnnbench_nb import drawing, dynamics
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.report import read_csv
+from rnnbench_nb.tasks import download
 
 sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -23,7 +24,7 @@ PUBLISHED = PROJECT / "reports/published"
 KINDS = [
     "index.html", "row_mnist/index.html", "row_mnist/pages/01_data.html",
     "row_mnist/pages/03_compare.html", "row_mnist/pages/07_gradients.html",
-    "ablation/pages/06_ablation.html", "gradient_growth/pages/04_eigenvalues.html",
+    "ablation/pages/06_ablation.html", "draw.html", "gradient_growth/pages/04_eigenvalues.html",
 ]  # fmt: skip
 VIEWS = [(width, scheme) for width in (390, 1300) for scheme in ("light", "dark")]
 
@@ -246,6 +247,18 @@ def test_scores_norms_and_gradients_are_torchs(visit, made):  # noqa: F811
     folder, runs = made
     images, _ = examples(runs[0], 100)
     agree(visit("draw.html", folder), drawing.read(folder)["models"], images.double())
+
+
+def test_the_published_models_read_as_torchs_do(visit):
+    models = drawing.read(PUBLISHED)["models"]
+    try:
+        images = download.load("mnist").test_images[:100]
+    except download.FetchError:  # digits, blown up to the size
+        images = torch.from_numpy(np.pad(
+            np.kron(download.load("digits").test_images[:100], np.ones((1, 3, 3), np.uint8)),
+            ((0, 0), (2, 2), (2, 2)),
+        ))  # fmt: skip
+    agree(visit("draw.html"), models, images.double() / 255)
 
 
 def test_print_shows_all_of_a_wide_table_and_no_code(visit):

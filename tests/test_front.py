@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from test_site import Links
 
-from rnnbench_nb import front, statistics
+from rnnbench_nb import drawing, front, statistics
 from rnnbench_nb.analyses import published
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT
@@ -53,6 +53,14 @@ def test_every_link_of_a_published_page_leads_somewhere(path):
             target = path.parent / name if name else path
             assert target.is_file(), address
             assert not anchor or anchor in anchors(target.read_text()), address
+
+
+def test_the_page_of_drawn_digits_names_the_runs_in_its_script(page):
+    text = (PUBLISHED / "draw.html").read_text()
+    for model in drawing.read(PUBLISHED)["models"]:
+        assert model["run"] in text and model["commit"] in text
+    assert (PUBLISHED / "models.js").stat().st_size < 1_000_000
+    assert page.count('href="draw.html"') == 2
 
 
 def test_every_question_of_a_reader_has_its_answer(page):
