@@ -9,11 +9,13 @@ const noted = (value, back) => {
   tape.push(() => back(out.grad));
   return out;
 };
-const elementwise = (f, ...slopes) => (...of) => { // of equal length, or of length 1
-  const at = (i) => of.map(({ value }) => value[i % value.length]);
-  const value = new Float64Array(Math.max(...of.map((a) => a.value.length))).map((_, i) => f(...at(i)));
-  return noted(value, (grad) => grad.forEach((g, i) =>
-    of.forEach((a, k) => { a.grad[i % a.grad.length] += g * slopes[k](...at(i)); })));
+const elementwise = (f, ...slopes) => (a, b = a) => { // of equal length, or of length 1
+  const x = a.value, y = b.value, value = new Float64Array(Math.max(x.length, y.length));
+  for (let i = 0; i < value.length; i++) value[i] = f(x[i % x.length], y[i % y.length]);
+  return noted(value, (grad) => slopes.forEach((slope, k) => {
+    const into = (k ? b : a).grad;
+    for (let i = 0; i < grad.length; i++) into[i % into.length] += grad[i] * slope(x[i % x.length], y[i % y.length]);
+  }));
 };
 const logistic = (x) => 1 / (1 + Math.exp(-x));
 const OPERATIONS = {
@@ -35,8 +37,9 @@ const OPERATIONS = {
   linear: (x, { value: weight }, bias) => { // W x + b; W is (rows, columns), row after row
     const columns = x.value.length, value = new Float64Array(weight.length / columns);
     for (let i = 0, k = 0; i < value.length; i++) {
-      value[i] = bias?.value[i] ?? 0;
-      for (let j = 0; j < columns; j++, k++) value[i] += weight[k] * x.value[j];
+      let sum = bias?.value[i] ?? 0;
+      for (let j = 0; j < columns; j++, k++) sum += weight[k] * x.value[j];
+      value[i] = sum;
     }
     return noted(value, (grad) => {
       for (let i = 0, k = 0; i < grad.length; i++) for (let j = 0; j < columns; j++, k++) x.grad[j] += weight[k] * grad[i];
