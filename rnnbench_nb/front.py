@@ -17,7 +17,7 @@ from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report, formatted, summary
-from rnnbench_nb.validation import Frozen, parse_yaml, validate
+from rnnbench_nb.validation import Frozen, parse_yaml, read_yaml, validate
 
 
 class Words(Frozen):
@@ -66,7 +66,10 @@ def render(folder: Path) -> str:
     words = words_of(folder)
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/protocol.yaml"))}
     order = dict.fromkeys([name for name in words.order if name in found] + list(found))
-    reports = [report for report in (Report(found[name]) for name in order) if report.runs]
+    every = [Report(found[name]) for name in order]
+    for reason in (reason for report in every for reason in report.damaged):
+        raise UserError(reason)  # or the page would say less than is known
+    reports = [report for report in every if report.runs]
     if not reports:
         raise UserError(f"{folder} holds no report with a finished run; publish one first.")
     findings, rows = published.across(reports, words.pair, words.names)
@@ -100,7 +103,7 @@ def words_of(folder: Path) -> Words:
     path = folder / "front.yaml"
     if not path.exists():
         raise UserError(f"{path} is not there, so there is no front page; write it.")
-    words = validate(Words, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    words = validate(Words, read_yaml(path, "write its words again"), str(path))
     for name in words.pair:
         lookup(CELLS, f"{path}: pair", name)
     return words

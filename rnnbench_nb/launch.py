@@ -23,13 +23,13 @@ from rnnbench_nb.experiment import (
     PROJECT,
     Protocol,
     RunParameters,
-    parse_yaml,
     recorded_parameters,
     to_yaml,
 )
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report, completed
 from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.validation import read_yaml
 
 OUTPUT = "RNNBENCH_AT_WORK_ON"  # in the environment of what works on an output folder
 FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
@@ -66,7 +66,7 @@ def profile_folder(name: str) -> Path:
     if not profile.is_dir():
         known = ", ".join(sorted(folder.name for folder in profile.parent.iterdir()))
         raise UserError(f"--profile: profiles/ has no {name!r}; it must be one of {known}.")
-    settings = parse_yaml((profile / "config.yaml").read_text(encoding="utf-8"), str(profile))
+    settings = read_yaml(profile / "config.yaml", "take the one that the project has")
     executor = settings.get("executor", "local")
     module = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
     if executor != "local" and find_spec(module) is None:
@@ -174,7 +174,7 @@ def parameter_files(out: Path, protocol: Protocol) -> dict[Path, str]:
     for name, parameters in protocol.parameterisations.items():
         path = out / "variants" / f"{name}.yaml"
         if path.exists():
-            values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            values = read_yaml(path, "move it away and give the command again")
             there = recorded_parameters({**values, "seed": parameters.seed}, str(path))
             if there.same_as(parameters):  # a key that has come since has its default
                 continue

@@ -6,10 +6,18 @@ from pathlib import Path
 import nbformat
 
 from rnnbench_nb import front, runs, site
-from rnnbench_nb.analyses import FEW
+from rnnbench_nb.analyses import FEW, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
-from rnnbench_nb.report import Report, write_csv, write_record, write_tables
+from rnnbench_nb.report import (
+    HISTORY_KEYS,
+    Report,
+    read_csv,
+    verify,
+    write_csv,
+    write_record,
+    write_tables,
+)
 from rnnbench_nb.runs import CHECKPOINT
 
 PAGE_LIMIT = 600_000  # bytes
@@ -35,8 +43,8 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
         The path of the published index.html.
 
     Raises:
-        UserError: The report is not finished, or published already, or the folder holds other
-            things than a report.
+        UserError: The report is not finished, or published already, or a file of it is damaged, or
+            the folder holds other things than a report. What was published before then stays.
     """
     found = Report(report)
     whole = found.runs and all(run.has("best") for run in found.runs)
@@ -54,16 +62,21 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
         raise UserError(f"{folder} is in the report itself; name another with --to.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "protocol.yaml").exists():
         raise UserError(f"{folder} holds other things than a report; name another with --to.")
-    started = {run.name: runs.partial(run) for run in under_way}  # a damaged one stops all this
-    shutil.rmtree(folder, ignore_errors=True)
+    started = {run.name: runs.partial(run) for run in under_way}  # a damaged file stops all this
     asked = {run.name for run in found.run_folders}
     few = site.first_seed(found) if len(found.variants) <= FEW else []
     shown = [f"runs/{run.name}/*.ipynb" for run in few]
+    if not partial:
+        check_tables(found)
+    content = {}
     for pattern in RECORDS if partial else (*LIGHT, "notebooks/*.ipynb", *shown):
         for path in report.glob(pattern):
             place = path.relative_to(report)
             if place.parts[0] != "runs" or place.parts[1] in asked:
-                write_file(folder / place, path.read_bytes())
+                content[place] = _whole(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    for place, data in content.items():
+        write_file(folder / place, data)
     for name, (record, history, checkpoint) in started.items():
         write_record(folder / "runs" / name, record)
         write_csv(folder / "runs" / name / "history.csv", history)
@@ -78,6 +91,33 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
     if under_front:
         front.build(folder.parent)
     return index
+
+
+def check_tables(report: Report) -> None:
+    """See that the tables and the analyses of a report are as they were written.
+
+    Raises:
+        UserError: One is not.
+    """
+    verify(report)
+    read_csv(report.folder / "history.csv", needs=HISTORY_KEYS)
+    for path in report.folder.glob("analyses/*/findings.json"):
+        load(path.parent)
+
+
+def _whole(path: Path) -> bytes:
+    """The content of a file, which of a notebook must be one.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".ipynb":
+            nbformat.reads(content.decode(), as_version=4)
+    except (OSError, ValueError, AttributeError) as error:  # nbformat's own derive from these
+        raise UserError(f"{path} is damaged; move it away and make the report again.") from error
+    return content
 
 
 def without_pictures(path: Path) -> str:

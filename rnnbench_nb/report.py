@@ -310,6 +310,16 @@ class Report:
         empty = pd.DataFrame(columns=history_columns(self.task.score.name))
         return pd.concat(found).reset_index(drop=True) if found else empty
 
+    @property
+    def damaged(self) -> list[str]:
+        """What is wrong with each run that has a record and cannot be read."""
+        return [
+            run["reason"]
+            for run in self.lost
+            if run["status"] == MISSING
+            and (self.folder / f"runs/{run['variant']}-seed{run['seed']}/run.json").exists()
+        ]
+
     def lost_sentences(self) -> list[str]:
         """One sentence for each run that is not in the report."""
         return [
@@ -365,7 +375,7 @@ def read_csv(
         names = dict.fromkeys(("variant", "model", "status", "a", "b"), str)  # names stay text
         missing = {"keep_default_na": False, "na_values": {}}
         frame = pd.read_csv(StringIO(text), dtype=names, **missing)
-        if not set(needs) <= set(frame.columns):
+        if not set(needs) <= set(frame.columns) or ";" in frame.columns[0]:
             raise ValueError("it is no table of this project, separated by commas")
         numbers = frame.columns.difference(list(names))
         return frame.assign(**{c: _numbers(frame[c]) for c in numbers})

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -52,6 +53,25 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(
             f"{where}: this is not valid YAML{line}; write KEY: VALUE lines."
         ) from error
+
+
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """The values of a YAML file of KEY: VALUE lines.
+
+    Args:
+        path: The file.
+        remedy: What to do about one that cannot be read.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is missing or damaged; {remedy}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no KEY: VALUE lines; {remedy}.")
+    return values
 
 
 def validate(kind: type[Frozen], values: Mapping[str, Any], where: str) -> Any:

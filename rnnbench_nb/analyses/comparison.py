@@ -47,7 +47,8 @@ def analyse(
         UserError: No run is finished.
     """
     if not report.runs:
-        raise UserError(f"{report.folder} has no finished run, so there is nothing to compare.")
+        none = f"{report.folder} has no finished run, so there is nothing to compare."
+        raise UserError(next(iter(report.damaged), none))
     if levels is None:
         levels = LEVELS if report.task.score.unit == "%" else ()
     found, groups = Analysis(), test_sets(report)
