@@ -179,10 +179,15 @@ def test_with_one_seed_and_enough_variants_it_says_so():
 def test_a_cell_has_one_look_at_all_lengths():
     variants = {
         name: run_parameters({"model": model, "task": "adding_problem", "length": n}, "a test")
-        for name, model, n in (("a9", "gru", 9), ("b9", "gru", 9), ("a7", "gru", 7))
-    }
+        for name, model, n in (
+            ("a9", "gru", 9), ("b9", "gru", 9), ("gru_9_open", "gru", 9), ("a7", "gru", 7),
+            ("gru_7_open", "gru", 7),
+        )
+    }  # fmt: skip
     lined = memory.by_line(SimpleNamespace(variants=variants, task=None))
-    assert lined.labels == {"a9": "GRU", "b9": "GRU-2", "a7": "GRU"}
+    assert lined.labels == {
+        "a9": "GRU", "b9": "GRU-2", "gru_9_open": "GRU-open", "a7": "GRU", "gru_7_open": "GRU-open"
+    }  # fmt: skip
     assert lined.looks["a9"] == lined.looks["a7"] != lined.looks["b9"]
     one = made_report("gru", damped="agru")
     assert memory.by_line(one).labels == one.labels and memory.by_line(one).looks == one.looks

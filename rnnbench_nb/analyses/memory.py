@@ -199,14 +199,17 @@ def _correlation(both: pd.DataFrame) -> tuple[float, float]:
 def by_line(report: Report) -> SimpleNamespace:
     """What figures and tables ask a report for, a cell having one label and look at all lengths.
 
-    With several variants of a cell at a length, the first of each length belong together, the
-    second, and so on. Where all variants have one task, each is itself.
+    With several variants of a cell at a length, the first of each length belong together, and of
+    the others those whose names differ in their length alone, or else the second, and so on. Where
+    all variants have one task, each is itself.
     """
     names, there = {name: name for name in report.variants}, {}
     if len({own.asked for own in report.variants.values()}) > 1:
         for name, own in report.variants.items():
             place = there[own.model, own.asked] = there.get((own.model, own.asked), 0) + 1
-            names[name] = own.model if place == 1 else f"{own.model}_{place}"
+            parts = name.removeprefix(f"{own.model}_").split("_") if own.model in name else []
+            more = [part for part in parts if part not in map(str, own.asked)] or [str(place)]
+            names[name] = own.model if place == 1 else "_".join([own.model, *more])
     lines = {line: report.variants[name] for name, line in names.items()}
     label, look = labels(lines), looks(lines)
     return SimpleNamespace(
