@@ -39,12 +39,14 @@ env: $(READY)
 		$(BIN)/python -I rnnbench_nb/relocate.py && \
 		$(INSTALL) --quiet --no-deps --no-build-isolation -e . && touch "$(READY)"; }
 
+# Another Python may be on the path than that of an environment that works, which then stays.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: name one, as in make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Making the environment in .venv, once: some minutes, and several GB with PyTorch's default"
-	@echo "build for Linux; \`make env TORCH=cpu\` takes the one without CUDA."
-	@$(PYTHON) -I -m venv .venv
+	@$(BIN)/python -I -m pip --version > /dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: name one, as in make PYTHON=python3.12" >&2; exit 1; }; \
+		echo "Making the environment in .venv, once: some minutes, and several GB with PyTorch's"; \
+		echo "default build for Linux; \`make env TORCH=cpu\` takes the one without CUDA."; \
+		$(PYTHON) -I -m venv --clear .venv; }
 	@$(if $(filter cpu,$(TORCH)),$(INSTALL) torch torchvision \
 		--index-url https://download.pytorch.org/whl/cpu)
 	@$(INSTALL) -e ".[dev]"

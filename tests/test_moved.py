@@ -45,7 +45,7 @@ def test_make_mends_an_environment_of_another_folder_and_leaves_its_own_alone(tm
 
     def called():
         subprocess.run(
-            ["make", "-s", "env", "PYTHON=true"], cwd=folder, check=True, capture_output=True
+            ["make", "-s", "env", "PYTHON=false"], cwd=folder, check=True, capture_output=True
         )
         path = programs / "called"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -65,6 +65,21 @@ def test_make_mends_an_environment_of_another_folder_and_leaves_its_own_alone(tm
     folder = folder.rename(tmp_path / "moved")
     programs = folder / ".venv/bin"
     assert len(called()) == 2
+
+
+@pytest.mark.parametrize("there", ["absent", "broken"])
+def test_make_makes_an_environment_where_there_is_none_that_starts(tmp_path, there):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    if there == "broken":
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/python").symlink_to("/no/python")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    command = ["make", "-s", "env", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "-I -m venv --clear .venv" in done.stdout
 
 
 def test_a_copied_environment_does_not_silently_run_the_originals_code(tmp_path):
