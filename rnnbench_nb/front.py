@@ -12,6 +12,7 @@ from pydantic import Field
 
 from rnnbench_nb import drawing, site
 from rnnbench_nb.analyses import published
+from rnnbench_nb.analyses.comparison import PAIRS
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.experiment import PROJECT
@@ -161,6 +162,8 @@ def pages(folder: Path) -> dict[str, str]:
 def growth(report: Report) -> list[str]:
     """What makes states and gradients grow, by the analyses that were saved with the weights."""
     texts = []
+    if len(report.variants) > PAIRS:  # these say it on their own pages
+        return texts
     for name, topic in (("eigenvalues", "growth"), ("gradients", "answer")):
         if (report.folder / "analyses" / name / "findings.json").exists():
             texts += published.saved(name, report).texts(topic)

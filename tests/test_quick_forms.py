@@ -16,6 +16,7 @@ from rnnbench_nb.analyses import load
 from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.report import Report, verify
 from rnnbench_nb.runs import train_run
+from rnnbench_nb.validation import parse_yaml
 
 FORMS = ["pixel_mnist", "permuted_mnist", "noise_padded", "fashion_mnist", "adding", "copying"]
 ODD = re.compile(r"\b(nan|inf|None)\b|  in :|\bin \.| \(\)|<pandas|<Figure|<Axes|Out\[")
@@ -31,7 +32,7 @@ def make(folder, name):
     assert rnnbench_here("collect", folder).returncode == 0
     pages = {}
     for page, parameters in launch.data_pages(protocol).items():
-        options = launch.parse_yaml(launch.data_options(parameters), page)
+        options = parse_yaml(launch.data_options(parameters), page)
         pages[page] = execute(page, folder / f"notebooks/{page}.ipynb", **options)
     for page in set(launch.analysis_pages(protocol)) - ELSEWHERE:
         options = {"examples": 4, "sequences": 1} if page == "08_memory" else {}

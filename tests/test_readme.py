@@ -3,6 +3,7 @@
 import pytest
 
 from rnnbench_nb import statistics
+from rnnbench_nb.analyses import load
 from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.report import Report, formatted, read_csv, summary
 
@@ -31,6 +32,13 @@ def test_the_tables_are_those_of_the_published_runs(report):
     verdicts = [statistics.verdict_text(row, published.labels) for row in pairs.to_dict("records")]
     names = pairs["a"].map(published.labels) + " − " + pairs["b"].map(published.labels)
     assert table_of(names, points["difference"], intervals, verdicts) in README
+
+
+def test_what_is_kept_over_how_many_steps_is_what_the_published_runs_say():
+    found = load(PROJECT / "reports/published/noise_padded/analyses/memory").texts("answer")
+    assert len(found) == 4
+    for text in found:
+        assert f"\n- {text}\n" in README
 
 
 def test_the_tuned_comparison_takes_what_the_search_found_best_on_validation():

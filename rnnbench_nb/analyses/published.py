@@ -52,7 +52,8 @@ def across(
                 row = row if report.variants[row["a"]].model == pair[0] else flipped(row)
                 name = report.folder.name
                 where = names.get(name, name.replace("_", " "))
-                several = f": {row['label']}" if len(alone) > 1 else ""
+                both = [report.labels[row[side]] for side in "ab"]
+                several = f": {' − '.join(both)}" if len(alone) > 1 else ""
                 row |= {"report": name, "label": where + several}
                 rows.append(row | {"long": PAGES["08_memory"](report.protocol)})
     for row in rows:
