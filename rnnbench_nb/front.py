@@ -68,8 +68,8 @@ def render(folder: Path) -> str:
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/protocol.yaml"))}
     order = dict.fromkeys([name for name in words.order if name in found] + list(found))
     every = [Report(found[name]) for name in order]
-    for reason in (reason for report in every for reason in report.damaged):
-        raise UserError(reason)  # or the page would say less than is known
+    if reasons := [reason for report in every for reason in report.damaged]:
+        raise UserError(reasons[0])  # or the page would say less than is known
     reports = [report for report in every if report.runs]
     if not reports:
         raise UserError(f"{folder} holds no report with a finished run; publish one first.")
@@ -160,9 +160,12 @@ def pages(folder: Path) -> dict[str, str]:
 
 
 def growth(report: Report) -> list[str]:
-    """What makes states and gradients grow, by the analyses that were saved with the weights."""
+    """What makes states and gradients grow, by the analyses that were saved with the weights.
+
+    Reports of more than `PAIRS` variants say it on their own pages alone.
+    """
     texts = []
-    if len(report.variants) > PAIRS:  # these say it on their own pages
+    if len(report.variants) > PAIRS:
         return texts
     for name, topic in (("eigenvalues", "growth"), ("gradients", "answer")):
         if (report.folder / "analyses" / name / "findings.json").exists():

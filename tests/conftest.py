@@ -26,6 +26,7 @@ from rnnbench_nb.cli import main  # noqa: E402
 from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters  # noqa: E402
 
 RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = {"dataset": "digits", "hidden_size": 8, "epochs": 2, "learning_rate": 0.01}
 
 

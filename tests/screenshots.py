@@ -1,8 +1,8 @@
 """Makes the README's pictures again from the published pages: `python tests/screenshots.py`."""
 
 import io
-import shutil
 
+from conftest import CHROMIUM
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -16,9 +16,7 @@ PICTURES = {"front": ("index.html", ""), "draw": ("draw.html", "text=Take a test
 def main() -> None:
     """Write PUBLISHED/pictures/NAME.png, of 64 colours, 1000 by 760 pixels."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for name, (page, button) in PICTURES.items():
             view = browser.new_page(viewport={"width": 1000, "height": 760})
             view.goto((PUBLISHED / page).as_uri())

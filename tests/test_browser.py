@@ -2,12 +2,12 @@
 
 import io
 import re
-import shutil
 from unicodedata import normalize
 
 import numpy as np
 import pytest
 import torch
+from conftest import CHROMIUM
 from pypdf import PdfReader
 from test_drawing import made, reference  # noqa: F401 (a fixture)
 
@@ -19,7 +19,6 @@ from rnnbench_nb.tasks import download
 
 sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("no Chromium is installed", allow_module_level=True)
 

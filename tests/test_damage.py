@@ -43,12 +43,17 @@ CASES += [(file, table) for file in FILES if file.endswith(".csv") for table in 
 VERIFIED = {"protocol.yaml", "results.csv", f"{RUN}/run.json", f"{RUN}/predicted.safetensors"}
 
 
+def without_figures(monkeypatch):
+    """Functions in the places of those that draw, which take long and read nothing."""
+    for name in ("training_curves", "error_curves", "test_errors", "save"):
+        monkeypatch.setattr(figures, name, lambda *arguments: None)
+
+
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """A small report, and functions in the places of what takes long and reads nothing."""
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
-    for name in ("training_curves", "error_curves", "test_errors", "save"):
-        monkeypatch.setattr(figures, name, lambda *arguments: None)
+    without_figures(monkeypatch)
     folder = tmp_path / "reports/made"
     answers = {("gru", 1): ([0, 1, 2], [0, 1, 1])}
     write_tables(write_made_report(folder, {"gru": {"model": "gru"}}, answers, seeds=(1,)))
@@ -182,8 +187,7 @@ def test_a_damaged_file_is_named_by_all_that_read_it(reports, tmp_path, monkeypa
     shutil.copytree(reports / "reports", tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
-    for name in ("training_curves", "error_curves", "test_errors", "save"):
-        monkeypatch.setattr(figures, name, lambda *arguments: None)
+    without_figures(monkeypatch)
     path = tmp_path / file
     if damage in TABLES:
         path.write_bytes(TABLES[damage](path.read_text()))

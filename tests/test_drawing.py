@@ -12,6 +12,7 @@ from rnnbench_nb import drawing
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS, module
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.model import build_model
 from rnnbench_nb.recurrent import unroll
 from rnnbench_nb.report import load_run, write_tensors
@@ -98,7 +99,7 @@ def test_the_page_names_each_run_and_where_it_comes_from(made):
 
 
 def test_a_cell_can_read_where_a_script_lies_beside_its_file():
-    folder = drawing.Path(drawing.__file__).parent / "cells"
+    folder = PROJECT / "rnnbench_nb/cells"
     assert set(drawing.scripts()) == {path.stem for path in folder.glob("*.js")}
     assert all(step.startswith("({") for step in drawing.scripts().values())
 

@@ -96,6 +96,14 @@ def test_every_report_is_in_the_chain_and_what_is_not_published_is_open(page):
     assert "Which cells learn to add two numbers hundreds of steps apart" in page
 
 
+def test_long_sequences_have_a_strip_of_their_own_and_each_length_is_named(page):
+    short, long = (part.partition("</table>")[0]
+                   for part in page.partition('id="questions"')[0].split("<table")[1:])  # fmt: skip
+    assert "over long sequences" in long and "over long sequences" not in short
+    for length in (28, 100, 250):
+        assert f": A-GRU-{length} − GRU-{length}</a>" in long
+
+
 def test_what_is_kept_of_long_sequences_is_said_first(tmp_path):
     shutil.copytree(PUBLISHED / "tuned", tmp_path / "tuned")
     report = Report(tmp_path / "tuned")

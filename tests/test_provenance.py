@@ -1,5 +1,6 @@
 """What code a number depends on, and which commit that was."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 from rnnbench_nb import provenance
 from rnnbench_nb.cells import CELLS
+from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.provenance import PACKAGE, commit, environment, fingerprint
 
 TASK = "image_sequence"
@@ -75,6 +77,17 @@ def git(folder, *arguments):
         ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
         check=True, capture_output=True,
     )  # fmt: skip
+
+
+def test_the_commits_of_published_runs_are_in_the_history():
+    asked = ["git", "-C", PROJECT, "rev-parse", "--is-shallow-repository"]
+    if subprocess.run(asked, capture_output=True, text=True).stdout.strip() != "false":
+        pytest.skip("this copy of the project has no whole history")
+    records = (PROJECT / "reports/published").glob("*/runs/*/run.json")
+    named = {json.loads(path.read_text())["commit"].removesuffix("-dirty") for path in records}
+    history = subprocess.run(["git", "-C", PROJECT, "rev-list", "HEAD"], check=True,
+                             capture_output=True, text=True).stdout.split()  # fmt: skip
+    assert len(named) > 10 and named <= set(history)
 
 
 def test_the_commit_is_the_projects_own_not_one_around_it(monkeypatch, tmp_path):

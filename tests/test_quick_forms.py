@@ -57,7 +57,7 @@ def test_the_quick_form_of_a_protocol_gives_a_whole_report(name, tmp_path):
             assert not ODD.search(text), (page, text)
     lengths = {run.record["data"]["steps"] for run in report.runs}
     assert ("08_memory" in pages) == (name != "fashion_mnist")
-    assert "06_ablation" not in pages  # at each length a cell is there once
+    assert "06_ablation" not in pages  # at each length most cells are there once
     comparison = load(tmp_path / "analyses/comparison")["comparison"]
     steps = {run.key[0]: run.record["data"]["steps"] for run in report.runs}
     assert all(steps[a] == steps[b] for a, b in zip(comparison["a"], comparison["b"], strict=True))

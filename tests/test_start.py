@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from conftest import CHROMIUM
 from in_process import execute
 
 from rnnbench_nb import demonstration
@@ -91,11 +92,10 @@ def lab(tmp_path):
 @pytest.mark.slow
 def test_its_figure_is_alive_and_its_sliders_move_the_disc_in_jupyterlab(lab, tmp_path):
     sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
+    if not CHROMIUM:
         pytest.skip("no Chromium is installed")
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 6000})  # all cells are there
         page.set_default_timeout(120_000)
         page.goto(lab)

@@ -207,7 +207,8 @@ def by_line(report: Report) -> SimpleNamespace:
     if len({own.asked for own in report.variants.values()}) > 1:
         for name, own in report.variants.items():
             place = there[own.model, own.asked] = there.get((own.model, own.asked), 0) + 1
-            parts = name.removeprefix(f"{own.model}_").split("_") if own.model in name else []
+            head, _, rest = name.partition(f"{own.model}_")
+            parts = rest.split("_") if rest and not head else []
             more = [part for part in parts if part not in map(str, own.asked)] or [str(place)]
             names[name] = own.model if place == 1 else "_".join([own.model, *more])
     lines = {line: report.variants[name] for name, line in names.items()}

@@ -74,8 +74,9 @@ def across(
 def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     """What one report says: sentences in Markdown, and the rows behind them.
 
-    Of few variants how they compare on the test examples; of more, what each change does on the
-    validation examples; of one, what its spectrum says, where that was saved.
+    Of an ablation what each change does on the validation examples; of one variant what its
+    spectrum says, where that was saved; of others how they compare on the test examples, and first,
+    of long sequences, who keeps what over how many steps.
     """
     if PAGES["06_ablation"](report.protocol) and len(report.variants) > PAIRS:
         return saved("ablation", report).texts("recommendation"), changed(report)

@@ -55,7 +55,7 @@ for (const figure of document.querySelectorAll("figure[data-live]")) {
       input.previousElementSibling.textContent = text;
       input.setAttribute("aria-valuetext", text);
     });
-    form.querySelector("[role]:not(svg)").textContent =
+    form.querySelector("[role=status]").textContent =
       `At epoch ${named(time.value)}, with γ = ${g.toFixed(2)} and ε = ${e.toPrecision(2)}, ${(100 * outside).toFixed(0)}% of the modes lie outside the disc, and the fastest is multiplied by ${grows(top).toFixed(2)} a step. ` +
       (g > 0 ? `The largest stable step is ${((2 * g) / (g * g + top * top)).toPrecision(2)}.` : "Without damping no step is stable.");
   };
