@@ -71,13 +71,15 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, again, dry_run):
     """Run the notebooks of PARAMS and make the HTML report."""
-    from rnnbench_nb import launch
-    from rnnbench_nb.experiment import load_protocol
-    from rnnbench_nb.progress import Progress
-    from rnnbench_nb.report import Report
+    from rnnbench_nb.experiment import NO_GPU, load_protocol
 
     protocol = load_protocol(params, _overrides(seed, runs, models, settings))
     protocol = protocol.quick() if quick else protocol
+
+    from rnnbench_nb import launch  # what is refused need not wait for these
+    from rnnbench_nb.progress import Progress
+    from rnnbench_nb.report import Report
+
     name = Path(params).stem + ("-quick" if quick else "")
     out = Path(output_dir).resolve() if output_dir else PROJECT / "reports" / name
     folder = launch.profile_folder(profile)
@@ -87,18 +89,18 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
     devices = {own.device for own in protocol.parameterisations.values()}
     on_gpu = profile == "local" and devices != {"cpu"} and not dry_run and launch.has_gpu()
     if profile == "local" and "cuda" in devices and not on_gpu and not dry_run:
-        raise UserError("device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'.")
+        raise UserError(NO_GPU)
     if dry_run:
         asked = {own.run for seed in protocol.seeds for own in protocol.at(seed)}
         there = again and (out / "protocol.yaml").exists()
         differing = asked.intersection(Report(out).differing()) if there else []
-        click.echo(launch.plan(out, protocol, differing))
+        click.echo(launch.outline(out, protocol, differing))
         return
     with launch.claim(out):
         launch.write_parameters(out, protocol)
         launch.write_sources(out)
         differing = Report(out).differing() if again else []
-        _say(launch.plan(out, protocol, differing))
+        _say(launch.outline(out, protocol, differing))
         launch.tidy(out, protocol)
         launch.forget(out, differing)
         index = out / "index.html"

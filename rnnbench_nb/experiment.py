@@ -34,6 +34,7 @@ from rnnbench_nb.validation import (
 PROJECT = Path(__file__).resolve().parent.parent
 QUICK_EPOCHS = 5
 SEEDS = 2**32  # seeds are below it
+NO_GPU = "device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'."
 GONE = {"num_layers": (1, None)}  # keys of earlier records, with the values that change nothing
 
 

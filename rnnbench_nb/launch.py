@@ -28,7 +28,7 @@ from rnnbench_nb.experiment import (
     to_yaml,
 )
 from rnnbench_nb.files import write_file
-from rnnbench_nb.report import Report
+from rnnbench_nb.report import Report, completed
 from rnnbench_nb.tasks import TASKS
 
 OUTPUT = "RNNBENCH_AT_WORK_ON"  # in the environment of what works on an output folder
@@ -144,7 +144,7 @@ def cancel_slurm_jobs(out: Path) -> None:
     )
 
 
-def plan(out: Path, protocol: Protocol, again: Iterable[str] = ()) -> str:
+def outline(out: Path, protocol: Protocol, again: Iterable[str] = ()) -> str:
     """The trainings that a report needs, how many of them are there, and which are made `again`.
 
     Raises:
@@ -153,8 +153,7 @@ def plan(out: Path, protocol: Protocol, again: Iterable[str] = ()) -> str:
     parameter_files(out, protocol)
     variants, runs = len(protocol.parameterisations), protocol.runs
     asked = [parameters.run for seed in protocol.seeds for parameters in protocol.at(seed)]
-    to_do = [run for run in asked if not (out / "runs" / run / "02_train.ipynb").exists()
-             or (out / "runs" / run / "02_train.ipynb.failed").exists()]  # fmt: skip
+    to_do = [run for run in asked if not completed(out / "runs" / run)]
     there = f", {len(asked) - len(to_do)} of them finished" if len(to_do) < len(asked) else ""
     then = f"; to train: {_few(to_do)}" if to_do else ""
     once_more = f" To be trained again: {', '.join(again)}." if again else ""

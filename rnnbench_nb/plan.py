@@ -6,9 +6,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from rnnbench_nb.experiment import Protocol, RunParameters
-from rnnbench_nb.model import build_model
-from rnnbench_nb.runs import device_of
-from rnnbench_nb.seeds import generator
+from rnnbench_nb.runs import device_of, started
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import _batches, epochs_of, fit
@@ -37,9 +35,7 @@ def _row(parameters: RunParameters, seeds: int) -> dict:
         data.test,
     )  # fmt: skip
     few = parameters.model_copy(update={"steps": STEPS, "epochs": STEPS, "patience": None})
-    features, random = task.inputs(data.train.inputs[:1]).shape[2], generator(0, "initialisation")
-    model = build_model(parameters, features, task.outputs(), random, task.read)
-    model = model.to(device_of(parameters))
+    model = started(parameters, task, data.train).to(device_of(parameters))
     for _ in range(2):  # the first may build a kernel
         with TemporaryDirectory() as folder:
             state = fit(model, small, task, few, Path(folder), lambda line: None)

@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rnnbench_nb.errors import UserError
-from rnnbench_nb.report import COMPLETED, Report, load_run
+from rnnbench_nb.report import Report, completed
 
 SECONDS = 30.0  # between two lines on what is under way
 
@@ -27,7 +26,7 @@ class Progress:
         self.report, self.say, self.clock = report, say, clock
         self.count = len(report.run_folders)
         self.budget = {folder: report.variants[folder.name.rpartition("-seed")[0]].epochs
-                       for folder in report.run_folders if not _completed(folder)}  # fmt: skip
+                       for folder in report.run_folders if not completed(folder)}  # fmt: skip
         self.begun = {folder: self._epoch(folder) for folder in self.budget}
         self.epochs = 0  # of the trainings that ended since the start
         self.start = self.told = clock()
@@ -36,7 +35,7 @@ class Progress:
         """Tell what has ended since, and every `SECONDS` what is under way."""
         score = self.report.task.score
         for folder in [*self.budget]:
-            record = _completed(folder)
+            record = completed(folder)
             if record:
                 del self.budget[folder]
                 self.epochs += max(0, record["epochs"] - self.begun[folder])
@@ -74,12 +73,3 @@ class Progress:
         minutes = (self.clock() - self.start) / done * rest / 60
         amount = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{max(1, round(minutes))} min"
         return f"; about {amount} left at most"
-
-
-def _completed(folder: Path) -> dict | None:
-    """The record of a completed run; None of any other."""
-    try:
-        record = load_run(folder).record if (folder / "run.json").exists() else {}
-    except UserError:  # told by the report
-        return None
-    return record if record.get("status") == COMPLETED else None

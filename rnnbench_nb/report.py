@@ -78,6 +78,11 @@ def looks(variants: Mapping[str, RunParameters]) -> dict[str, Look]:
     return found
 
 
+def listed(names: list[str]) -> str:
+    """`LSTM, GRU and A-GRU`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's folder, read lazily: `record` is run.json, the rest its other files."""
@@ -204,6 +209,15 @@ def load_run(folder: Path | str) -> Run:
         raise UserError(
             f"{path} is damaged; move {path.parent} elsewhere and run it again."
         ) from error
+
+
+def completed(folder: Path) -> dict | None:
+    """The record of a completed run; None of any other."""
+    try:
+        record = load_run(folder).record
+    except UserError:  # there is none, or it is damaged: told by the report
+        return None
+    return record if record["status"] == COMPLETED else None
 
 
 class Report:

@@ -13,13 +13,13 @@ import torch
 
 from rnnbench_nb import report as results
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, RunParameters, recorded_parameters
+from rnnbench_nb.experiment import NO_GPU, PROJECT, RunParameters, recorded_parameters
 from rnnbench_nb.files import write_file
-from rnnbench_nb.model import build_model, count
+from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.provenance import environment, fingerprint
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
-from rnnbench_nb.tasks.base import Split
+from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import evaluate, fit
 
 CHECKPOINT = "checkpoint.pt"  # which `fit` writes
@@ -32,9 +32,16 @@ def device_of(parameters: RunParameters) -> torch.device:
         UserError: cuda is asked for and there is none.
     """
     if parameters.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'.")
+        raise UserError(NO_GPU)
     gpu = parameters.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
+
+
+def started(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
+    """The model of a run before its first step, for examples like those of a part."""
+    features = task.inputs(part.inputs[:1]).shape[2]
+    random = generator(parameters.seed, "initialisation")
+    return build_model(parameters, features, task.outputs(), random, task.read)
 
 
 def _described(task: Task, data: Split) -> dict:
@@ -151,9 +158,7 @@ def train_run(
         task = TASKS[parameters.task](parameters)
         data = task.load(parameters.seed)
         device = device_of(parameters)
-        input_size = task.inputs(data.train.inputs[:1]).shape[2]
-        random = generator(parameters.seed, "initialisation")
-        model = build_model(parameters, input_size, task.outputs(), random, task.read).to(device)
+        model = started(parameters, task, data.train).to(device)
         total, free = count(model)
         record |= {
             "parameters": parameters.model_dump(),

@@ -22,7 +22,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.launch import analysis_pages, provenance_notes
-from rnnbench_nb.report import COMPLETED, Report, formatted, result_row, summary
+from rnnbench_nb.report import COMPLETED, Report, formatted, listed, result_row, summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 ENVIRONMENT = jinja2.Environment(
@@ -278,7 +278,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "protocol": protocol,
         "task": task,
         "parameters": {key: _plain(value) for key, value in protocol.dump().items()},
-        "models": _listed([CELLS[model].label for model in protocol.models]),
+        "models": listed([CELLS[model].label for model in protocol.models]),
         "subject": sentence.partition(":")[0],
         "sentence": sentence,
         "notes": provenance_notes(report),
@@ -313,7 +313,7 @@ def _subjects(report: Report) -> str:
     for run in (run for run in report.runs if "data" in run.record):
         head, _, steps = run.task.sentence(run.record["data"]).partition(": ")
         told.setdefault(head, []).append(steps)
-    return "; ".join(f"{head}: {_listed(list(dict.fromkeys(each)))}" for head, each in told.items())
+    return "; ".join(f"{head}: {listed(list(dict.fromkeys(each)))}" for head, each in told.items())
 
 
 def short(commit: str) -> str:
@@ -329,8 +329,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return "none" if value is None else str(value)
-
-
-def _listed(names: list[str]) -> str:
-    """`LSTM, GRU and A-GRU`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

@@ -130,14 +130,20 @@ def test_failed_and_missing_runs_have_rows_and_reasons(tmp_path):
     assert all(sentence in text for sentence in sentences)
 
 
+WITH_FINGERPRINTS = {"gradient_growth"}  # published since they are kept
+
+
 @pytest.mark.parametrize("folder", sorted((PROJECT / "reports/published").glob("*/protocol.yaml")))
 def test_published_reports_open_with_all_their_runs_and_agree(folder):
     found = Report(folder.parent)
     assert len(found.runs) == len(found.run_folders) > 0 and found.lost == []
     assert len(verify(found)) == len(found.runs)
     assert len(found.history) == found.results["epochs"].sum() * 2
-    before = [run.folder.name for run in found.runs if "fingerprint" not in run.record]
-    assert found.unknown() == before
+    if folder.parent.name in WITH_FINGERPRINTS:  # other code than theirs may stand here later
+        assert found.unknown() == []
+    else:
+        assert found.unknown() == [run.folder.name for run in found.runs]
+        assert not found.differing()
 
 
 def test_a_folder_without_a_report_is_named(tmp_path):

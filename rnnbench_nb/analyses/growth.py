@@ -24,7 +24,7 @@ MOMENTS = ("initial", "trained")
 LEVEL = 0.95  # coverage of the intervals over seeds
 KEPT, FAR = 0.3, 2.0  # decades from end to end: a factor of two, and of a hundred
 SAMPLES = 4  # steps of a sequence at which the smallest damping is looked for
-FEW = 2  # sequences for it
+SEQUENCES = 2  # sequences for it
 BUDGET = 3000  # steps of all runs that tell their parts, at each moment: about two minutes
 MEASURES = ("gradient", "random", "exponent", "growing")
 WORDS = (
@@ -64,7 +64,7 @@ def add(analysis: Analysis, report: Report, runs: list[Run], count: int) -> None
     for run in runs:
         inputs, targets = examples(run, count)
         length = inputs.shape[1]
-        few = max(BUDGET // length // max(telling, 1), FEW)
+        few = max(BUDGET // length // max(telling, 1), SEQUENCES)
         inputs, targets = inputs[:few], targets[:few]
         walked[run.key[0]] = {"examples": len(inputs), "steps": length}
         try:
@@ -119,7 +119,8 @@ def growth_of(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor)
 def damping_of(model: SequenceModel, inputs: Tensor) -> dict[str, float]:
     """The smallest damping that keeps the path's step from growing, states held fixed.
 
-    Taken at `SAMPLES` steps, from a quarter of the way to the last, of the first `FEW` sequences.
+    Taken at `SAMPLES` steps, from a quarter of the way to the last, of the first `SEQUENCES`
+    sequences.
 
     Returns:
         `gamma`, in use; `least`, the median of the smallest, and `none`, the share of steps where
@@ -128,7 +129,7 @@ def damping_of(model: SequenceModel, inputs: Tensor) -> dict[str, float]:
     """
     length = inputs.shape[1]
     chosen = np.linspace(length // 4, length - 1, SAMPLES).astype(int)
-    steps = enumerate(dynamics.walk(model.cell, inputs[:FEW]))
+    steps = enumerate(dynamics.walk(model.cell, inputs[:SEQUENCES]))
     parts = [dynamics.parts_of(step) for t, step in steps if t in chosen]
     gamma = getattr(model.cell.options, "gamma", 0.0)
     even = [dynamics.abnormality(dynamics.balanced(p.path, p.matrix)) for p in parts]

@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from rnnbench_nb import dynamics, training
 from rnnbench_nb.analyses import FEW, Analysis, examples, keyed, short, weighted
 from rnnbench_nb.analyses.gradients import MOMENTS, decades, exponents, thinned
-from rnnbench_nb.report import Report, Run, labels, looks
+from rnnbench_nb.report import Report, Run, labels, listed, looks
 
 SOLVED, LOST = 0.1, 0.9  # of the memoryless error: solved up to the first, lost from the second on
 REACH = 0.01  # of the largest gradient of an example: an input with less no longer matters
@@ -216,11 +216,6 @@ def by_line(report: Report) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def _listed(names: list[str]) -> str:
-    """`LSTM, GRU and A-GRU`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-
-
 def _share(ratio: float) -> str:
     """What is left of the memoryless error as people read it."""
     return f"{100 * ratio:.3g}%" if ratio < 2 else f"{ratio:,.1f} times it"
@@ -239,13 +234,11 @@ def _answers(found: Analysis, lined: SimpleNamespace) -> None:
         for state in ("solved", "partly", "lost"):
             rows = part[part["state"] == state].sort_values("ratio")
             texts = [f"{row.label} ({_share(row.ratio)})" for row in rows.itertuples()]
-            states += [f"{state} {'learned ' * (state == 'partly')}by {_listed(texts)}"] * any(
-                texts
-            )
+            states += [f"{state} {'learned ' * (state == 'partly')}by {listed(texts)}"] * any(texts)
         kept, lost = (list(part.loc[(part["state"] == "lost") == it, "label"]) for it in (0, 1))
         verdict = "All of them lose it." if lost else "All of them keep it."
         if kept and lost:
-            verdict = f"{_listed(kept)} {'keep' if kept[1:] else 'keeps'} what {_listed(lost)} "
+            verdict = f"{listed(kept)} {'keep' if kept[1:] else 'keeps'} what {listed(lost)} "
             verdict += "lose." if lost[1:] else "loses."
         found.say(
             f"**{length:,} steps**, {amount} without memory: {'; '.join(states)}. **{verdict}**",
@@ -281,7 +274,7 @@ def _learning(found: Analysis, lined: SimpleNamespace) -> None:
             some = f" ({len(reached)} of {len(rows)} seeds)" * (len(reached) < len(rows))
             texts.append(f"{label} after {medians[-1]:,.0f}{some}")
         budget = int(part["budget"].max())
-        texts += [f"not within {budget:,}: {_listed(never)}"] if never else []
+        texts += [f"not within {budget:,}: {listed(never)}"] if never else []
         found.say(
             f"**{length:,} steps** a sequence: {'; '.join(texts)}.", "learning",
             length=length, budget=budget, medians=medians,
