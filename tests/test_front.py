@@ -8,7 +8,7 @@ import pytest
 from test_site import Links
 
 from rnnbench_nb import front, statistics
-from rnnbench_nb.analyses import published
+from rnnbench_nb.analyses import Analysis, published
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.report import Report
@@ -73,6 +73,17 @@ def test_every_report_is_in_the_chain_and_what_is_not_published_is_open(page):
         assert f'<section id="{path.parent.name}">' in page
         assert f"rnnbench run params/{path.parent.name}.yaml" in page
     assert "Which cells learn to add two numbers hundreds of steps apart" in page
+
+
+def test_what_is_kept_of_long_sequences_is_said_first(tmp_path):
+    shutil.copytree(PUBLISHED / "tuned", tmp_path / "tuned")
+    report = Report(tmp_path / "tuned")
+    before, rows = published.evidence(report)
+    kept = Analysis()
+    kept.say("**250 steps**: lost by GRU.", "answer")
+    kept.save(tmp_path / "tuned/analyses/memory")
+    texts, same = published.evidence(report)
+    assert texts == ["**250 steps**: lost by GRU.", *before] and len(same) == len(rows) == 3
 
 
 def test_a_row_turned_round_says_the_same():

@@ -10,9 +10,11 @@ import sys
 import matplotlib as mpl
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from conftest import RNNBENCH, write_tiny
 
 from rnnbench_nb import surroundings
+from rnnbench_nb.analyses.comparison import SHARED
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.figures import style
 from rnnbench_nb.report import read_csv
@@ -101,14 +103,21 @@ def test_figures_do_not_follow_a_matplotlibrc(monkeypatch):
 
 
 def shown(notebook):
-    """What a notebook shows, but for times, paths and the sizes of this machine."""
+    """What a notebook shows, but for times, what ran beside what, paths and sizes of memory."""
     found = []
     for cell in nbformat.read(notebook, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            found += sorted(output.get("data", {"": output.get("text", "")}).items())
-    text = json.dumps(found)
-    text = re.sub(r"(seconds[^<]*</th>\\n *<td[^>]*>)[\d.,]+", r"\1*", text)
-    return re.sub(r"[\d.,]+ (s|min|ms)\b|/[^ \"]*/|0x\w+|T_[0-9a-f]{5}", "*", text)
+        outputs = cell.get("outputs", [])  # of text, the pieces it comes in are chance
+        found.append("".join(output.text for output in outputs if "text" in output))
+        for data in [output.data for output in outputs if "data" in output]:
+            if "<table" in data.get("text/html", ""):
+                page = BeautifulSoup(data["text/html"], "html.parser")
+                rows = [[cell.text.strip() for cell in row(["th", "td"])] for row in page("tr")]
+                kept = [row for row in rows if not row[0].startswith("seconds")]
+                columns = zip(*kept, strict=True)
+                found.append([column for column in columns if not column[0].startswith("seconds")])
+            elif data.get("text/markdown") != SHARED:
+                found.append(sorted(data.items()))
+    return re.sub(r"[\d.,]+ (s|min|ms)\b|/[^ \"]*/|0x\w+", "*", json.dumps(found))
 
 
 @pytest.mark.parametrize(

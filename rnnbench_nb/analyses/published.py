@@ -78,8 +78,10 @@ def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
         return saved("ablation", report).texts("recommendation"), changed(report)
     if len(report.variants) == 1 and (report.folder / "analyses/eigenvalues").exists():
         return saved("eigenvalues", report).texts("answer"), []
+    kept = report.folder / "analyses/memory"
+    texts = load(kept).texts("answer") if kept.exists() else []
     found = saved("comparison", report)
-    return found.texts("answer") + found.texts("verdicts"), compared(report)
+    return texts + found.texts("answer") + found.texts("verdicts"), compared(report)
 
 
 def compared(report: Report) -> list[dict[str, Any]]:
