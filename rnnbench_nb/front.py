@@ -76,7 +76,7 @@ def render(folder: Path) -> str:
         "pair": [CELLS[name].label for name in words.pair],
         "equation": CELLS[words.pair[0]].equation,
         "answers": [finding.text for finding in findings],
-        "rows": drawn(rows),
+        "strips": [drawn([row for row in rows if row["long"] == long]) for long in (False, True)],
         "chain": [entry(report, words) for report in reports],
         "sizes": sizes(reports[0]),
         "training": reports[0].protocol.values,

@@ -33,7 +33,8 @@ def across(
         names: Protocols in words, by report; another is named by its folder.
 
     Returns:
-        One finding for each verdict, and the rows (`compared`), their `label` being the protocol.
+        One finding for each verdict, and the rows (`compared`), their `label` being the protocol,
+        and `long` whether its sequences are.
     """
     rows, kinds = [], {}
     first, second = (CELLS[name].label for name in pair)
@@ -52,7 +53,8 @@ def across(
                 name = report.folder.name
                 where = names.get(name, name.replace("_", " "))
                 several = f": {row['label']}" if len(alone) > 1 else ""
-                rows.append({**row, "report": name, "label": where + several})
+                row |= {"report": name, "label": where + several}
+                rows.append(row | {"long": PAGES["08_memory"](report.protocol)})
     for row in rows:
         kind, comma, less = row["verdict"].partition(",")
         better = {"better": f"{first} is better than {second}",
