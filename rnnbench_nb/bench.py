@@ -33,7 +33,7 @@ from rnnbench_nb.recurrent import plain_loop
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import DEFAULT, TASKS
 from rnnbench_nb.tasks.base import Part
-from rnnbench_nb.training import evaluate
+from rnnbench_nb.training import arithmetic, evaluate
 
 OUTPUTS = 10
 WORK = ("train", "infer")
@@ -111,27 +111,26 @@ def measure(
         One row a piece of work, model and round: the fields of `shape`, `task` (the work), `model,
         round, seconds`.
     """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
     torch.set_num_threads(shape.threads)
-    torch.set_float32_matmul_precision(shape.precision)
     try:
-        for task in WORK:
-            steps = {model: step_of(model, task, shape) for model in models}
-            for step in steps.values():
-                step()
-            deadline = time.perf_counter() + seconds
-            for number in range(rounds):
-                if number >= 3 and time.perf_counter() > deadline:
-                    break
-                for model, step in steps.items():
-                    start = time.perf_counter()
+        with arithmetic(shape.precision):
+            for task in WORK:
+                steps = {model: step_of(model, task, shape) for model in models}
+                for step in steps.values():
                     step()
-                    elapsed = time.perf_counter() - start
-                    row = {"task": task, "model": model, "round": number, "seconds": elapsed}
-                    yield shape._asdict() | row
+                deadline = time.perf_counter() + seconds
+                for number in range(rounds):
+                    if number >= 3 and time.perf_counter() > deadline:
+                        break
+                    for model, step in steps.items():
+                        start = time.perf_counter()
+                        step()
+                        elapsed = time.perf_counter() - start
+                        row = {"task": task, "model": model, "round": number, "seconds": elapsed}
+                        yield shape._asdict() | row
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
 
 
 def operations(shape: Shape) -> int:

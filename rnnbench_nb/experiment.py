@@ -71,7 +71,8 @@ class TrainingParameters(Frozen):
 
     The last epoch may then be short. Patience counts epochs without a fall of min_delta in the
     validation loss. `best_by` says what chooses the epoch whose weights are tested, `drop_last`
-    whether an incomplete batch at the end of an epoch is left out.
+    whether an incomplete batch at the end of an epoch is left out. `precision` is that of float32
+    matrix products, as `torch.set_float32_matmul_precision` has it.
     """
 
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 42
@@ -83,6 +84,7 @@ class TrainingParameters(Frozen):
     patience: Size | None = 10
     min_delta: NotNegative = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["highest", "medium"] = "highest"
 
 
 class RunParameters(TrainingParameters, OptimiserParameters, ModelParameters):

@@ -20,7 +20,7 @@ from rnnbench_nb.provenance import environment, fingerprint
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import evaluate, fit
+from rnnbench_nb.training import arithmetic, evaluate, fit
 
 CHECKPOINT = "checkpoint.pt"  # which `fit` writes
 
@@ -165,29 +165,30 @@ def train_run(
         if note:
             report(f"{note}.")
             parameters = parameters.model_copy(update=changed)
-        task = TASKS[parameters.task](parameters)
-        data = task.load(parameters.seed)
-        device = device_of(parameters)
-        model = started(parameters, task, data.train).to(device)
-        total, free = count(model)
-        record |= {
-            "parameters": parameters.model_dump(),
-            "fingerprint": fingerprint(parameters.model, parameters.task),
-            "parameter_count": total,
-            "free_parameter_count": free,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "path": model.cell.path(),
-            "precision": torch.get_float32_matmul_precision(),
-            "data": _described(task, data),
-        }
-        elsewhere = _finished_elsewhere(record, parameters, folder)
-        if elsewhere:
-            return _take(elsewhere, parameters, folder, report)
-        _go_on_from_elsewhere(record, parameters, folder, report)
-        state = fit(model, data, task, parameters, folder, report)
-        model.load_state_dict(state.best)
-        loss, _, outputs = evaluate(model, data.test, task)
+        with arithmetic(parameters.precision):
+            task = TASKS[parameters.task](parameters)
+            data = task.load(parameters.seed)
+            device = device_of(parameters)
+            model = started(parameters, task, data.train).to(device)
+            total, free = count(model)
+            record |= {
+                "parameters": parameters.model_dump(),
+                "fingerprint": fingerprint(parameters.model, parameters.task),
+                "parameter_count": total,
+                "free_parameter_count": free,
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "path": model.cell.path(),
+                "precision": torch.get_float32_matmul_precision(),
+                "data": _described(task, data),
+            }
+            elsewhere = _finished_elsewhere(record, parameters, folder)
+            if elsewhere:
+                return _take(elsewhere, parameters, folder, report)
+            _go_on_from_elsewhere(record, parameters, folder, report)
+            state = fit(model, data, task, parameters, folder, report)
+            model.load_state_dict(state.best)
+            loss, _, outputs = evaluate(model, data.test, task)
     except UserError as error:
         results.write_record(folder, {**record, "reason": str(error)})
         raise
