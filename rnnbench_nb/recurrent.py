@@ -193,7 +193,7 @@ class Recurrent(_Shared, nn.Module):
     def path(self) -> str:
         """What runs a sequence: the backend's name, or the loop and why no backend serves."""
         backend, refusals = self._backend(self.weight_ih)
-        return backend.name() if backend else ": ".join(["loop", *refusals])
+        return backend.name([*self.parameters()]) if backend else ": ".join(["loop", *refusals])
 
     def extra_repr(self) -> str:
         """Describe the module by its arguments, as torch's recurrent modules do."""

@@ -348,7 +348,7 @@ def test_the_scan_serves_where_it_is_faster(monkeypatch):
         made(torch.zeros(*shape, 4))
     assert not calls
     made(torch.zeros(steps, sequences, 4))
-    assert calls == [1] and parallel.name() == "parallel scan"
+    assert calls == [1] and parallel.name([]) == "parallel scan"
     assert made.path() == "loop: on a CPU the parallel scan is slower above 4 sequences"
     assert "no faster below 50 steps" in parallel.refusal([torch.zeros(49, 1, 4)])
 

@@ -199,6 +199,136 @@ def test_nan_and_infinity_travel_as_in_the_loop(value, where):
         )
 
 
+# Products in bfloat16, at torch's precision "medium"
+
+
+@pytest.fixture
+def medium():
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+BFLOAT16 = {"AMX": "native", "AVX-512": "no-amx"}  # what computes the products, and RNNBENCH_ISA
+
+
+@pytest.fixture(params=BFLOAT16)
+def products(request, monkeypatch, fresh_load, medium):
+    """Each way of computing products in bfloat16 that this processor has."""
+    monkeypatch.setenv("RNNBENCH_ISA", BFLOAT16[request.param])
+    if kernel.refusal([]) or kernel._load().agru_bfloat16().decode() != request.param:
+        pytest.skip(f"this processor or compiler has no bfloat16 products by {request.param}")
+    return request.param
+
+
+SHAPES = [(1, 1), (7, 5), (7, 513), (16, 128), (100, 1), (128, 128), (130, 33), (256, 5)]
+
+
+def assert_near(model, x, h_0=None, **options):
+    """Every result is within 2e-2 of the float64 loop, in norm; epsilon's gradient within 5e-2."""
+    got, want = (results(model, x, h_0, dtype=d, **options) for d in (torch.float32, torch.float64))
+    for name, exact in want.items():
+        error = (got[name].double() - exact).norm().item()
+        bound = 5e-2 if name == "gradient of log_epsilon" else 2e-2
+        assert error <= bound * max(exact.norm().item(), 1e-6), name
+
+
+def test_bfloat16_agrees_with_float64(products):
+    for hidden_size, batch_size in SHAPES:
+        assert_near(*make(hidden_size, batch_size, 28, 28))
+    for n_steps, input_size in ((1, 1), (2, 50), (45, 17)):
+        assert_near(*make(19, 9, n_steps, input_size))
+    for loss in LOSSES.values():
+        assert_near(*make(20, 3), loss=loss)
+    vectors = kernel._load().agru_name().decode()
+    path = f"kernel ({vectors}, bfloat16 products by {products})"
+    assert make(16, 2)[0].path() == path and make(256, 2, 6, 300)[0].path() == path
+    assert make(15, 2)[0].path() == f"kernel ({vectors}, float32 products)"
+
+
+def test_bfloat16_rounds_the_factors_alone(products):
+    """Factors that bfloat16 holds exactly, and sums that it would not."""
+    model, x, h_0 = make(40, 37, 1, 30)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    x, h_0 = x.bfloat16().float(), h_0.bfloat16().float()
+    gates = torch.nn.functional.linear(x[0].double(), model.weight_ih[:80].double())
+    gates += torch.nn.functional.linear(h_0[0].double(), model.gate_weight.double())
+    want = torch.sigmoid(gates + model.bias[:80].double())
+    _, found = kernel.forward(
+        x, h_0[0], model.weight_ih, *model.prepare()[:2], model.bias, model.step_size(),
+        keep=True, bfloat16=True,
+    )  # fmt: skip
+    z_and_r = found[0, :, :2, :40].flatten(1).double()
+    torch.testing.assert_close(z_and_r, want, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_depends_on_no_thread_count_and_inference_equals_training(products):
+    model, x, h_0 = make(40, 150)
+    found = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            inference = model(x, h_0)[0]
+        found.append(results(model, x, h_0))
+        assert torch.equal(inference, found[-1]["output"])
+    for other in found[1:]:
+        assert_same_bits(other, found[0])
+
+
+def test_bfloat16_carries_nan_and_infinity(products):
+    for value in (float("nan"), float("inf")):
+        model, x, h_0 = make(20, 5)
+        x[2, 1, 0] = value
+        got, want = results(model, x, h_0), loop_results(model, x, h_0)
+        for name in want:
+            assert torch.equal(got[name].isnan(), want[name].isnan()), name
+
+
+def test_backward_has_the_precision_of_its_forward(products):
+    model, x, h_0 = make(40, 37)
+    want = results(model, x, h_0)
+    loss = loss_of_all(*model(x, h_0))
+    torch.set_float32_matmul_precision("highest")
+    loss.backward()
+    assert torch.equal(model.candidate_weight.grad, want["gradient of candidate_weight"])
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_higher_precisions_stay_in_float32(precision, medium):
+    torch.set_float32_matmul_precision(precision)
+    model, x, h_0 = make(40, 37)
+    assert_exact(model, x, h_0)
+    assert "products" not in model.path()
+
+
+def test_a_processor_without_bfloat16_stays_in_float32_and_says_so(monkeypatch, fresh_load, medium):
+    monkeypatch.setenv("RNNBENCH_ISA", "avx2")
+    model, x, h_0 = make(40, 37)
+    assert_exact(model, x, h_0)
+    if not kernel.refusal([]):
+        assert model.path() == "kernel (AVX2, float32 products)"
+
+
+def test_threads_flush_tiny_numbers_as_their_caller_does():
+    model, x, h_0 = make(40, 150, n_steps=1)
+    with torch.no_grad():
+        model.log_epsilon.fill_(-95.0)  # exp(-95) is below the normal numbers of float32
+    found = {}
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        for flush in (False, True):
+            torch.set_flush_denormal(flush)
+            with torch.no_grad():
+                found[threads, flush] = model(x, torch.zeros_like(h_0))[0]
+    torch.set_flush_denormal(False)
+    if KERNEL:
+        assert found[2, False].any() and not found[2, True].any()
+        assert torch.equal(found[1, False], found[2, False])
+        assert torch.equal(found[1, True], found[2, True])
+
+
 # Safe to call
 
 
@@ -366,7 +496,8 @@ def test_a_kernel_is_used_where_there_is_one(monkeypatch):
     model(x)
     with torch.no_grad():
         model(x)
-    assert calls == ([{"keep": True}, {"keep": False}] if KERNEL else [])
+    kept = [{"keep": keep, "bfloat16": False} for keep in (True, False)]
+    assert calls == (kept if KERNEL else [])
 
 
 def run_and_read_notice(caplog):
@@ -424,7 +555,9 @@ def test_narrower_vectors(monkeypatch, fresh_load, caplog, isa, name):
 
 def test_unknown_instruction_set_is_refused(monkeypatch, fresh_load):
     monkeypatch.setenv("RNNBENCH_ISA", "avx9")
-    with pytest.raises(UserError, match="RNNBENCH_ISA must be one of native, avx2, baseline"):
+    with pytest.raises(
+        UserError, match="RNNBENCH_ISA must be one of native, no-amx, avx2, baseline"
+    ):
         kernel.refusal([])
 
 

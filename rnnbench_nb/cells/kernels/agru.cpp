@@ -1,4 +1,5 @@
-// One A-GRU layer over a whole sequence in float32, forward and backward.
+// One A-GRU layer over a whole sequence in float32, forward and backward; its products in bfloat16
+// where they are asked for.
 //
 //   z = sigma(W_z x + U_z h + b_z)      r = sigma(W_r x + U_r h + b_r)
 //   c = tanh(V x + A (r * h) + b)       h' = h + epsilon (z * c)
@@ -16,6 +17,7 @@
 // columns that no sum reads.
 
 #include <algorithm>
+#include <cfenv>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -23,7 +25,20 @@
 #include <mutex>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+// Linux gives the tiles' state to a process that asks for it (arch_prctl, ARCH_REQ_XCOMP_PERM).
+static const bool kHasTiles = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+constexpr bool kHasTiles = false;
+#endif
+#endif
 
 // A vector fills a register; a tile of rows x 2 vectors of sums, and its factors, fill them all.
 #if defined(__AVX512F__)
@@ -55,6 +70,10 @@ constexpr Index kLanes = kVectorBytes / 4, kTileVectors = 2, kPanel = kTileVecto
 constexpr Index kBlockRows = 4 * kTileRows;   // batch rows that a thread takes at a time
 constexpr Index kChunkRows = 4 * kBlockRows;  // rows (steps x batch) in a weight gradient's product
 constexpr Index kPartials = 16;               // at most so many partial weight gradients
+
+template <int... lane>
+static constexpr Integers counting(std::integer_sequence<int, lane...>) { return Integers{lane...}; }
+constexpr Integers kLane = counting(std::make_integer_sequence<int, kLanes>{});
 
 static Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
 static Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
@@ -118,12 +137,95 @@ static Scratch scratch(Index needed) {
   return {memory, {size}};
 }
 
-// Left factor of a product: element (row, k) at data[row * row_stride + k * depth_stride].
+// Left factor of a product: word (row, k) at data[row * row_stride + k * depth_stride].
 struct Left { const float* data; Index row_stride, depth_stride; };
 // Right factor, in panels of kPanel columns: row k of a panel at data[k * depth_stride].
 struct Right { const float* data; Index depth_stride, panel_stride; };
 
-template <int rows, int vectors, class Finish>
+// What a factor's words hold: kNumbers numbers, one after another along the depth.
+struct Float32 {
+  static constexpr Index kNumbers = 1;
+  static Index words(Index depth) { return depth; }
+  static Vector add_product(Vector sum, float a, Vector b) { return sum + a * b; }
+  template <class Row>
+  static Vector word(Row row, Index k) { return row(k); }
+  static Left left(float*, Index, Index, Left left) { return left; }
+  template <class Finish>
+  static bool tiles(Index, Index, Index, Left, Right, Finish) { return false; }
+};
+
+#if defined(__AVX512BF16__)
+// Two numbers rounded to bfloat16; sums of products stay in float32. A factor is filled up with
+// zeros to whole vectors of words.
+struct Bfloat16 {
+  static constexpr Index kNumbers = 2;
+  static Index words(Index depth) { return round_up(depth, 2 * kLanes) / 2; }
+  static Vector add_product(Vector sum, float a, Vector b) {
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+  }
+  template <class Row>
+  static Vector word(Row row, Index k) {
+    auto upper = [](Vector v) {
+      return (Integers)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+    };
+    return (Vector)(upper(row(2 * k)) | upper(row(2 * k + 1)) << 16);
+  }
+
+  // A left factor of numbers, rounded into words that stand side by side along the depth.
+  static Left left(float* to, Index rows, Index depth, Left left) {
+    const __m512i places = (__m512i)(kLane * static_cast<std::int32_t>(left.depth_stride));
+    for (Index k = 0; k < words(depth); k += kLanes)
+      for (Index row = 0; row < rows; row++) {
+        auto part = [&](Index from) {
+          const Index count = std::min(std::max<Index>(depth - from, 0), kLanes);
+          const auto mask = static_cast<__mmask16>((1u << count) - 1);
+          const float* at = left.data + row * left.row_stride + from * left.depth_stride;
+          return left.depth_stride == 1
+                     ? _mm512_maskz_loadu_ps(mask, at)
+                     : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, places, at, 4);
+        };
+        const __m512bh both = _mm512_cvtne2ps_pbh(part(2 * k + kLanes), part(2 * k));
+        store(to + row * words(depth) + k, (Vector)both);
+      }
+    return {to, words(depth), 1};
+  }
+
+  // The product by the processor's own tiles of 16 x 16 sums, if it has them.
+  template <class Finish>
+  static bool tiles(Index rows, Index columns, Index depth, Left left, Right right, Finish finish) {
+    if (!kHasTiles) return false;
+#if defined(__AMX_BF16__)
+    struct { std::uint8_t palette, other[15]; std::uint16_t bytes[16]; std::uint8_t rows[16]; }
+        shapes = {1, {}, {64, 64, 64, 64, 64}, {16, 16, 16, 16, 16}};
+    _tile_loadconfig(&shapes);
+    alignas(64) float sums[16][kPanel];
+    for (Index column = 0; column < columns; column += kPanel, right.data += right.panel_stride) {
+      for (Index row = 0; row < rows; row += 16) {
+        _tile_zero(0);
+        _tile_zero(1);
+        for (Index k = 0; k < depth; k += 16) {
+          const float* b = right.data + k * right.depth_stride;
+          _tile_loadd(2, left.data + row * left.row_stride + k, 4 * left.row_stride);
+          _tile_loadd(3, b, 4 * right.depth_stride);
+          _tile_loadd(4, b + 16, 4 * right.depth_stride);
+          _tile_dpbf16ps(0, 2, 3);
+          _tile_dpbf16ps(1, 2, 4);
+        }
+        _tile_stored(0, sums[0], sizeof sums[0]);
+        _tile_stored(1, sums[0] + 16, sizeof sums[0]);
+        for (Index i = 0; i < std::min<Index>(16, rows - row); i++)
+          for (Index j = 0; j < std::min(kPanel, columns - column); j += kLanes)
+            finish(row + i, column + j, load(sums[i] + j));
+      }
+    }
+    _tile_release();
+#endif
+    return true;
+  }
+};
+#endif
+
+template <class Arithmetic, int rows, int vectors, class Finish>
 static inline void tile(Index depth, Left left, Right right, Finish finish) {
   Vector sum[rows][vectors] = {};
   const float *a = left.data, *b = right.data;
@@ -131,50 +233,45 @@ static inline void tile(Index depth, Left left, Right right, Finish finish) {
     Vector b_k[vectors];
     UNROLL for (int j = 0; j < vectors; j++) b_k[j] = load(b + j * kLanes);
     UNROLL for (int i = 0; i < rows; i++)
-      UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += a[i * left.row_stride] * b_k[j];
+      UNROLL for (int j = 0; j < vectors; j++)
+        sum[i][j] = Arithmetic::add_product(sum[i][j], a[i * left.row_stride], b_k[j]);
   }
   UNROLL for (int i = 0; i < rows; i++)
     UNROLL for (int j = 0; j < vectors; j++) finish(i, j * kLanes, sum[i][j]);
 }
 
 // Hands finish(row, column, sums) the rows x columns product of left and right, one vector of
-// columns at a time; columns is a multiple of kLanes.
-template <class Finish>
-static void product(Index rows, Index columns, Index depth, Left left, Right right, Finish finish) {
-  for (Index column = 0; column < columns; column += kPanel, right.data += right.panel_stride) {
-    Index row = 0;
-    auto strip = [&](auto height) {
-      constexpr int n = decltype(height)::value;
-      for (; row + n <= rows; row += n) {
-        const Left from{left.data + row * left.row_stride, left.row_stride, left.depth_stride};
-        auto shifted = [&](Index i, Index j, Vector v) { finish(row + i, column + j, v); };
-        if (columns - column >= kPanel) tile<n, kTileVectors>(depth, from, right, shifted);
-        else tile<n, 1>(depth, from, right, shifted);
-      }
-    };
-    strip(std::integral_constant<int, kTileRows>{});
-    strip(std::integral_constant<int, 4>{});
-    strip(std::integral_constant<int, 2>{});
-    strip(std::integral_constant<int, 1>{});
-  }
-}
+// columns at a time; columns is a multiple of kLanes. The left factor holds numbers.
+template <class Arithmetic>
+struct Product {
+  Scratch words;  // for a left factor that is rounded
+  Product(Index most_rows, Index most_depth)
+      : words(scratch(round_up(most_rows, 16) * Arithmetic::words(most_depth))) {}
 
-// Weights as a right factor: a panel's rows stand one after another, as they are read.
-struct Packed {
-  Index depth;
-  Scratch data;
-  Packed(Index depth, Index columns)
-      : depth(depth), data(scratch(depth * round_up(columns, kPanel))) {
-    std::fill_n(data.get(), depth * round_up(columns, kPanel), 0.f);
+  template <class Finish>
+  void operator()(Index rows, Index columns, Index depth, Left left, Right right,
+                  Finish finish) const {
+    left = Arithmetic::left(words.get(), rows, depth, left);
+    depth = Arithmetic::words(depth);
+    if (Arithmetic::tiles(rows, columns, depth, left, right, finish)) return;
+    for (Index column = 0; column < columns; column += kPanel, right.data += right.panel_stride) {
+      Index row = 0;
+      auto strip = [&](auto height) {
+        constexpr int n = decltype(height)::value;
+        for (; row + n <= rows; row += n) {
+          const Left from{left.data + row * left.row_stride, left.row_stride, left.depth_stride};
+          auto shifted = [&](Index i, Index j, Vector v) { finish(row + i, column + j, v); };
+          if (columns - column >= kPanel)
+            tile<Arithmetic, n, kTileVectors>(depth, from, right, shifted);
+          else tile<Arithmetic, n, 1>(depth, from, right, shifted);
+        }
+      };
+      strip(std::integral_constant<int, kTileRows>{});
+      strip(std::integral_constant<int, 4>{});
+      strip(std::integral_constant<int, 2>{});
+      strip(std::integral_constant<int, 1>{});
+    }
   }
-  Packed(Index rows, Index columns, const float* from) : Packed(rows, columns) {
-    for (Index k = 0; k < rows; k++)
-      for (Index j = 0; j < columns; j++) at(k, j) = from[k * columns + j];
-  }
-  float& at(Index k, Index column) {
-    return data[(column / kPanel * depth + k) * kPanel + column % kPanel];
-  }
-  operator Right() const { return {data.get(), kPanel, depth * kPanel}; }
 };
 
 // A matrix of scratch memory whose rows start at cache lines.
@@ -182,16 +279,44 @@ struct Rows {
   Index stride;
   Scratch data;
   Rows(Index rows, Index width) : stride(round_up(width, 16)), data(scratch(rows * stride)) {}
+  Rows(Index rows, Index width, const float* from) : Rows(rows, width) {
+    std::fill_n(data.get(), rows * stride, 0.f);
+    for (Index i = 0; from && i < rows; i++) copy((*this)[i], from + i * width, width);
+  }
   float* operator[](Index row) const { return data.get() + row * stride; }
 };
 
+// A right factor from rows: a panel's rows of words stand one after another, as they are read.
+template <class Arithmetic>
+struct Packed {
+  Index words;
+  Scratch data;
+  Packed(const Rows& rows, Index depth, Index columns)
+      : words(Arithmetic::words(depth)), data(scratch(words * round_up(columns, kPanel))) {
+    auto row = [&](Index k, Index column) { return k < depth ? load(rows[k] + column) : Vector{}; };
+    for (Index column = 0; column < columns; column += kLanes)
+      for (Index k = 0; k < words; k++)
+        store(data.get() + (column / kPanel * words + k) * kPanel + column % kPanel,
+              Arithmetic::word([&](Index number) { return row(number, column); }, k));
+  }
+  Right from(Index column) const {
+    return {data.get() + column / kPanel * words * kPanel, kPanel, words * kPanel};
+  }
+};
+
 // Runs task(0), ..., task(count - 1) on so many threads; which thread runs which is left open.
-// OpenMP's threads are those that torch's own operations have just used.
+// OpenMP's threads are those that torch's own operations have just used; each rounds, and flushes
+// tiny numbers to zero, as the caller does.
 template <class Task>
 static void parallel(Index count, Index threads, Task task) {
   [[maybe_unused]] const int used = static_cast<int>(std::max<Index>(1, std::min(threads, count)));
+  std::fenv_t environment;
+  std::fegetenv(&environment);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(used)
-  for (Index i = 0; i < count; i++) task(i);
+  for (Index i = 0; i < count; i++) {
+    std::fesetenv(&environment);
+    task(i);
+  }
 }
 
 // A layer's sizes and arguments; T steps, B batch, D input, H hidden.
@@ -206,6 +331,7 @@ struct Layer {
   const float* bias;         // (3H), rows [b_z | b_r | b], or null
   float epsilon;
   Index threads;
+  Index bfloat16;  // whether its products are in bfloat16
 
   Index padded() const { return round_up(hidden, kLanes); }
   Index depth() const { return hidden + input + 1; }  // of a row [h | x | 1]
@@ -228,24 +354,32 @@ struct Gradients {
 };
 
 extern "C" const char* agru_name() { return NAME THREADS; }
+// What computes products in bfloat16; empty where nothing does.
+extern "C" const char* agru_bfloat16() {
+#if defined(__AVX512BF16__)
+  return kHasTiles ? "AMX" : "AVX-512";
+#else
+  return "";
+#endif
+}
 extern "C" Index agru_lanes() { return kLanes; }
 
 // Writes the states to output (T, B, H), and z, r, c to gates (T, B, 3, padded H) unless null.
-extern "C" void agru_forward(const Layer* layer_, float* output, float* gates) {
-  const Layer& layer = *layer_;
+template <class Arithmetic>
+static void forward(const Layer& layer, float* output, float* gates) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
   const Index padded = layer.padded(), depth = layer.depth();
-  Packed gate_weight(depth, 2 * padded), candidate_weight(depth, padded);
+  const Rows weights(depth, 3 * padded, nullptr);  // columns of z, r, c
   for (Index unit = 0; unit < 3 * hidden; unit++) {
-    const Index gate = unit / hidden, column = unit % hidden + (gate == 1 ? padded : 0);
-    Packed& to = gate == 2 ? candidate_weight : gate_weight;
-    const float* from =
-        gate == 2 ? layer.recurrent + column * hidden : layer.gate_weight + unit * hidden;
-    for (Index k = 0; k < hidden; k++) to.at(k, column) = from[k];
+    const Index column = unit / hidden * padded + unit % hidden;
+    const float* from = unit < 2 * hidden ? layer.gate_weight + unit * hidden
+                                          : layer.recurrent + (unit - 2 * hidden) * hidden;
+    for (Index k = 0; k < hidden; k++) weights[k][column] = from[k];
     for (Index k = 0; k < input; k++)
-      to.at(hidden + k, column) = layer.weight_ih[unit * input + k];
-    to.at(hidden + input, column) = layer.bias ? layer.bias[unit] : 0.f;
+      weights[hidden + k][column] = layer.weight_ih[unit * input + k];
+    weights[hidden + input][column] = layer.bias ? layer.bias[unit] : 0.f;
   }
+  const Packed<Arithmetic> packed(weights, depth, 3 * padded);
   const Index share = round_up((batch + layer.threads - 1) / layer.threads, kTileRows);
   const Index block = std::min(kBlockRows, std::max<Index>(share, 1));
 
@@ -253,6 +387,7 @@ extern "C" void agru_forward(const Layer* layer_, float* output, float* gates) {
     const Index first = task * block, rows = std::min(block, batch - first);
     const Rows state(rows, layer.width()), reset(rows, layer.width());  // [h | x | 1], [r h | x | 1]
     const Rows only_step(gates ? 0 : rows, 3 * padded);
+    const Product<Arithmetic> product(rows, depth);
     const float epsilon = layer.epsilon;
     for (Index i = 0; i < rows; i++) copy(state[i], layer.h_0 + (first + i) * hidden, hidden);
     for (Index t = 0; t < layer.steps; t++) {
@@ -260,7 +395,7 @@ extern "C" void agru_forward(const Layer* layer_, float* output, float* gates) {
       const Index stride = gates ? 3 * padded : only_step.stride;
       const Index next = gates && t + 1 < layer.steps ? batch * stride : 0;
       for (Index i = 0; i < rows; i++) layer.append_x(state[i], t, first + i);
-      product(rows, 2 * padded, depth, {state[0], state.stride, 1}, gate_weight,
+      product(rows, 2 * padded, depth, {state[0], state.stride, 1}, packed.from(0),
               [&](Index i, Index column, Vector sum) {  // columns of z, then of r
         const Vector gate = sigmoid(sum);
         store(z + i * stride + column, gate);
@@ -269,7 +404,7 @@ extern "C" void agru_forward(const Layer* layer_, float* output, float* gates) {
         if (unit >= 0) store(reset[i] + unit, gate * load(state[i] + unit));
       });
       for (Index i = 0; i < rows; i++) layer.append_x(reset[i], t, first + i);
-      product(rows, padded, depth, {reset[0], reset.stride, 1}, candidate_weight,
+      product(rows, padded, depth, {reset[0], reset.stride, 1}, packed.from(2 * padded),
               [&](Index i, Index unit, Vector sum) {
         const Vector c = tanh(sum);
         float *h = state[i] + unit, *z_i = z + i * stride + unit;
@@ -291,17 +426,18 @@ extern "C" void agru_forward(const Layer* layer_, float* output, float* gates) {
 //
 // and, summed over steps and rows, [dz | dr] [h | x | 1]^T and dc [r h | x | 1]^T are the weights'
 // gradients, g z c is epsilon's.
-extern "C" void agru_backward(const Layer* layer_, const float* output, const float* gates,
-                              Gradients* gradients) {
-  const Layer& layer = *layer_;
-  Gradients& grad = *gradients;
+template <class Arithmetic>
+static void backward(const Layer& layer, const float* output, const float* gates, Gradients& grad) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
   const Index padded = layer.padded(), depth = layer.depth(), input_padded = round_up(input, kLanes);
-  const Packed a(hidden, hidden, layer.recurrent), u_z(hidden, hidden, layer.gate_weight);
-  const Packed u_r(hidden, hidden, layer.gate_weight + hidden * hidden);
-  std::vector<Packed> w;  // input weights of z, r, c
+  auto packed = [hidden](const float* from, Index columns) {
+    return Packed<Arithmetic>(Rows(hidden, columns, from), hidden, columns);
+  };
+  const auto a = packed(layer.recurrent, hidden), u_z = packed(layer.gate_weight, hidden);
+  const auto u_r = packed(layer.gate_weight + hidden * hidden, hidden);
+  std::vector<Packed<Arithmetic>> w;  // input weights of z, r, c
   for (Index gate = 0; grad.x && gate < 3; gate++)
-    w.emplace_back(hidden, input, layer.weight_ih + gate * hidden * input);
+    w.push_back(packed(layer.weight_ih + gate * hidden * input, input));
 
   // Which rows make a block, and which blocks a partial sum, follows from the batch size alone.
   const Index half = round_up((batch + 1) / 2, kTileRows);
@@ -311,13 +447,12 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
   const Index partial_size = depth * 3 * padded;  // [h | x | 1] x [z | r | c]
   const Scratch partial = scratch(std::max<Index>(1, partials) * partial_size);
   std::vector<double> partial_epsilon(partials);
-  Integers lane;
-  for (Index j = 0; j < kLanes; j++) lane[j] = j;
 
   parallel(partials, layer.threads, [&, output, gates](Index task) {
     const Rows state(chunk_rows, layer.width()), reset(chunk_rows, layer.width());
     const Rows delta(chunk_rows, 3 * padded);  // [dz | dr | dc]
     const Rows dh(block, padded), dx(block, grad.x ? input_padded : 0);
+    const Product<Arithmetic> product(std::max(block, depth), std::max(chunk_rows, hidden));
     const float epsilon = layer.epsilon;
     float* sums = partial.get() + task * partial_size;
     std::fill_n(sums, partial_size, 0.f);
@@ -346,12 +481,12 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
             const Vector scaled = epsilon * g, none = {};
             store(d + i * delta.stride + unit, scaled * c * (1.f - z_i) * z_i);
             store(d + i * delta.stride + 2 * padded + unit, scaled * z_i * (1.f - c * c));
-            row_sum += lane < static_cast<std::int32_t>(hidden - unit) ? g * (z_i * c) : none;
+            row_sum += kLane < static_cast<std::int32_t>(hidden - unit) ? g * (z_i * c) : none;
           }
           for (Index j = 0; j < kLanes; j++) epsilon_sum += row_sum[j];
         }
 
-        product(rows, padded, hidden, {d + 2 * padded, delta.stride, 1}, a,
+        product(rows, padded, hidden, {d + 2 * padded, delta.stride, 1}, a.from(0),
                 [&](Index i, Index unit, Vector q) {
           const float* gate = z + (3 * i + 1) * padded + unit;
           fetch(gate + next);
@@ -369,15 +504,15 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
           };
         };
         if (t > 0 || grad.h_0) {
-          product(rows, padded, hidden, {d, delta.stride, 1}, u_z, add_to_dh(z));
-          product(rows, padded, hidden, {d + padded, delta.stride, 1}, u_r,
+          product(rows, padded, hidden, {d, delta.stride, 1}, u_z.from(0), add_to_dh(z));
+          product(rows, padded, hidden, {d + padded, delta.stride, 1}, u_r.from(0),
                   add_to_dh(z + 2 * padded));
         }
 
         if (grad.x) {
           std::fill_n(dx[0], rows * dx.stride, 0.f);
           for (Index gate = 0; gate < 3; gate++)
-            product(rows, input_padded, hidden, {d + gate * padded, delta.stride, 1}, w[gate],
+            product(rows, input_padded, hidden, {d + gate * padded, delta.stride, 1}, w[gate].from(0),
                     [&](Index i, Index j, Vector sum) {
               store(dx[i] + j, load(dx[i] + j) + sum);
             });
@@ -393,10 +528,11 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
             store(at, load(at) + sum);
           };
         };
-        product(depth, 2 * padded, filled, {state[0], 1, state.stride},
-                {delta[0], delta.stride, kPanel}, add_to(sums));
-        product(depth, padded, filled, {reset[0], 1, reset.stride},
-                {delta[0] + 2 * padded, delta.stride, kPanel}, add_to(sums + 2 * padded));
+        const Packed<Arithmetic> deltas(delta, filled, 3 * padded);
+        product(depth, 2 * padded, filled, {state[0], 1, state.stride}, deltas.from(0),
+                add_to(sums));
+        product(depth, padded, filled, {reset[0], 1, reset.stride}, deltas.from(2 * padded),
+                add_to(sums + 2 * padded));
         filled = 0;
       }
       for (Index i = 0; grad.h_0 && i < rows; i++)
@@ -419,4 +555,18 @@ extern "C" void agru_backward(const Layer* layer_, const float* output, const fl
   }
   grad.epsilon = 0;
   for (double sum : partial_epsilon) grad.epsilon += sum;
+}
+
+extern "C" void agru_forward(const Layer* layer, float* output, float* gates) {
+#if defined(__AVX512BF16__)
+  if (layer->bfloat16) return forward<Bfloat16>(*layer, output, gates);
+#endif
+  forward<Float32>(*layer, output, gates);
+}
+extern "C" void agru_backward(const Layer* layer, const float* output, const float* gates,
+                              Gradients* gradients) {
+#if defined(__AVX512BF16__)
+  if (layer->bfloat16) return backward<Bfloat16>(*layer, output, gates, *gradients);
+#endif
+  backward<Float32>(*layer, output, gates, *gradients);
 }

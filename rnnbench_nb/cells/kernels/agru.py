@@ -43,7 +43,8 @@ def _load_once() -> ctypes.CDLL | str:
         logger.warning("A-GRU: slower loop over time steps, %s", error)
         return str(error)
     pointer = ctypes.c_void_p
-    library.agru_name.restype, library.agru_lanes.restype = ctypes.c_char_p, ctypes.c_int64
+    library.agru_name.restype = library.agru_bfloat16.restype = ctypes.c_char_p
+    library.agru_lanes.restype = ctypes.c_int64
     library.agru_forward.argtypes = [pointer] * 3
     library.agru_backward.argtypes = [pointer] * 4
     library.agru_forward.restype = library.agru_backward.restype = None
@@ -56,9 +57,28 @@ def _load() -> ctypes.CDLL | str:
         return _load_once()
 
 
-def name() -> str:
-    """What runs where nothing is refused, such as ``kernel (AVX-512)``."""
-    return f"kernel ({_load().agru_name().decode()})"
+def name(parameters: list[Tensor]) -> str:
+    """What runs a cell with these parameters where nothing is refused, as ``kernel (AVX-512)``.
+
+    At torch's precision "medium" it says what its products are computed in as well.
+    """
+    vectors, unit = _load().agru_name().decode(), _load().agru_bfloat16().decode()
+    if torch.get_float32_matmul_precision() != "medium":
+        return f"kernel ({vectors})"
+    rounded = _bfloat16(max(len(tensor) for tensor in parameters if tensor.dim()) // 3)
+    return (
+        f"kernel ({vectors}, {f'bfloat16 products by {unit}' if rounded else 'float32 products'})"
+    )
+
+
+def _bfloat16(hidden_size: int) -> bool:
+    """Whether products are in bfloat16: at torch's "medium", where the processor has them.
+
+    Fewer units than a vector holds gain nothing by it, and their short sums lose digits.
+    """
+    asked = torch.get_float32_matmul_precision() == "medium"
+    library = _load()
+    return asked and bool(library.agru_bfloat16()) and hidden_size >= library.agru_lanes()
 
 
 def refusal(tensors: list[Tensor]) -> str:
@@ -87,7 +107,7 @@ def run(cell: AGRU, x: Tensor, h_0: Tensor, gate_weight: Tensor, a: Tensor, epsi
     layer = (x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in layer):
         return _KernelLayer.apply(*layer)
-    states, _ = forward(*layer, keep=False)
+    states, _ = forward(*layer, keep=False, bfloat16=_bfloat16(h_0.shape[1]))
     return states, states[-1]
 
 
@@ -124,7 +144,8 @@ class _KernelLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *layer: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        output, gates = forward(*layer, keep=True)
+        ctx.bfloat16 = _bfloat16(layer[1].shape[1])
+        output, gates = forward(*layer, keep=True, bfloat16=ctx.bfloat16)
         ctx.save_for_backward(*layer, output, gates)
         return output, output[-1].clone()
 
@@ -143,6 +164,7 @@ class _KernelLayer(torch.autograd.Function):
             grad_last=grads[1],
             need_x=ctx.needs_input_grad[0],
             need_h_0=ctx.needs_input_grad[1],
+            bfloat16=ctx.bfloat16,
         )
 
 
@@ -190,6 +212,7 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in WEIGHTS),
         ("epsilon", ctypes.c_float),
         ("threads", ctypes.c_int64),
+        ("bfloat16", ctypes.c_int64),
     ]
 
 
@@ -213,17 +236,17 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _layer(x: Tensor, weights: list[Tensor | None], epsilon: Tensor) -> _Layer:
+def _layer(
+    x: Tensor, weights: list[Tensor | None], epsilon: Tensor, bfloat16: bool = False
+) -> _Layer:
     """Describe a layer; x and the weights must outlive the description."""
-    sizes = (*x.shape, weights[0].shape[1])
-    pointers = map(_pointer, weights)
-    return _Layer(
-        *sizes, x.data_ptr(), *x.stride()[:2], *pointers, epsilon.item(), torch.get_num_threads()
-    )
+    inputs = (*x.shape, weights[0].shape[1], x.data_ptr(), *x.stride()[:2])
+    how = (epsilon.item(), torch.get_num_threads(), bfloat16)
+    return _Layer(*inputs, *map(_pointer, weights), *how)
 
 
 def forward(
-    x: Tensor, *weights_and_epsilon: Tensor | None, keep: bool
+    x: Tensor, *weights_and_epsilon: Tensor | None, keep: bool, bfloat16: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Run a layer as `loop` does.
 
@@ -231,13 +254,14 @@ def forward(
         x: Inputs (T, B, D).
         weights_and_epsilon: The other arguments of `loop`, in its order.
         keep: Whether to return what `backward` needs.
+        bfloat16: Whether products are in bfloat16, which the library must have.
 
     Returns:
         The states after each step (T, B, H), and z, r, c of each step, or None.
     """
     *weights, epsilon = weights_and_epsilon
     x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
-    library, layer = _load(), _layer(x, weights, epsilon)
+    library, layer = _load(), _layer(x, weights, epsilon, bfloat16)
     lanes = library.agru_lanes()
     padded = math.ceil(layer.hidden / lanes) * lanes
     output = _empty(layer.steps, layer.batch, layer.hidden)
@@ -255,6 +279,7 @@ def backward(
     grad_last: Tensor | None,
     need_x: bool,
     need_h_0: bool,
+    bfloat16: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of the arguments of `forward`, in their order.
 
@@ -267,10 +292,11 @@ def backward(
         grad_last: Gradient to be added at the last state (B, H), or None for zero.
         need_x: Whether the gradient of x is wanted; it is None otherwise.
         need_h_0: Whether that of h_0 is wanted.
+        bfloat16: As it was in `forward`.
     """
     *weights, epsilon = weights_and_epsilon
     x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
-    layer = _layer(x, weights, epsilon)
+    layer = _layer(x, weights, epsilon, bfloat16)
     grad_output = None if grad_output is None else _rows(grad_output)
     grad_last = None if grad_last is None else grad_last.contiguous()
     grad_x = _empty(*x.shape) if need_x else None

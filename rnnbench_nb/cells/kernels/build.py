@@ -2,8 +2,8 @@
 
 The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. A library is rebuilt when
 the source, the compiler, its flags or the processor differ. RNNBENCH_ISA chooses its instructions:
-``native`` (all that the processor has, the default), ``avx2``, or ``baseline`` (what the compiler
-assumes by itself).
+``native`` (all that the processor has, the default), ``no-amx`` (all but its matrix tiles),
+``avx2``, or ``baseline`` (what the compiler assumes by itself).
 """
 
 import hashlib
@@ -22,7 +22,12 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
-ISA_FLAGS = {"native": [NATIVE], "avx2": ["-march=x86-64-v3"], "baseline": []}
+ISA_FLAGS = {
+    "native": [NATIVE],
+    "no-amx": [NATIVE, "-mno-amx-bf16", "-mno-amx-int8", "-mno-amx-tile"],
+    "avx2": ["-march=x86-64-v3"],
+    "baseline": [],
+}
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
 BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
 
