@@ -388,8 +388,9 @@ def table_of(found: Analysis, lined: SimpleNamespace) -> pd.DataFrame:
 
 
 def longest(found: Analysis, most: int = FEW) -> list[pd.DataFrame]:
-    """The rows of `along`, which is of the longest sequences, so many variants in each frame."""
-    frame = found["along"]
+    """The rows of `along` of the longest sequences, so many variants in each frame."""
+    frame = found["along"]  # which in analyses of before has the others too
+    frame = frame[frame["length"] == frame["length"].max()]
     names = frame["variant"].unique()
     parts = np.array_split(names, -(-len(names) // most))
     return [frame[frame["variant"].isin(part)] for part in parts]
