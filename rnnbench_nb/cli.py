@@ -294,15 +294,21 @@ def publish_report(report, to, partial):
 @main.command("site")
 @click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
 @click.option("--draw", type=MADE, multiple=True, metavar="RUN", help="Reads drawn digits.")
-def front_page(folder, draw):
+@click.option("--remake", type=MADE, multiple=True, metavar="REPORT", help="Its pages first.")
+def front_page(folder, draw, remake):
     """Write the front page over the published reports in FOLDER, from its front.yaml.
+
+    With --remake REPORT, once for each published report, its pages are made again first, by the
+    notebooks as they are now, from what is saved in it.
 
     With --draw RUN, once for each model, also the page on which one draws a digit that these runs
     read, with their weights beside it; without, that page is made again if its weights are there.
     """
-    from rnnbench_nb import drawing, front
+    from rnnbench_nb import drawing, front, publish
     from rnnbench_nb.report import load_run
 
+    for report in remake:
+        click.echo(str(publish.remake(report)))
     if draw:
         drawing.write(folder, [load_run(run) for run in draw])
     click.echo(str(front.build(folder)))

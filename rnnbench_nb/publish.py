@@ -2,12 +2,15 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
+import papermill
 
-from rnnbench_nb import front, runs, site
+from rnnbench_nb import figures, front, runs, site
 from rnnbench_nb.analyses import FEW, load
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import (
     HISTORY_KEYS,
@@ -15,14 +18,16 @@ from rnnbench_nb.report import (
     read_csv,
     verify,
     write_csv,
+    write_predictions,
     write_record,
     write_tables,
 )
 from rnnbench_nb.runs import CHECKPOINT
 
 PAGE_LIMIT = 600_000  # bytes
-RECORDS = ("protocol.yaml", "runs/*/run.json", "runs/*/predicted.safetensors")
-LIGHT = (*RECORDS, "*.csv", "*.md", "figures/*.svg", "analyses/*/*.csv", "analyses/*/*.json")
+RECORDS = ("protocol.yaml", "runs/*/run.json")
+LIGHT = (*RECORDS, "*.csv", "*.md", f"figures/{site.FIGURE}.svg", "analyses/*/*.csv",
+         "analyses/*/*.json")  # fmt: skip
 
 
 def publish(report: Path, folder: Path, partial: bool = False) -> Path:
@@ -77,6 +82,7 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     for place, data in content.items():
         write_file(folder / place, data)
+    write_predictions(folder, found)
     for name, (record, history, checkpoint) in started.items():
         write_record(folder / "runs" / name, record)
         write_csv(folder / "runs" / name / "history.csv", history)
@@ -121,11 +127,63 @@ def _whole(path: Path) -> bytes:
 
 
 def without_pictures(path: Path) -> str:
-    """An executed notebook whose pictures are replaced by what they show, in words."""
+    """An executed notebook whose pictures are replaced by what they show, in words.
+
+    Of a table as HTML and as text the first stays; when and where a cell ran goes.
+    """
     notebook = nbformat.read(path, as_version=4)
-    for output in [o for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]:
-        pictures = [kind for kind in output.data if kind.startswith("image/")]
-        for kind in pictures:
-            del output.data[kind]
-            output.metadata.pop(kind, None)
-    return nbformat.writes(notebook) + "\n"
+    run = notebook.metadata.get("papermill", {})
+    notebook.metadata.papermill = {"parameters": run.get("parameters", {})}
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        for output in [o for o in cell.get("outputs", []) if "data" in o]:
+            for kind in [kind for kind in output.data if kind.startswith("image/")]:
+                del output.data[kind]
+                output.metadata.pop(kind, None)
+            if "text/html" in output.data:
+                output.data["text/html"] = site.plain(output.data["text/html"])
+                output.data.pop("text/plain", None)
+    return nbformat.writes(notebook, split_lines=False) + "\n"
+
+
+def remake(folder: Path) -> Path:
+    """Make the pages of a published report again, from the frames and findings that it holds.
+
+    Its notebooks are executed as they stand in notebooks/ now. A page whose notebook is not there,
+    or trains, stays as it was, with the frame of the others.
+
+    Args:
+        folder: The published report; where front.yaml lies beside it, `front.build` is the
+            caller's.
+
+    Returns:
+        The path of its index.html.
+
+    Raises:
+        UserError: The folder is no report, or a notebook stops with an error.
+    """
+    folder = folder.resolve()
+    found = Report(folder)
+    pages = {path.stem: site.kept(path) for path in sorted(folder.glob("pages/*.html"))}
+    inside = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
+    with TemporaryDirectory() as work:
+        for path in sorted(folder.glob("notebooks/*.ipynb")):
+            executed = Path(work) / path.name
+            asked = nbformat.read(path, as_version=4).metadata.papermill["parameters"]
+            if "output_dir" in asked:
+                asked = {**asked, "output_dir": str(inside)}
+            try:
+                papermill.execute_notebook(
+                    PROJECT / "notebooks" / path.name, executed, asked, cwd=work,
+                    progress_bar=False,
+                )  # fmt: skip
+            except papermill.PapermillExecutionError as error:
+                raise UserError(f"{path.name} of {folder}: {error.evalue}") from error
+            pages[path.stem] = site.render(path.stem, executed)
+            write_file(path, without_pictures(executed))
+    drawn = figures.test_errors(found.results, found)
+    write_file(folder / f"figures/{site.FIGURE}.svg", figures.as_svg(drawn))
+    trained = [name for name in site.find_notebooks(folder, found.run_folders) if pages[name].run]
+    pages |= {name: pages.pop(name) for name in trained}  # they come last
+    return site.write(folder, pages, (folder.parent / "front.yaml").exists(), PAGE_LIMIT)

@@ -5,6 +5,7 @@ Nothing here needs torch, except the weights of a run (`Run.model`).
 
 import colorsys
 import json
+import lzma
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 COMPLETED, FAILED, MISSING = "completed", "failed", "missing"
 PARTIAL = "partial"  # of a published run that can be gone on with
+PREDICTED = "predicted.safetensors.xz"  # of all runs of a published report, by run and name
 HISTORY_KEYS = ("variant", "seed", "epoch", "split")
 DASHES = [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1), (8, 1), (1, 2)]
 MARKERS = ["D", "v", "P", "X", "<", ">", "h"]
@@ -123,8 +125,17 @@ class Run:
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
-        """`label` and `predicted`, over the test examples in order."""
-        return self.tensors("predicted")
+        """`label` and `predicted`, over the test examples; of a published run, the report's."""
+        whole = self.folder.parents[1] / PREDICTED
+        if self.has("predicted") or not whole.exists():
+            return self.tensors("predicted")
+        start = f"{self.folder.name}/"
+        every = _predictions(whole, whole.stat().st_mtime_ns)
+        found = {name.removeprefix(start): each for name, each in every.items()
+                 if name.startswith(start)}  # fmt: skip
+        if not found:
+            raise UserError(f"{whole} has nothing of {self.folder.name}; publish it again.")
+        return found
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -191,6 +202,15 @@ def _histories(path: Path, changed: int) -> dict[tuple[str, int], pd.DataFrame]:
     """The rows of a published history.csv by variant and seed; `changed` is when it was written."""
     rows = read_csv(path, needs=HISTORY_KEYS)
     return dict(iter(rows.groupby(["variant", "seed"], sort=False)))
+
+
+@lru_cache(maxsize=4)
+def _predictions(path: Path, changed: int) -> dict[str, np.ndarray]:
+    """The arrays of `write_predictions`; `changed` is when they were written."""
+    try:
+        return safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+    except (OSError, EOFError, lzma.LZMAError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged; publish it again.") from error
 
 
 def load_run(folder: Path | str) -> Run:
@@ -353,6 +373,16 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write arrays as safetensors."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     write_file(path, safetensors.numpy.save(arrays))
+
+
+def write_predictions(folder: Path, report: "Report") -> None:
+    """Write the predictions of all finished runs to one file.
+
+    Runs on the same data say much alike, so it weighs a twentieth of what their files do, or less.
+    """
+    found = {f"{run.folder.name}/{name}": np.ascontiguousarray(array)
+             for run in report.runs for name, array in run.predictions.items()}  # fmt: skip
+    write_file(folder / PREDICTED, lzma.compress(safetensors.numpy.save(found)))
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

@@ -3,8 +3,11 @@
 Pages need no network, and say all without a script: styles are inlined, formulas are MathML.
 """
 
+import base64
+import io
 import re
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -16,8 +19,10 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
 from traitlets.config import Config
 
+from rnnbench_nb.analyses import captions
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
@@ -38,12 +43,7 @@ FORMATS = [  # of an output, best first: no scripts and no widgets
 ]  # fmt: skip
 RUN_PAGES = 100  # in a report of more runs only the first seed's and the failed ones have a page
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
-FIGURES = {
-    "test_comparison": "Test result of every run, with the mean and its 95% t interval over seeds",
-    "error_curves": "{error} by epoch on the training and the validation examples: lines are means "
-    "over seeds, bands go from the lowest to the highest",
-    "training_curves": "Loss by epoch on the training and the validation examples, drawn alike",
-}
+FIGURE = "test_comparison"  # of the first page; what else is drawn is on the others
 FILES = ["results_summary.md", "results.csv", "history.csv", "protocol.yaml"]
 
 
@@ -118,9 +118,19 @@ class _Renderer(IPythonRenderer):
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
-def svg_address(svg: str) -> str:
-    """An SVG as the address of a picture."""
-    return "data:image/svg+xml," + quote(svg, safe=" !$'()*+,-./:;=?@[]^_`{|}~")
+def address(data: str, kind: str) -> str:
+    """A picture as an address: SVG as text, others in base64, PNG as the lighter lossless WebP."""
+    if kind == "image/svg+xml":
+        short = re.sub(r"<[^>']+>", lambda tag: tag[0].replace('"', "'"), data)
+        return "data:image/svg+xml," + re.sub(r'["#%&\n]', lambda mark: quote(mark[0]), short)
+    content = data.replace("\n", "")
+    if kind == "image/png":
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(base64.b64decode(content))).save(
+            buffer, "webp", lossless=True, quality=100, method=6
+        )
+        kind, content = "image/webp", base64.b64encode(buffer.getvalue()).decode()
+    return f"data:{kind};base64,{content}"
 
 
 def markdown(text: str) -> Markup:
@@ -159,11 +169,20 @@ def build(report: Path | str, front: bool = False, limit: int = PAGE_LIMIT) -> P
         UserError: The protocol is wrong, a formula cannot be rendered, or a page is too big.
     """
     report = Path(report)
+    notebooks = find_notebooks(report, run_pages(Report(report)))
+    pages = {name: render(name, path) for name, path in notebooks.items()}
+    return write(report, pages, front, limit)
+
+
+def write(report: Path, pages: dict[str, "Page"], front: bool, limit: int) -> Path:
+    """Write the pages of a report, by name and in order, and its index; see `build`."""
     found = Report(report)
-    notebooks = find_notebooks(report, run_pages(found))
+    notebooks = find_notebooks(report, found.run_folders)
     pages = [
-        render(name, path)._replace(notebook=path.relative_to(report).as_posix())
-        for name, path in notebooks.items()
+        page._replace(notebook=notebooks[name].relative_to(report).as_posix())
+        if name in notebooks
+        else page
+        for name, page in pages.items()
     ]
     shared = {"report": report.resolve().name, "pages": pages, "front": front}
     names = {page.name for page in pages}
@@ -240,15 +259,41 @@ def render(name: str, path: Path) -> Page:
             "CoalesceStreamsPreprocessor": {"enabled": True},  # a log is one block
         }),
     )  # fmt: skip
-    exporter.register_filter("svg_address", svg_address)
+    exporter.register_filter("address", address)
     try:
         body, _ = exporter.from_notebook_node(notebook)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # of formulas in headings
+    body = re.sub(r'src="data:image/svg[^"]*', lambda text: unescape(text[0]), body)  # & is %26
     body = re.sub(r"<th([^>]*)>(&nbsp;)?</th>", r"<td\1></td>", body)  # a heading of nothing
+    return _page(name, plain(body), stopped)
+
+
+def _page(name: str, body: str, stopped: bool = False) -> Page:
     heading = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(heading[1]).striptags() if heading else name, Markup(body), stopped)
+
+
+def kept(path: Path) -> Page:
+    """A page as it was written, for one that is not made again."""
+    text = path.read_text(encoding="utf-8")
+    body = re.search(r'id="show-code">.*?</div>\n(.*?)\n</main>', text, re.DOTALL)
+    if not body:
+        raise UserError(f"{path} is no page of this project, or damaged; publish the report again.")
+    png = r"(?<=src=\")data:(image/png);base64,([^\"]*)"
+    return _page(path.stem, re.sub(png, lambda found: address(found[2], found[1]), body[1]))
+
+
+def plain(html: str) -> str:
+    """HTML of tables and code without what has no look of its own, half of its weight.
+
+    pandas names each cell of a table, and Pygments each mark and name in code.
+    """
+    html = re.sub(r' (?:id="T_|class="(?:data|[a-z]+_heading|blank) )[^"]*"', "", html)
+    html = re.sub(r"<style[^>]*>[^<]*</style>\s*(?=<table)", "", html)
+    html = re.sub(r"(?<=[a-z]>)\s+(?=</?(?:table|thead|tbody|tr|th|td)\b)", "", html)
+    return re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm)">([^<]*)</span>', r"\1", html)
 
 
 def _link_pages(body: str, names: set[str]) -> str:
@@ -262,7 +307,7 @@ def _link_pages(body: str, names: set[str]) -> str:
 
 def summarise(report: Report) -> dict[str, Any]:
     """What the index tells: the runs one by one, the results by variant, data and machines."""
-    protocol, task, score = report.protocol, report.task, report.task.score
+    protocol, task = report.protocol, report.task
     runs = [{"reason": "no reason was recorded", **record, "run": folder.name}
             for folder, record in zip(report.run_folders, report.records, strict=True)]  # fmt: skip
     done = [run for run in runs if run["status"] == COMPLETED]
@@ -292,18 +337,13 @@ def summarise(report: Report) -> dict[str, Any]:
         },
         "commits": list(dict.fromkeys(short(run.get("commit", "unknown")) for run in done)),
         "results": formatted(summary(table), task) if done else None,
-        "figures": {
-            name: caption.format(error="Error" if score.unit == "%" else score.name.capitalize())
-            for name, caption in FIGURES.items()
-            if (report.folder / "figures" / f"{name}.svg").is_file()
+        "figure": FIGURE if done and (report.folder / f"figures/{FIGURE}.svg").is_file() else "",
+        "caption": captions.scores(report) if data else "",
+        "files": [name for name in FILES if (report.folder / name).is_file()],
+        "frames": {
+            folder.name: sorted(path.name for path in folder.glob("*.csv"))
+            for folder in sorted(report.folder.glob("analyses/*"))
         },
-        "files": [
-            *(name for name in FILES if (report.folder / name).is_file()),
-            *(
-                str(path.relative_to(report.folder))
-                for path in sorted(report.folder.glob("analyses/*/*.csv"))
-            ),
-        ],
     }
 
 

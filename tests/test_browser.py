@@ -13,7 +13,9 @@ from test_drawing import made, reference  # noqa: F401 (a fixture)
 
 from rnnbench_nb import drawing, dynamics
 from rnnbench_nb.analyses import examples
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.figures.style import LIGHT_PAGE, dark, legible
 from rnnbench_nb.report import read_csv
 from rnnbench_nb.tasks import download
 
@@ -27,6 +29,7 @@ KINDS = [
     "index.html", "row_mnist/index.html", "row_mnist/pages/01_data.html",
     "row_mnist/pages/03_compare.html", "row_mnist/pages/07_gradients.html",
     "ablation/pages/06_ablation.html", "draw.html", "gradient_growth/pages/04_eigenvalues.html",
+    "gradient_growth/pages/02_train-agru-seed42.html", "noise_padded/pages/08_memory.html",
 ]  # fmt: skip
 VIEWS = [(width, scheme) for width in (390, 1300) for scheme in ("light", "dark")]
 
@@ -80,6 +83,20 @@ def check(page):
     page.set_viewport_size({"width": 320, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     assert not page.heard
+
+
+def test_panels_lie_beside_one_another_and_on_a_phone_under_one_another(visit):
+    page = visit("row_mnist/pages/03_compare.html")
+    panels = page.locator(".panels").first.locator("img")
+    for width, beside in ((1300, True), (390, False)):
+        page.set_viewport_size({"width": width, "height": 800})
+        first, second = (panels.nth(number).bounding_box() for number in (0, 1))
+        assert (first["x"] + first["width"] <= second["x"]) == beside
+        assert (first["y"] + first["height"] <= second["y"]) == (not beside)
+        assert page.evaluate(
+            "[...document.querySelectorAll('.panels')].every((p) => p.scrollWidth <= p.clientWidth)"
+        )
+    assert first["width"] > 300
 
 
 def test_a_table_is_sorted_by_keyboard_and_one_switch_shows_all_code(visit):
@@ -148,7 +165,7 @@ def test_without_a_script_the_figure_and_its_words_stay(browser):
     page = context.new_page()
     page.goto((PUBLISHED / MOVED).as_uri())
     figure = page.locator("figure[data-live]")
-    assert figure.locator("img").is_visible() and figure.locator("figcaption").inner_text()
+    assert figure.locator("img").first.is_visible() and figure.locator("figcaption").inner_text()
     assert page.locator("form").count() == 0
     context.close()
 
@@ -162,6 +179,11 @@ def stroke(page, *points):
     for place in at[1:]:
         page.mouse.move(*place, steps=4)
     page.mouse.up()
+
+
+def rgb(colour):
+    """A colour #rrggbb as a browser says it."""
+    return f"rgb({', '.join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))})"
 
 
 SEVEN = (0.1, 0.1), (0.4, 0.1), (0.25, 0.5)
@@ -178,6 +200,12 @@ def test_a_digit_is_drawn_read_row_by_row_and_emptied(visit, made):  # noqa: F81
     assert answers.count() == len(drawing.scripts())
     whole = status.inner_text()
     assert whole.startswith("After 8 of 8 rows: ") and whole.count(" says ") == answers.count()
+    for scheme, colour in (("light", lambda own: legible(own, LIGHT_PAGE, 3)), ("dark", dark)):
+        page.emulate_media(color_scheme=scheme)
+        bars = page.locator(".answers section .out")
+        drawn = bars.evaluate_all("(all) => all.map((bar) => getComputedStyle(bar).fill)")
+        cells = [model["cell"] for model in drawing.read(made[0])["models"]]
+        assert set(drawn) == {rgb(colour(CELLS[cell].colour)) for cell in cells}
     shown = answers.first.inner_html()
     page.get_by_label("Rows read").press("Home")
     assert status.inner_text().startswith("After 1 of 8 rows: ")

@@ -182,6 +182,20 @@ def test_a_figure_is_shown_as_svg_with_its_words_or_as_png_where_it_holds_pixels
     assert not plt.get_fignums()
 
 
+def test_each_panel_of_a_figure_stands_alone_too_and_then_its_legend(monkeypatch):
+    shown = []
+    monkeypatch.setattr(style, "display", lambda data, metadata, **_: shown.append(metadata))
+    figures.show(figures.training_curves(history(), THREE), "Curves.")
+    *panels, legend = shown[0]["image/svg+xml"]["panels"]
+    for panel, title in zip(panels, ("Training (mean over the epoch)", "Validation"), strict=True):
+        assert re.findall("Training|Validation", panel) == [title.split()[0]]
+        assert "Cross entropy" in panel and ">Epoch</text>" in panel and "A-GRU" not in panel
+    assert "A-GRU" in legend and "Epoch" not in legend
+    whole = float(re.search(r'width="([\d.]+)pt"', style.as_svg(plt.figure(figsize=(9.5, 1))))[1])
+    widths = [float(re.search(r'width="([\d.]+)pt"', panel)[1]) for panel in panels]
+    assert whole / 3 < min(widths) and sum(widths) < whole + 12
+
+
 def test_places_are_rounded_and_what_is_written_is_not():
     figure, ax = plt.subplots()
     ax.plot([0, 1], [0, 1])
@@ -198,9 +212,13 @@ def test_every_colour_is_legible_on_light_and_dark_pages():
     assert style.contrast("#000000", "#ffffff") == pytest.approx(21)
     assert style.dark("#ffffff") == style.DARK_PAGE and style.dark("#000000") > "#e0e0e0"
     svg = style.as_svg(figures.training_curves(history(), THREE))
-    for part in ("fill", "stroke"):  # each drawn colour has its rule
-        for colour in set(re.findall(rf"{part}: (#[0-9a-f]{{6}})", svg)):
-            assert f'[style*="{part}: {colour}"]{{{part}:{style.dark(colour)}!important}}' in svg
+    light, dark = svg.partition("</style>")[0].split("@media (prefers-color-scheme:dark)")
+    rules = re.findall(r"\.(s\d+)\{([^}]*)\}", light)
+    assert len(rules) > 5 and "style=" not in svg
+    for name, rule in rules:  # each drawn colour has its rule
+        for part, colour in re.findall(r"(fill|stroke):(#[0-9a-f]{6})", rule):
+            ours = re.search(rf"\.{name}\{{([^}}]*)\}}", dark)[1]
+            assert f"{part}:{style.dark(colour)}" in ours
 
 
 def test_texts_are_shown_as_markdown(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import nbformat
@@ -138,6 +139,14 @@ def test_a_notebook_that_reads_runs_works_from_a_fresh_clone_and_says_so_at_the_
     executed = execute(name)
     outputs = [cell for cell in executed.cells if cell.get("outputs")]
     assert "**This is a demonstration:**" in text_of(nbformat.v4.new_notebook(cells=outputs[:1]))
+    words = [
+        words
+        for cell in outputs
+        for output in cell.outputs
+        for kind, words in output.get("metadata", {}).items()
+        if kind.startswith("image/")
+    ]
+    assert words and all(re.search(r"\bseeds?\b", each["caption"]) for each in words)
 
 
 @pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])

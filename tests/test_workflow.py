@@ -217,10 +217,10 @@ def test_publishing_copies_the_light_part(report, tmp_path):
     assert (published / "index.html").exists()
     assert not (published / "runs/lstm-seed7").exists()
     assert (published / "pages/02_train-agru-seed42.html").exists()
-    assert (published / "runs/agru-seed42/predicted.safetensors").exists()
+    assert (published / "predicted.safetensors.xz").exists()
     assert (published / "analyses/eigenvalues/findings.json").exists()
     endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
-    assert endings == {".html", ".ipynb", ".csv", ".md", ".yaml", ".svg", ".json", ".safetensors"}
+    assert endings == {".html", ".ipynb", ".csv", ".md", ".yaml", ".svg", ".json", ".xz"}
     assert not list(published.glob("**/best.safetensors"))
     assert "published already" in one_sentence(rnnbench_here("publish", published))
     assert (published / "index.html").exists()

@@ -120,6 +120,7 @@ def spectrum(matrix: Tensor, step_size: float) -> pd.DataFrame:
     s = dynamics.antisymmetric_part(matrix)
     frequency = torch.linalg.eigvals(s).imag.sort().values.numpy()
     columns = {"real": modes.real, "imaginary": modes.imag, "frequency": frequency}
+    columns = {name: short(values) for name, values in columns.items()}
     return pd.DataFrame({"step_size": step_size, **columns})
 
 
@@ -207,7 +208,8 @@ def _map(analysis: Analysis, runs: list[Run]) -> None:
     start = SMALL_STATE * torch.randn(MAP_STATES, len(cell.zero_state(1)[0]), generator=generator)
     rates, boundary = dynamics.growth_map(cell, GAMMAS, EPSILONS, start.double(), MAP_STEPS)
     grid = pd.MultiIndex.from_product([GAMMAS, EPSILONS], names=["gamma", "epsilon"])
-    analysis.frames["map"] = pd.DataFrame({"rate": rates.flatten().numpy()}, grid).reset_index()
+    column = {"rate": short(rates.flatten().numpy())}
+    analysis.frames["map"] = pd.DataFrame(column, grid).reset_index()
     analysis.frames["boundary"] = pd.DataFrame({"gamma": GAMMAS, "epsilon": boundary.numpy()})
     alike = agreement(rates.numpy(), EPSILONS, boundary.numpy())
     analysis.say(

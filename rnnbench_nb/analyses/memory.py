@@ -37,8 +37,9 @@ def analyse(report: Report, count: int = 16, sequences: int = 2) -> Analysis:
 
     Returns:
         Frames, keyed by `variant, length` (the steps of a sequence): `errors`, a row a run (see
-        `errors`); `along`, a row a run, moment and step (at most 60), and `measures`, a row a run
-        and moment (see `measured`); `lengths`, means over the seeds, a row a variant; and `ranks`.
+        `errors`); `along`, of the longest sequences a row a run, moment and step (at most 60), and
+        `measures`, a row a run and moment (see `measured`); `lengths`, means over the seeds, a
+        row a variant; and `ranks`.
         Findings on `answer`, `learning`, `gradients`, `spectrum` and `lost`.
 
     Raises:
@@ -57,6 +58,8 @@ def analyse(report: Report, count: int = 16, sequences: int = 2) -> Analysis:
     if parts["errors"]:
         for name, tables in parts.items():
             found.frames[name] = pd.concat(tables, ignore_index=True)
+        along = found["along"]  # what is drawn
+        found.frames["along"] = along[along["length"] == along["length"].max()]
         found.frames["lengths"] = lengths(found["errors"], found["measures"])
         found.frames["ranks"] = ranks(found["lengths"])
         lined = by_line(report)
@@ -386,7 +389,7 @@ def table_of(found: Analysis, lined: SimpleNamespace) -> pd.DataFrame:
 
 def longest(found: Analysis, most: int = FEW) -> list[pd.DataFrame]:
     """The rows of `along` of the longest sequences, so many variants in each frame."""
-    frame = found["along"]
+    frame = found["along"]  # which in analyses of before has the others too
     frame = frame[frame["length"] == frame["length"].max()]
     names = frame["variant"].unique()
     parts = np.array_split(names, -(-len(names) // most))

@@ -10,20 +10,10 @@ import seaborn as sns
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
-from rnnbench_nb.figures.style import labelled, legend_below, look, show
+from rnnbench_nb.figures.style import few, legend_below, look, show
 
 if TYPE_CHECKING:
     from rnnbench_nb.report import Report
-
-FEW = 8  # lines, beyond which they cannot be told apart
-
-
-def _few(frame: pd.DataFrame, report: "Report", figure: Figure) -> pd.DataFrame:
-    """The rows of the first few variants, labelled; a title says so where there are more."""
-    names = frame["variant"].unique()
-    if len(names) > FEW:
-        figure.suptitle(f"The first {FEW} of {len(names)} variants")
-    return labelled(frame[frame["variant"].isin(names[:FEW])], report)
 
 
 def spectrum(spectra: pd.DataFrame, report: "Report") -> Figure:
@@ -113,8 +103,8 @@ def _spectra(panels: dict[str, pd.DataFrame], colour: str, sharey: bool = False)
         ax.axvline(0, color="0.3", linewidth=0.8)
         ax.set_title(title)
         ax.set_aspect("equal", adjustable="datalim")
-    plt.setp(axes[-1], xlabel="Real part")
-    plt.setp(axes[:, 0], ylabel="Imaginary part")
+        ax.set(xlabel="Real part", ylabel="Imaginary part")
+        ax.tick_params(labelleft=True)
     figure.get_layout_engine().set(h_pad=0.12)  # or titles touch the numbers above them
     legend_below(figure, axes[0, 0])
     return figure
@@ -132,8 +122,9 @@ def _lines(
     figure, axes = plt.subplots(
         rows, 2, figsize=(9.5, 1.6 + 2.2 * rows), sharex=rows > 1, sharey=rows == 1, squeeze=False
     )
-    parts = _few(frame, report, figure).groupby(by, sort=False)
+    parts = few(frame, report, figure).groupby(by, sort=False)
     for ax, (title, part) in zip(axes.flat, parts, strict=True):
+        ax.tick_params(labelbottom=True, labelleft=True)  # a narrow page shows it alone
         sns.lineplot(
             part, x=x, y=y, hue="label", style="label", errorbar="sd", ax=ax,
             palette=look(report, "colour"), dashes=look(report, "dashes"),
@@ -190,13 +181,13 @@ def gradient_growth(growth: pd.DataFrame, report: "Report") -> Figure:
     """
     figure, ax = plt.subplots()
     several = growth.groupby("variant")["replacement"].nunique()
-    few = _few(growth[growth["variant"].map(several) > 1], report, figure)
-    few["row"] = few["replacement"]
-    if few["variant"].nunique() > 1:
-        few["row"] = few["label"] + ", " + few["row"]
-    figure.set_size_inches(9.5, 1.6 + 0.4 * few["row"].nunique())
+    shown = few(growth[growth["variant"].map(several) > 1], report, figure)
+    shown["row"] = shown["replacement"]
+    if shown["variant"].nunique() > 1:
+        shown["row"] = shown["label"] + ", " + shown["row"]
+    figure.set_size_inches(9.5, 1.6 + 0.4 * shown["row"].nunique())
     sns.pointplot(
-        few, y="row", x="gradient", hue="moment", ax=ax, dodge=0.3, linestyle="none",
+        shown, y="row", x="gradient", hue="moment", ax=ax, dodge=0.3, linestyle="none",
         errorbar="sd", palette=["0.6", "0.1"], markers=["D", "o"], err_kws={"linewidth": 1.2},
     )  # fmt: skip
     ax.axvline(0, color="0.3", linestyle="--", linewidth=1)
@@ -263,12 +254,12 @@ def trajectories(paths: pd.DataFrame, shares: pd.DataFrame, report: "Report") ->
     figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3.6 * rows), squeeze=False)
     for ax in axes.flat[len(shares) :]:
         ax.set_visible(False)
-    few = paths["target"].nunique() <= 10  # classes, not numbers
+    classes = paths["target"].nunique() <= 10  # classes, not numbers
     for ax, share in zip(axes.flat, shares.itertuples(), strict=False):
         sns.lineplot(
             paths[paths["variant"] == share.variant].sort_values("target", kind="stable"),
             x="first", y="second", hue="target", units="example",
-            estimator=None, sort=False, linewidth=0.7, palette="tab10" if few else "viridis",
+            estimator=None, sort=False, linewidth=0.7, palette="tab10" if classes else "viridis",
             ax=ax, legend="auto" if ax is axes[0, -1] else False,
         )  # fmt: skip
         ax.set(

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.figures.style import labelled, legend_below, look
+from rnnbench_nb.figures.style import few, labelled, legend_below, look
 from rnnbench_nb.statistics.intervals import t_interval, wilson
 from rnnbench_nb.statistics.verdicts import verdict_text
 
@@ -41,6 +41,7 @@ def _curves(history: pd.DataFrame, report: "Report", y: pd.Series, ylabel: str, 
     frame = labelled(history, report).assign(shown=y)
     titles = {"train": "Training (mean over the epoch)", "validation": "Validation"}
     for ax, (split, title) in zip(axes, titles.items(), strict=True):
+        ax.tick_params(labelleft=True)  # a narrow page shows it alone
         if not frame.empty:  # a report none of whose runs finished has empty axes
             sns.lineplot(
                 frame[frame["split"] == split], x="epoch", y="shown", hue="label", style="label",
@@ -263,15 +264,16 @@ def reliability(bins: pd.DataFrame, report: "Report") -> Figure:
         report: Whose variants they are.
     """
     figure, (curve, counts) = plt.subplots(1, 2, figsize=(9.5, 4))
+    bins = few(bins, report, figure)
     curve.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="confidence = accuracy")
     colours, markers = look(report, "colour"), look(report, "marker")
-    for name, table in labelled(bins[bins["count"] > 0], report).groupby("label", sort=False):
+    for name, table in bins[bins["count"] > 0].groupby("label", sort=False):
         style = {"color": colours[name], "marker": markers[name], "markersize": 6}
         low, high = wilson(table["accuracy"] * table["count"], table["count"])
         reach = np.clip([table["accuracy"] - low, high - table["accuracy"]], 0, None)
         curve.errorbar(
-            table["confidence"], table["accuracy"], reach, label=name, linewidth=1, capsize=2,
-            elinewidth=0.8, **style,
+            table["confidence"], table["accuracy"], reach, label=name, linewidth=1, elinewidth=0.8,
+            **style,
         )  # fmt: skip
         counts.plot((table["low"] + table["high"]) / 2, table["count"], linewidth=1, **style)
     curve.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
@@ -311,6 +313,7 @@ def speed(table: pd.DataFrame, ours: Sequence[str], baselines: Sequence[str]) ->
         ax.axvline(1, color="0.3", linestyle="--", linewidth=1)
         names = " and ".join(CELLS[name].label for name in ours)
         ax.set(title=title, xlabel=f"Ratio (above 1: {names} is faster)", xlim=(0, None))
+        ax.tick_params(labelleft=True)
     axes[0].invert_yaxis()
     legend_below(figure, axes[0])
     return figure

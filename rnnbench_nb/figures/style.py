@@ -17,8 +17,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
+from matplotlib.artist import Artist
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from rnnbench_nb.files import write_file
@@ -31,19 +33,30 @@ sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 mpl.rcParams |= {
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
+    "font.sans-serif": ["Arial", "DejaVu Sans"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rnnbench",  # the same figure gives the same file
 }
+FONTS = "font-family: 'Arial', 'DejaVu Sans', sans-serif; "  # of every text, as SVG has it
 LIGHT_PAGE, DARK_PAGE = "#ffffff", "#14181c"  # as in templates/style.css
-SMALL = 60_000  # bytes: what is larger as SVG is shown as PNG
+FEW = 8  # lines, beyond which they cannot be told apart
+SMALL = 40_000  # bytes: what is larger as SVG is shown as PNG
 
 
 def labelled(frame: pd.DataFrame, report: "Report") -> pd.DataFrame:
     """The frame with a column `label`, the name for people of its `variant`."""
     return frame.assign(label=frame["variant"].map(report.labels))
+
+
+def few(frame: pd.DataFrame, report: "Report", figure: Figure) -> pd.DataFrame:
+    """The rows of the first few variants, labelled; a title says so where there are more."""
+    names = frame["variant"].unique()
+    if len(names) > FEW:
+        figure.suptitle(f"The first {FEW} of {len(names)} variants")
+    return labelled(frame[frame["variant"].isin(names[:FEW])], report)
 
 
 def look(report: "Report", part: str) -> dict[str, Any]:
@@ -88,31 +101,59 @@ def dark(colour: str) -> str:
 
 
 def _rounded(tag: re.Match) -> str:
-    """A tag with two decimals in its places; what is written between tags stays."""
-    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
+    """A tag with few decimals in its places; what is written between tags stays."""
+
+    def short(number: re.Match) -> str:
+        value = float(number[0])
+        return f"{value:.{1 if abs(value) >= 1 else 2}f}".rstrip("0").rstrip(".")
+
+    return re.sub(r" ?([A-Za-z]) (?=[-\d])", r"\1", re.sub(r"-?\d+\.\d+", short, tag[0]))
 
 
-def as_svg(figure: Figure) -> str:
-    """A figure as SVG: text as text, two decimals, and other colours on a dark page."""
+def as_svg(figure: Figure, **place: Any) -> str:
+    """A figure as SVG: text as text, few decimals, and other colours on a dark page.
+
+    Args:
+        figure: The figure.
+        place: Of `savefig`, such as the box to draw.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, **place)
     text = buffer.getvalue()
     text = re.sub(
-        r"<metadata>.*?</metadata>|<!--.*?-->\n?", "", text[text.index("<svg") :], flags=re.S
-    )
-    text = re.sub(r"<[^>]+>", _rounded, text)
-    rules = "".join(
-        f'[style*="{part}: {colour}"]{{{part}:{dark(colour)}!important}}'
-        for part, colour in sorted(set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", text)))
-    )
-    style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>"
-    return text.replace("<defs>", f"{style}<defs>", 1)
+        r'<metadata>.*?</metadata>|<!--.*?-->|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"',
+        "", text[text.index("<svg") :], flags=re.S,
+    )  # fmt: skip
+    text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
+    groups: list[bool] = []  # whether those that are open say anything
+
+    def needed(tag: re.Match) -> str:
+        says = groups.pop() if tag[0] == "</g>" else tag[0] != "<g>"
+        if tag[0] != "</g>":
+            groups.append(says)
+        return tag[0] * says
+
+    text = re.sub(r"</?g\b[^>]*(?<!/)>", needed, text.replace("<g/>", ""))
+    names: dict[str, str] = {}  # a style that many marks have is written once
+
+    def named(match: re.Match) -> str:
+        style = match[1].replace(FONTS, "").replace("; ", ";").replace(": ", ":")
+        return f'class="{names.setdefault(style, f"s{len(names)}")}"'
+
+    text = re.sub(r"<[^>]+>", _rounded, re.sub(r'style="([^"]*)"', named, text))
+    rules = f"text{{{FONTS}}}" + "".join(f".{name}{{{style}}}" for style, name in names.items())
+    rules += "@media (prefers-color-scheme:dark){"
+    for style, name in names.items():
+        colours = re.findall(r"(fill|stroke):(#[0-9a-f]{6})", style)
+        turned = ";".join(f"{part}:{dark(colour)}" for part, colour in colours)
+        rules += f".{name}{{{turned}}}" * bool(turned)
+    return text.replace("<defs>", f"<style>{rules}}}</style><defs>", 1)
 
 
-def as_png(figure: Figure, dpi: float) -> bytes:
-    """A figure as PNG of at most 64 colours."""
+def as_png(figure: Figure, dpi: float, **place: Any) -> bytes:
+    """A figure as PNG of at most 64 colours; `place` as of `as_svg`."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, format="png", dpi=dpi, **place)
     small = io.BytesIO()
     Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
     return small.getvalue()
@@ -134,18 +175,47 @@ def show(
         figure: The figure.
         alt: What it shows, for those who cannot see it.
         caption: What stands under it on a page: what marks, bars and bands are; `alt` if empty.
-        live: What the script of a page moves beside it (templates/page.js).
+        live: What the script of a page moves beside it (templates/sliders.js).
         place: `display_id` and `update` of IPython's display, for a figure that changes.
     """
     held = [part for ax in figure.axes for part in (*ax.images, *ax.collections)]
     pixels = any(isinstance(part, mpl.image.AxesImage | QuadMesh) for part in held)
-    kind, data = "image/svg+xml", "" if pixels else as_svg(figure)
+    kind, draw, data = "image/svg+xml", as_svg, "" if pixels else as_svg(figure)
     if pixels or len(data) > SMALL:
-        kind, data = "image/png", base64.b64encode(as_png(figure, figure.dpi)).decode()
-    words = {"alt": alt} | ({"caption": caption} if caption else {})
+        kind, draw = "image/png", _as_base64
+        data = draw(figure)
+    words: dict[str, Any] = {"alt": alt} | ({"caption": caption} if caption else {})
     words |= {"live": json.dumps(live, separators=(",", ":"))} if live else {}
+    if boxes := _panels(figure):
+        words["panels"] = []
+        for part in boxes:
+            part.set_visible(False)
+        for part, box in boxes.items():
+            part.set_visible(True)
+            words["panels"].append(draw(figure, bbox_inches=box))
+            part.set_visible(False)
     display({kind: data, "text/plain": alt}, metadata={kind: words}, raw=True, **place)
     plt.close(figure)
+
+
+def _as_base64(figure: Figure, **place: Any) -> str:
+    return base64.b64encode(as_png(figure, figure.dpi, **place)).decode()
+
+
+def _panels(figure: Figure) -> dict[Artist, Bbox]:
+    """The panels of a figure, its title and its legend, and the box of each in inches.
+
+    A page that is narrow has them under one another. A figure of one panel has none; a colour bar
+    is no panel.
+    """
+    axes = [ax for ax in figure.axes if ax.has_data() and ax.get_label() != "<colorbar>"]
+    if len(axes) < 2:
+        return {}
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # each stays where it is while others are hidden
+    inches = figure.dpi_scale_trans.inverted()
+    parts = [*figure.texts, *axes, *figure.legends]
+    return {part: part.get_tightbbox().transformed(inches).padded(0.04) for part in parts}
 
 
 def say(*texts: str) -> None:
@@ -161,7 +231,9 @@ def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
         ax.get_legend().remove()
     if handles:
         widest = 0.6 + 0.08 * max(map(len, handles))  # inches of a column
-        columns = min(max(int(figure.get_figwidth() / widest), 1), 4)
+        panels = ax.get_subplotspec().get_gridspec().ncols  # legends are no wider than one of them
+        few = 1 if len(handles) < 6 else 2
+        columns = min(max(int(figure.get_figwidth() / panels / widest), few), 4)
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=columns,
             frameon=False, fontsize="small",

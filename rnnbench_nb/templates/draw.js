@@ -146,11 +146,11 @@ const centred = (canvas, side) => {
     paint(seen, pixels, row);
     rows.previousElementSibling.textContent = `${row} of ${side}`;
     const said = [];
-    answers.innerHTML = results.map(({ label, scores, norms, gradients }) => {
+    answers.innerHTML = results.map(({ cell, label, scores, norms, gradients }) => {
       const chances = share(scores[row - 1]), winner = chances.indexOf(Math.max(...chances)), final = scores[side - 1];
       const answer = MODELS.classes[winner], after = MODELS.classes[final.indexOf(Math.max(...final))], most = gradients.indexOf(Math.max(...gradients));
       said.push(`${label} says ${answer} (${(100 * chances[winner]).toFixed(0)}%)`);
-      return `<section><h2>${label}: ${answer}</h2>` +
+      return `<section class="${cell}"><h2>${label}: ${answer}</h2>` +
         chart(`Probability of each class after row ${row}`, chances, (i) => i === winner, MODELS.classes, 1) +
         chart(`Norm of the state after each row: ${number(norms[row - 1])} after row ${row}`, norms, (i) => i < row, ends) +
         chart(`Gradient of the last score of ${after}, by row: largest at row ${most + 1}, ${number(gradients[most])}`, gradients, () => true, ends) + "</section>";
@@ -162,7 +162,7 @@ const centred = (canvas, side) => {
     [pixels, image] = [found, given];
     if (pixels) {
       rows.max = rows.value = Math.sqrt(pixels.length);
-      results = MODELS.models.map((model) => ({ label: model.label, ...readImage(model, pixels) }));
+      results = MODELS.models.map((model) => ({ cell: model.cell, label: model.label, ...readImage(model, pixels) }));
     } else status.textContent = nothing;
     show();
     keep();
