@@ -64,7 +64,8 @@ class Shape(NamedTuple):
 
 REFERENCE = Shape(28, 128, 128, 1)
 LONG = REFERENCE._replace(steps=784)
-SHORT = [REFERENCE, REFERENCE._replace(threads=2), REFERENCE._replace(precision="medium"), LONG]
+SHORT = [REFERENCE, REFERENCE._replace(threads=2), LONG]
+SHORT += [shape._replace(precision="medium") for shape in (REFERENCE, LONG)]
 GRID = [Shape(*s) for s in product((28, 784), (64, 128, 256), (32, 128, 512), (1, 2))]
 GRID += [Shape(*s) for s in product((28, 784), (128,), (128,), (1, 2), ("medium",))]
 
@@ -312,8 +313,12 @@ def run_parts(report: Callable[[str], None] = print) -> dict:
 def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What was measured: `summarise` with paths; seconds of an epoch by part; MiB of a step."""
     table = summarise(pd.DataFrame(report["rows"]), report["limit"])
-    paths = report["machine"]["paths"]
-    table["path"] = [paths.get(name, "loop") for name in table["model"]]
+    machine = report["machine"]
+    paths = {"medium": machine.get("medium_paths", {})}
+    table["path"] = [
+        paths.get(precision, machine["paths"]).get(name, "loop")
+        for name, precision in zip(table["model"], table["precision"], strict=True)
+    ]
     parts = pd.DataFrame(report["parts"]).T
     total = parts.sum(axis=1)
     shares = {f"of {CELLS[name].label}s": total / total[name] for name in BASELINES}
@@ -341,13 +346,20 @@ def _machine_sentence(report: dict) -> str:
 def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[str]:
     """What the tables say, the machine first, each with its numbers."""
     found = [_machine_sentence(report), *filter(None, [noise(table)])]
-    ours = table[table["model"].isin(FAST) & (table["precision"] == "highest")]
-    for row in ours[ours["task"] == "train"].itertuples():
+    ours = table[table["model"].isin(FAST) & (table["task"] == "train")]
+    keys = [name for name in (*Shape._fields, "model") if name != "precision"]
+    highest = ours[ours["precision"] == "highest"].set_index(keys)["milliseconds"]
+    for row in ours.itertuples():
         ratios = _ratios(row, "times as fast as torch's")
+        at_highest = highest.get(tuple(getattr(row, key) for key in keys))
+        gain = ""
+        if row.precision != "highest" and at_highest:
+            gain = f", {at_highest / row.milliseconds:.2f} times as fast as at highest"
         found.append(
             f"- {CELLS[row.model].label}, {row.steps} steps, {row.hidden} units, batch {row.batch},"
-            f" threads {row.threads}: a training step takes {row.milliseconds:.1f} ms, {ratios}, "
-            f"at {row.limit_share:.0%} of the arithmetic limit."
+            f" threads {row.threads}, precision {row.precision}: a training step takes "
+            f"{row.milliseconds:.1f} ms, {ratios}{gain}, at {row.limit_share:.0%} of the "
+            "arithmetic limit of float32."
         )
     for name in FAST:
         labels, row = [CELLS[baseline].label for baseline in BASELINES], parts.loc[name]
@@ -360,9 +372,13 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
 
 
 def machine() -> dict:
-    """What was measured on: processor, version of torch, and what runs each cell."""
-    paths = {name: module(name)(1, 1).path() for name in CELLS}
-    return {"processor": processor(), "torch": torch.__version__, "paths": paths}
+    """What was measured on: processor, version of torch, and what runs each cell by precision."""
+    found = {"processor": processor(), "torch": torch.__version__}
+    for key, precision in (("paths", "highest"), ("medium_paths", "medium")):
+        with arithmetic(precision):
+            hidden = REFERENCE.hidden
+            found[key] = {name: module(name)(hidden, hidden).path() for name in CELLS}
+    return found
 
 
 def epoch_parts(model: str, examples: int = 51_000, evaluated: int = 9_000) -> dict[str, float]:

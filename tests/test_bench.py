@@ -65,6 +65,35 @@ def test_the_sentences_say_what_was_measured():
     assert "takes 0.40 of the GRU's time and 0.80 of the LSTM's time, and 25% of it" in epoch
 
 
+def test_medium_stands_beside_highest_with_its_own_path():
+    rows = [
+        REFERENCE._replace(precision=precision)._asdict()
+        | {"task": "train", "model": model, "round": i, "seconds": seconds[precision]}
+        for model, seconds in {"gru": {"highest": 0.3, "medium": 0.2},
+                               "lstm": {"highest": 0.6, "medium": 0.5},
+                               "agru": {"highest": 0.2, "medium": 0.1}}.items()
+        for precision in seconds
+        for i in range(3)
+    ]  # fmt: skip
+    parts = dict.fromkeys(("data", "forward", "backward", "optimiser", "evaluation"), 1.0)
+    machine = {"processor": "P", "torch": "2", "paths": {"agru": "kernel (AVX-512)"}}
+    machine["medium_paths"] = {"agru": "kernel (AVX-512, bfloat16 products by AMX)"}
+    report = {"rows": rows, "limit": 1e12, "machine": machine, "memory": {"agru": 10.0}}
+    report["parts"] = {name: parts for name in ("gru", "lstm", "agru")}
+    table, seconds, _ = bench.tables(report)
+    ours = table[table["model"] == "agru"].set_index("precision")["path"]
+    assert ours.to_dict() == {
+        "highest": "kernel (AVX-512)", "medium": "kernel (AVX-512, bfloat16 products by AMX)",
+    }  # fmt: skip
+    _, highest, medium, _ = bench.sentences(report, table, seconds)
+    assert "precision highest: a training step takes 200.0 ms, 1.50 times" in highest
+    assert "as at highest" not in highest
+    assert (
+        "2.00 times as fast as torch's GRU and 5.00 times as fast as torch's LSTM, 2.00" in medium
+    )
+    assert "2.00 times as fast as at highest" in medium
+
+
 def measured(**seconds):
     """Rows of measurements: for each model, the seconds of its rounds."""
     return [

@@ -130,7 +130,9 @@ def test_failed_and_missing_runs_have_rows_and_reasons(tmp_path):
     assert all(sentence in text for sentence in sentences)
 
 
-WITH_FINGERPRINTS = {"gradient_growth", "noise_padded"}  # published since they are kept
+WITH_FINGERPRINTS = {  # published since they are kept
+    "gradient_growth", "noise_padded", "pixel_mnist", "precision",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", sorted((PROJECT / "reports/published").glob("*/protocol.yaml")))
