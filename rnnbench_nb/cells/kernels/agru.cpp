@@ -28,16 +28,20 @@
 #include <utility>
 #include <vector>
 
+// What computes products in bfloat16; empty where nothing does.
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
-#if defined(__AMX_BF16__) && defined(__linux__)
+#endif
+#if defined(__AVX512BF16__) && defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-// Linux gives the tiles' state to a process that asks for it (arch_prctl, ARCH_REQ_XCOMP_PERM).
-static const bool kHasTiles = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+// Linux gives its tiles to a process that asks (arch_prctl, ARCH_REQ_XCOMP_PERM).
+#define BFLOAT16 (syscall(SYS_arch_prctl, 0x1023, 18) ? "" : "AMX")
+#define TILES
+#elif defined(__AVX512BF16__)
+#define BFLOAT16 "AVX-512"
 #else
-constexpr bool kHasTiles = false;
-#endif
+#define BFLOAT16 ""
 #endif
 
 // A vector fills a register; a tile of rows x 2 vectors of sums, and its factors, fill them all.
@@ -79,8 +83,7 @@ static Index round_up(Index n, Index multiple) { return (n + multiple - 1) / mul
 static Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 static void store(float* to, Vector v) { *reinterpret_cast<Unaligned*>(to) = v; }
 static void copy(float* to, const float* from, Index n) { std::memcpy(to, from, n * sizeof *to); }
-// Fetches what the next step needs. Each step's activations are far from the last one's, and
-// waiting for them took a tenth of the time.
+// Each step's activations are far from the last one's; waiting for them took a tenth of the time.
 static void fetch(const float* from) { __builtin_prefetch(from); }
 
 // exp(x) - 1 to float accuracy, near 0 too: with x = n log 2 + f and |f| <= log(2)/2 it is
@@ -100,8 +103,7 @@ static Vector expm1(Vector x) {
   return p * power + (power - 1.f);
 }
 static Vector sigmoid(Vector x) {
-  const Vector s = 1.f / (2.f + expm1(-x));
-  return x < -87.f ? Vector{} : s;
+  return x < -87.f ? Vector{} : 1.f / (2.f + expm1(-x));
 }
 static Vector tanh(Vector x) {
   const Vector e = expm1(x + x);
@@ -110,69 +112,61 @@ static Vector tanh(Vector x) {
 
 // Uninitialised scratch memory from the start of a cache line, kept for later calls: fresh memory
 // comes page by page from the system, which is slow.
-static std::mutex spare_mutex;
-static std::multimap<Index, float*> spare;  // by size
-
-struct GiveBack {
-  Index size;
-  void operator()(float* memory) const {
-    std::lock_guard<std::mutex> lock(spare_mutex);
-    spare.emplace(size, memory);
-  }
-};
-using Scratch = std::unique_ptr<float[], GiveBack>;
-
+using Scratch = std::shared_ptr<float[]>;
 static Scratch scratch(Index needed) {
+  static std::mutex mutex;
+  static std::multimap<Index, float*> spare;  // by size
   Index size = 1024;  // a power of two, so that few sizes exist
   while (size < needed) size *= 2;
-  std::lock_guard<std::mutex> lock(spare_mutex);
-  const auto found = spare.find(size);
-  float* memory = nullptr;
-  if (found == spare.end()) {
-    memory = static_cast<float*>(::operator new(size * sizeof(float), std::align_val_t{64}));
-  } else {
-    memory = found->second;
-    spare.erase(found);
-  }
-  return {memory, {size}};
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!spare.count(size))
+    spare.emplace(size, (float*)::operator new(size * sizeof(float), std::align_val_t{64}));
+  return {spare.extract(spare.find(size)).mapped(), [size](float* memory) {
+            std::lock_guard<std::mutex> lock(mutex);
+            spare.emplace(size, memory);
+          }};
 }
 
 // Left factor of a product: word (row, k) at data[row * row_stride + k * depth_stride].
-struct Left { const float* data; Index row_stride, depth_stride; };
+struct Left { const float* data; Index row_stride, depth_stride; Scratch memory = {}; };
 // Right factor, in panels of kPanel columns: row k of a panel at data[k * depth_stride].
 struct Right { const float* data; Index depth_stride, panel_stride; };
 
-// What a factor's words hold: kNumbers numbers, one after another along the depth.
+// The arithmetic of products: what a word of a factor holds. Here one number.
 struct Float32 {
-  static constexpr Index kNumbers = 1;
   static Index words(Index depth) { return depth; }
   static Vector add_product(Vector sum, float a, Vector b) { return sum + a * b; }
   template <class Row>
   static Vector word(Row row, Index k) { return row(k); }
-  static Left left(float*, Index, Index, Left left) { return left; }
-  template <class Finish>
-  static bool tiles(Index, Index, Index, Left, Right, Finish) { return false; }
+  static Left left(Index, Index, Left left) { return left; }
 };
 
 #if defined(__AVX512BF16__)
-// Two numbers rounded to bfloat16; sums of products stay in float32. A factor is filled up with
-// zeros to whole vectors of words.
+// Here two numbers rounded to bfloat16, neighbours along the depth; sums of products stay in
+// float32. A factor is filled up with zeros to whole vectors of words.
 struct Bfloat16 {
-  static constexpr Index kNumbers = 2;
+#if defined(TILES)
+  // The processor's own tiles have 16 x 16 sums, for as long as this lives.
+  struct { std::uint8_t palette, _[15]; std::uint16_t bytes[16]; std::uint8_t rows[16]; } shapes =
+      {1, {}, {64, 64, 64, 64, 64}, {16, 16, 16, 16, 16}};
+  Bfloat16() { _tile_loadconfig(&shapes); }
+  ~Bfloat16() { _tile_release(); }
+#endif
   static Index words(Index depth) { return round_up(depth, 2 * kLanes) / 2; }
   static Vector add_product(Vector sum, float a, Vector b) {
     return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
   }
   template <class Row>
   static Vector word(Row row, Index k) {
-    auto upper = [](Vector v) {
+    auto rounded = [](Vector v) {
       return (Integers)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
     };
-    return (Vector)(upper(row(2 * k)) | upper(row(2 * k + 1)) << 16);
+    return (Vector)(rounded(row(2 * k)) | rounded(row(2 * k + 1)) << 16);
   }
 
   // A left factor of numbers, rounded into words that stand side by side along the depth.
-  static Left left(float* to, Index rows, Index depth, Left left) {
+  static Left left(Index rows, Index depth, Left left) {
+    const Scratch to = scratch(round_up(rows, 16) * words(depth));
     const __m512i places = (__m512i)(kLane * static_cast<std::int32_t>(left.depth_stride));
     for (Index k = 0; k < words(depth); k += kLanes)
       for (Index row = 0; row < rows; row++) {
@@ -185,50 +179,20 @@ struct Bfloat16 {
                      : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, places, at, 4);
         };
         const __m512bh both = _mm512_cvtne2ps_pbh(part(2 * k + kLanes), part(2 * k));
-        store(to + row * words(depth) + k, (Vector)both);
+        store(&to[row * words(depth) + k], (Vector)both);
       }
-    return {to, words(depth), 1};
-  }
-
-  // The product by the processor's own tiles of 16 x 16 sums, if it has them.
-  template <class Finish>
-  static bool tiles(Index rows, Index columns, Index depth, Left left, Right right, Finish finish) {
-    if (!kHasTiles) return false;
-#if defined(__AMX_BF16__)
-    struct { std::uint8_t palette, other[15]; std::uint16_t bytes[16]; std::uint8_t rows[16]; }
-        shapes = {1, {}, {64, 64, 64, 64, 64}, {16, 16, 16, 16, 16}};
-    _tile_loadconfig(&shapes);
-    alignas(64) float sums[16][kPanel];
-    for (Index column = 0; column < columns; column += kPanel, right.data += right.panel_stride) {
-      for (Index row = 0; row < rows; row += 16) {
-        _tile_zero(0);
-        _tile_zero(1);
-        for (Index k = 0; k < depth; k += 16) {
-          const float* b = right.data + k * right.depth_stride;
-          _tile_loadd(2, left.data + row * left.row_stride + k, 4 * left.row_stride);
-          _tile_loadd(3, b, 4 * right.depth_stride);
-          _tile_loadd(4, b + 16, 4 * right.depth_stride);
-          _tile_dpbf16ps(0, 2, 3);
-          _tile_dpbf16ps(1, 2, 4);
-        }
-        _tile_stored(0, sums[0], sizeof sums[0]);
-        _tile_stored(1, sums[0] + 16, sizeof sums[0]);
-        for (Index i = 0; i < std::min<Index>(16, rows - row); i++)
-          for (Index j = 0; j < std::min(kPanel, columns - column); j += kLanes)
-            finish(row + i, column + j, load(sums[i] + j));
-      }
-    }
-    _tile_release();
-#endif
-    return true;
+    return {to.get(), words(depth), 1, to};
   }
 };
+#else
+using Bfloat16 = Float32;
 #endif
 
+// Hands finish(row, column, sums) the product of a strip of the left factor, at a, and a panel.
 template <class Arithmetic, int rows, int vectors, class Finish>
-static inline void tile(Index depth, Left left, Right right, Finish finish) {
+static inline void tile(Index depth, const float* a, const Left& left, Right right, Finish finish) {
   Vector sum[rows][vectors] = {};
-  const float *a = left.data, *b = right.data;
+  const float* b = right.data;
   for (Index k = 0; k < depth; k++, a += left.depth_stride, b += right.depth_stride) {
     Vector b_k[vectors];
     UNROLL for (int j = 0; j < vectors; j++) b_k[j] = load(b + j * kLanes);
@@ -240,48 +204,65 @@ static inline void tile(Index depth, Left left, Right right, Finish finish) {
     UNROLL for (int j = 0; j < vectors; j++) finish(i, j * kLanes, sum[i][j]);
 }
 
+#if defined(TILES)
+// `tile` of a strip of rows, filled up to 16, by the processor's own tiles.
+template <class Finish>
+static void tile(Index rows, Index columns, Index depth, const float* a, Right right,
+                 Finish finish) {
+  alignas(64) float sums[16][kPanel];
+  _tile_zero(0);
+  _tile_zero(1);
+  for (Index k = 0; k < depth; k += 16, right.data += 16 * right.depth_stride) {
+    _tile_loadd(2, a + k, 4 * depth);
+    _tile_loadd(3, right.data, 4 * right.depth_stride);
+    _tile_loadd(4, right.data + 16, 4 * right.depth_stride);
+    _tile_dpbf16ps(0, 2, 3);
+    _tile_dpbf16ps(1, 2, 4);
+  }
+  _tile_stored(0, sums[0], sizeof sums[0]);
+  _tile_stored(1, sums[0] + 16, sizeof sums[0]);
+  for (Index i = 0; i < rows; i++)
+    for (Index j = 0; j < columns; j += kLanes) finish(i, j, load(sums[i] + j));
+}
+#endif
+
 // Hands finish(row, column, sums) the rows x columns product of left and right, one vector of
 // columns at a time; columns is a multiple of kLanes. The left factor holds numbers.
-template <class Arithmetic>
-struct Product {
-  Scratch words;  // for a left factor that is rounded
-  Product(Index most_rows, Index most_depth)
-      : words(scratch(round_up(most_rows, 16) * Arithmetic::words(most_depth))) {}
-
-  template <class Finish>
-  void operator()(Index rows, Index columns, Index depth, Left left, Right right,
-                  Finish finish) const {
-    left = Arithmetic::left(words.get(), rows, depth, left);
-    depth = Arithmetic::words(depth);
-    if (Arithmetic::tiles(rows, columns, depth, left, right, finish)) return;
-    for (Index column = 0; column < columns; column += kPanel, right.data += right.panel_stride) {
-      Index row = 0;
-      auto strip = [&](auto height) {
-        constexpr int n = decltype(height)::value;
-        for (; row + n <= rows; row += n) {
-          const Left from{left.data + row * left.row_stride, left.row_stride, left.depth_stride};
-          auto shifted = [&](Index i, Index j, Vector v) { finish(row + i, column + j, v); };
-          if (columns - column >= kPanel)
-            tile<Arithmetic, n, kTileVectors>(depth, from, right, shifted);
-          else tile<Arithmetic, n, 1>(depth, from, right, shifted);
-        }
-      };
-      strip(std::integral_constant<int, kTileRows>{});
-      strip(std::integral_constant<int, 4>{});
-      strip(std::integral_constant<int, 2>{});
-      strip(std::integral_constant<int, 1>{});
-    }
+template <class Arithmetic, class Finish>
+static void product(Index rows, Index columns, Index depth, Left left, Right right, Finish finish) {
+  [[maybe_unused]] const Arithmetic arithmetic{};
+  left = Arithmetic::left(rows, depth, left);
+  depth = Arithmetic::words(depth);
+  for (Index column = 0; column < columns; column += kPanel, right.data += right.panel_stride) {
+    Index row = 0;
+    auto shifted = [&](Index i, Index j, Vector v) { finish(row + i, column + j, v); };
+#if defined(TILES)
+    for (; std::is_same_v<Arithmetic, Bfloat16> && row < rows; row += 16)
+      tile(std::min<Index>(16, rows - row), std::min(kPanel, columns - column), depth,
+           left.data + row * left.row_stride, right, shifted);
+#endif
+    auto strip = [&](auto height) {
+      constexpr int n = decltype(height)::value;
+      for (; row + n <= rows; row += n) {
+        const float* a = left.data + row * left.row_stride;
+        columns - column < kPanel ? tile<Arithmetic, n, 1>(depth, a, left, right, shifted)
+                                  : tile<Arithmetic, n, kTileVectors>(depth, a, left, right, shifted);
+      }
+    };
+    strip(std::integral_constant<int, kTileRows>{});
+    strip(std::integral_constant<int, 4>{});
+    strip(std::integral_constant<int, 2>{});
+    strip(std::integral_constant<int, 1>{});
   }
-};
+}
 
 // A matrix of scratch memory whose rows start at cache lines.
 struct Rows {
   Index stride;
   Scratch data;
-  Rows(Index rows, Index width) : stride(round_up(width, 16)), data(scratch(rows * stride)) {}
-  Rows(Index rows, Index width, const float* from) : Rows(rows, width) {
-    std::fill_n(data.get(), rows * stride, 0.f);
-    for (Index i = 0; from && i < rows; i++) copy((*this)[i], from + i * width, width);
+  Rows(Index rows, Index width, bool zero = false)
+      : stride(round_up(width, 16)), data(scratch(rows * stride)) {
+    if (zero) std::fill_n(data.get(), rows * stride, 0.f);
   }
   float* operator[](Index row) const { return data.get() + row * stride; }
 };
@@ -322,13 +303,10 @@ static void parallel(Index count, Index threads, Task task) {
 // A layer's sizes and arguments; T steps, B batch, D input, H hidden.
 struct Layer {
   Index steps, batch, input, hidden;
-  const float* x;            // (T, B, D), 1 between features, any strides between the rest
+  const float* x;        // (T, B, D), 1 between features, any strides between the rest
   Index x_step, x_row;
-  const float* h_0;          // (B, H)
-  const float* weight_ih;    // (3H, D), rows [W_z | W_r | V]
-  const float* gate_weight;  // (2H, H), rows [U_z | U_r]
-  const float* recurrent;    // (H, H), A
-  const float* bias;         // (3H), rows [b_z | b_r | b], or null
+  const float* h_0;      // (B, H)
+  const float* weights;  // (3H, H + D + 1): U_z, W_z, b_z; U_r, W_r, b_r; A, V, b side by side
   float epsilon;
   Index threads;
   Index bfloat16;  // whether its products are in bfloat16
@@ -348,37 +326,23 @@ struct Gradients {
   const float* output;  // (T, B, H), 1 between units, any strides between the rest; null for zero
   Index output_step, output_row;
   const float* last;    // (B, H), to be added at the last step; null for zero
-  // As in Layer; x, h_0 and bias null where they are not wanted.
-  float *x, *h_0, *weight_ih, *gate_weight, *recurrent, *bias;
+  float *x, *h_0, *weights;  // as in Layer; x and h_0 null where they are not wanted
   double epsilon;
 };
 
 extern "C" const char* agru_name() { return NAME THREADS; }
-// What computes products in bfloat16; empty where nothing does.
-extern "C" const char* agru_bfloat16() {
-#if defined(__AVX512BF16__)
-  return kHasTiles ? "AMX" : "AVX-512";
-#else
-  return "";
-#endif
-}
+extern "C" const char* agru_bfloat16() { return BFLOAT16; }
 extern "C" Index agru_lanes() { return kLanes; }
 
 // Writes the states to output (T, B, H), and z, r, c to gates (T, B, 3, padded H) unless null.
 template <class Arithmetic>
 static void forward(const Layer& layer, float* output, float* gates) {
-  const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
+  const Index batch = layer.batch, hidden = layer.hidden;
   const Index padded = layer.padded(), depth = layer.depth();
-  const Rows weights(depth, 3 * padded, nullptr);  // columns of z, r, c
-  for (Index unit = 0; unit < 3 * hidden; unit++) {
-    const Index column = unit / hidden * padded + unit % hidden;
-    const float* from = unit < 2 * hidden ? layer.gate_weight + unit * hidden
-                                          : layer.recurrent + (unit - 2 * hidden) * hidden;
-    for (Index k = 0; k < hidden; k++) weights[k][column] = from[k];
-    for (Index k = 0; k < input; k++)
-      weights[hidden + k][column] = layer.weight_ih[unit * input + k];
-    weights[hidden + input][column] = layer.bias ? layer.bias[unit] : 0.f;
-  }
+  const Rows weights(depth, 3 * padded, true);  // columns of z, r, c
+  for (Index unit = 0; unit < 3 * hidden; unit++)
+    for (Index k = 0; k < depth; k++)
+      weights[k][unit / hidden * padded + unit % hidden] = layer.weights[unit * depth + k];
   const Packed<Arithmetic> packed(weights, depth, 3 * padded);
   const Index share = round_up((batch + layer.threads - 1) / layer.threads, kTileRows);
   const Index block = std::min(kBlockRows, std::max<Index>(share, 1));
@@ -387,7 +351,6 @@ static void forward(const Layer& layer, float* output, float* gates) {
     const Index first = task * block, rows = std::min(block, batch - first);
     const Rows state(rows, layer.width()), reset(rows, layer.width());  // [h | x | 1], [r h | x | 1]
     const Rows only_step(gates ? 0 : rows, 3 * padded);
-    const Product<Arithmetic> product(rows, depth);
     const float epsilon = layer.epsilon;
     for (Index i = 0; i < rows; i++) copy(state[i], layer.h_0 + (first + i) * hidden, hidden);
     for (Index t = 0; t < layer.steps; t++) {
@@ -395,8 +358,8 @@ static void forward(const Layer& layer, float* output, float* gates) {
       const Index stride = gates ? 3 * padded : only_step.stride;
       const Index next = gates && t + 1 < layer.steps ? batch * stride : 0;
       for (Index i = 0; i < rows; i++) layer.append_x(state[i], t, first + i);
-      product(rows, 2 * padded, depth, {state[0], state.stride, 1}, packed.from(0),
-              [&](Index i, Index column, Vector sum) {  // columns of z, then of r
+      product<Arithmetic>(rows, 2 * padded, depth, {state[0], state.stride, 1}, packed.from(0),
+                          [&](Index i, Index column, Vector sum) {  // columns of z, then of r
         const Vector gate = sigmoid(sum);
         store(z + i * stride + column, gate);
         fetch(z + i * stride + column + next);
@@ -404,8 +367,8 @@ static void forward(const Layer& layer, float* output, float* gates) {
         if (unit >= 0) store(reset[i] + unit, gate * load(state[i] + unit));
       });
       for (Index i = 0; i < rows; i++) layer.append_x(reset[i], t, first + i);
-      product(rows, padded, depth, {reset[0], reset.stride, 1}, packed.from(2 * padded),
-              [&](Index i, Index unit, Vector sum) {
+      product<Arithmetic>(rows, padded, depth, {reset[0], reset.stride, 1}, packed.from(2 * padded),
+                          [&](Index i, Index unit, Vector sum) {
         const Vector c = tanh(sum);
         float *h = state[i] + unit, *z_i = z + i * stride + unit;
         if (gates) store(z_i + 2 * padded, c);
@@ -430,29 +393,31 @@ template <class Arithmetic>
 static void backward(const Layer& layer, const float* output, const float* gates, Gradients& grad) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
   const Index padded = layer.padded(), depth = layer.depth(), input_padded = round_up(input, kLanes);
-  auto packed = [hidden](const float* from, Index columns) {
-    return Packed<Arithmetic>(Rows(hidden, columns, from), hidden, columns);
-  };
-  const auto a = packed(layer.recurrent, hidden), u_z = packed(layer.gate_weight, hidden);
-  const auto u_r = packed(layer.gate_weight + hidden * hidden, hidden);
-  std::vector<Packed<Arithmetic>> w;  // input weights of z, r, c
-  for (Index gate = 0; grad.x && gate < 3; gate++)
-    w.push_back(packed(layer.weight_ih + gate * hidden * input, input));
+  std::vector<Packed<Arithmetic>> u, w;  // recurrent and input weights of z, r, c
+  for (Index gate = 0; gate < 3; gate++) {
+    const Rows of_h(hidden, hidden, true), of_x(hidden, input, true);
+    for (Index i = 0; i < hidden; i++) {
+      copy(of_h[i], layer.weights + (gate * hidden + i) * depth, hidden);
+      copy(of_x[i], layer.weights + (gate * hidden + i) * depth + hidden, input);
+    }
+    u.emplace_back(of_h, hidden, hidden);
+    w.emplace_back(of_x, hidden, input);
+  }
 
   // Which rows make a block, and which blocks a partial sum, follows from the batch size alone.
   const Index half = round_up((batch + 1) / 2, kTileRows);
   const Index block = std::max<Index>(1, std::min(kBlockRows, half));
-  const Index blocks = (batch + block - 1) / block, partials = std::min(blocks, kPartials);
+  const Index blocks = (batch + block - 1) / block;
+  const Index partials = std::max<Index>(1, std::min(blocks, kPartials));
   const Index chunk_rows = std::max<Index>(1, kChunkRows / block) * block;
   const Index partial_size = depth * 3 * padded;  // [h | x | 1] x [z | r | c]
-  const Scratch partial = scratch(std::max<Index>(1, partials) * partial_size);
+  const Scratch partial = scratch(partials * partial_size);
   std::vector<double> partial_epsilon(partials);
 
   parallel(partials, layer.threads, [&, output, gates](Index task) {
     const Rows state(chunk_rows, layer.width()), reset(chunk_rows, layer.width());
     const Rows delta(chunk_rows, 3 * padded);  // [dz | dr | dc]
     const Rows dh(block, padded), dx(block, grad.x ? input_padded : 0);
-    const Product<Arithmetic> product(std::max(block, depth), std::max(chunk_rows, hidden));
     const float epsilon = layer.epsilon;
     float* sums = partial.get() + task * partial_size;
     std::fill_n(sums, partial_size, 0.f);
@@ -486,7 +451,7 @@ static void backward(const Layer& layer, const float* output, const float* gates
           for (Index j = 0; j < kLanes; j++) epsilon_sum += row_sum[j];
         }
 
-        product(rows, padded, hidden, {d + 2 * padded, delta.stride, 1}, a.from(0),
+        product<Arithmetic>(rows, padded, hidden, {d + 2 * padded, delta.stride, 1}, u[2].from(0),
                 [&](Index i, Index unit, Vector q) {
           const float* gate = z + (3 * i + 1) * padded + unit;
           fetch(gate + next);
@@ -497,23 +462,18 @@ static void backward(const Layer& layer, const float* output, const float* gates
           store(dh[i] + unit, load(dh[i] + unit) + q * r);
         });
         for (Index i = 0; i < rows; i++) layer.append_x(reset_t + i * reset.stride, t, first + i);
-        auto add_to_dh = [&](const float* soon) {
-          return [&, soon](Index i, Index unit, Vector sum) {
-            fetch(soon + i * 3 * padded + unit + next);
+        for (Index gate = 0; gate < 2 && (t > 0 || grad.h_0); gate++)
+          product<Arithmetic>(rows, padded, hidden, {d + gate * padded, delta.stride, 1},
+                              u[gate].from(0), [&](Index i, Index unit, Vector sum) {
+            fetch(z + (3 * i + 2 * gate) * padded + unit + next);
             store(dh[i] + unit, load(dh[i] + unit) + sum);
-          };
-        };
-        if (t > 0 || grad.h_0) {
-          product(rows, padded, hidden, {d, delta.stride, 1}, u_z.from(0), add_to_dh(z));
-          product(rows, padded, hidden, {d + padded, delta.stride, 1}, u_r.from(0),
-                  add_to_dh(z + 2 * padded));
-        }
+          });
 
         if (grad.x) {
           std::fill_n(dx[0], rows * dx.stride, 0.f);
           for (Index gate = 0; gate < 3; gate++)
-            product(rows, input_padded, hidden, {d + gate * padded, delta.stride, 1}, w[gate].from(0),
-                    [&](Index i, Index j, Vector sum) {
+            product<Arithmetic>(rows, input_padded, hidden, {d + gate * padded, delta.stride, 1},
+                                w[gate].from(0), [&](Index i, Index j, Vector sum) {
               store(dx[i] + j, load(dx[i] + j) + sum);
             });
           for (Index i = 0; i < rows; i++)
@@ -522,17 +482,16 @@ static void backward(const Layer& layer, const float* output, const float* gates
 
         filled += rows;
         if (filled + rows <= chunk_rows && t > 0) continue;
-        auto add_to = [padded](float* to) {
-          return [=](Index k, Index column, Vector sum) {
-            float* at = to + k * 3 * padded + column;
-            store(at, load(at) + sum);
-          };
-        };
         const Packed<Arithmetic> deltas(delta, filled, 3 * padded);
-        product(depth, 2 * padded, filled, {state[0], 1, state.stride}, deltas.from(0),
-                add_to(sums));
-        product(depth, padded, filled, {reset[0], 1, reset.stride}, deltas.from(2 * padded),
-                add_to(sums + 2 * padded));
+        auto add_up = [&](const Rows& left, Index from, Index columns) {
+          product<Arithmetic>(depth, columns, filled, {left[0], 1, left.stride}, deltas.from(from),
+                              [&](Index k, Index column, Vector sum) {
+            float* at = sums + k * 3 * padded + from + column;
+            store(at, load(at) + sum);
+          });
+        };
+        add_up(state, 0, 2 * padded);
+        add_up(reset, 2 * padded, padded);
         filled = 0;
       }
       for (Index i = 0; grad.h_0 && i < rows; i++)
@@ -541,32 +500,20 @@ static void backward(const Layer& layer, const float* output, const float* gates
     partial_epsilon[task] = epsilon_sum;
   });
 
-  if (partials == 0) std::fill_n(partial.get(), partial_size, 0.f);
   for (Index p = 1; p < partials; p++)
     for (Index j = 0; j < partial_size; j++) partial[j] += partial[p * partial_size + j];
-  for (Index unit = 0; unit < 3 * hidden; unit++) {
-    const float* from = partial.get() + unit / hidden * padded + unit % hidden;
-    float* to = unit < 2 * hidden ? grad.gate_weight + unit * hidden
-                                  : grad.recurrent + (unit - 2 * hidden) * hidden;
-    for (Index k = 0; k < hidden; k++) to[k] = from[k * 3 * padded];
-    for (Index k = 0; k < input; k++)
-      grad.weight_ih[unit * input + k] = from[(hidden + k) * 3 * padded];
-    if (grad.bias) grad.bias[unit] = from[(hidden + input) * 3 * padded];
-  }
+  for (Index unit = 0; unit < 3 * hidden; unit++)
+    for (Index k = 0; k < depth; k++)
+      grad.weights[unit * depth + k] =
+          partial[k * 3 * padded + unit / hidden * padded + unit % hidden];
   grad.epsilon = 0;
   for (double sum : partial_epsilon) grad.epsilon += sum;
 }
 
 extern "C" void agru_forward(const Layer* layer, float* output, float* gates) {
-#if defined(__AVX512BF16__)
-  if (layer->bfloat16) return forward<Bfloat16>(*layer, output, gates);
-#endif
-  forward<Float32>(*layer, output, gates);
+  (layer->bfloat16 ? forward<Bfloat16> : forward<Float32>)(*layer, output, gates);
 }
 extern "C" void agru_backward(const Layer* layer, const float* output, const float* gates,
                               Gradients* gradients) {
-#if defined(__AVX512BF16__)
-  if (layer->bfloat16) return backward<Bfloat16>(*layer, output, gates, *gradients);
-#endif
-  backward<Float32>(*layer, output, gates, *gradients);
+  (layer->bfloat16 ? backward<Bfloat16> : backward<Float32>)(*layer, output, gates, *gradients);
 }

@@ -26,7 +26,6 @@ from rnnbench_nb.recurrent import unroll
 
 SOURCE = Path(__file__).with_name("agru.cpp")
 
-WEIGHTS = ("h_0", "weight_ih", "gate_weight", "recurrent", "bias")  # as `loop` takes them
 SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
 
 logger = logging.getLogger("rnnbench_nb")
@@ -209,10 +208,9 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("steps", "batch", "input", "hidden")),
         ("x", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("x_step", "x_row")),
-        *((name, ctypes.c_void_p) for name in WEIGHTS),
+        *((name, ctypes.c_void_p) for name in ("h_0", "weights")),
         ("epsilon", ctypes.c_float),
-        ("threads", ctypes.c_int64),
-        ("bfloat16", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("threads", "bfloat16")),
     ]
 
 
@@ -222,7 +220,7 @@ class _Gradients(ctypes.Structure):
     _fields_ = [
         ("output", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("output_step", "output_row")),
-        *((name, ctypes.c_void_p) for name in ("last", "x", *WEIGHTS)),
+        *((name, ctypes.c_void_p) for name in ("last", "x", "h_0", "weights")),
         ("epsilon", ctypes.c_double),
     ]
 
@@ -237,12 +235,22 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _layer(
-    x: Tensor, weights: list[Tensor | None], epsilon: Tensor, bfloat16: bool = False
-) -> _Layer:
-    """Describe a layer; x and the weights must outlive the description."""
-    inputs = (*x.shape, weights[0].shape[1], x.data_ptr(), *x.stride()[:2])
+    x: Tensor,
+    h_0: Tensor,
+    weight_ih: Tensor,
+    gate_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None,
+    epsilon: Tensor,
+    bfloat16: bool,
+) -> tuple[_Layer, list[Tensor]]:
+    """Describe a layer by its struct, and by the tensors that must outlive it."""
+    bias = torch.zeros(len(weight_ih)) if bias is None else bias
+    weights = torch.cat([torch.cat([gate_weight, recurrent]), weight_ih, bias[:, None]], 1)
+    held = [_rows(x), h_0.contiguous(), weights]
+    sizes = (*x.shape, h_0.shape[1], held[0].data_ptr(), *held[0].stride()[:2])
     how = (epsilon.item(), torch.get_num_threads(), bfloat16)
-    return _Layer(*inputs, *map(_pointer, weights), *how)
+    return _Layer(*sizes, *map(_pointer, held[1:]), *how), held
 
 
 def forward(
@@ -259,9 +267,7 @@ def forward(
     Returns:
         The states after each step (T, B, H), and z, r, c of each step, or None.
     """
-    *weights, epsilon = weights_and_epsilon
-    x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
-    library, layer = _load(), _layer(x, weights, epsilon, bfloat16)
+    library, (layer, _held) = _load(), _layer(x, *weights_and_epsilon, bfloat16)
     lanes = library.agru_lanes()
     padded = math.ceil(layer.hidden / lanes) * lanes
     output = _empty(layer.steps, layer.batch, layer.hidden)
@@ -294,18 +300,21 @@ def backward(
         need_h_0: Whether that of h_0 is wanted.
         bfloat16: As it was in `forward`.
     """
-    *weights, epsilon = weights_and_epsilon
-    x, weights = _rows(x), [None if w is None else w.contiguous() for w in weights]
-    layer = _layer(x, weights, epsilon, bfloat16)
+    layer, (_, h_0, weights) = _layer(x, *weights_and_epsilon, bfloat16)
+    *_, bias, epsilon = weights_and_epsilon
     grad_output = None if grad_output is None else _rows(grad_output)
     grad_last = None if grad_last is None else grad_last.contiguous()
     grad_x = _empty(*x.shape) if need_x else None
-    wanted = [need_h_0, *(w is not None for w in weights[1:])]
-    grads = [torch.empty_like(w) if want else None for w, want in zip(weights, wanted, strict=True)]
+    grad_h_0 = torch.empty_like(h_0) if need_h_0 else None
+    grad_weights = torch.empty_like(weights)
     strides = (0, 0) if grad_output is None else grad_output.stride()[:2]
-    pointers = map(_pointer, (grad_last, grad_x, *grads))
+    pointers = map(_pointer, (grad_last, grad_x, grad_h_0, grad_weights))
     gradients = _Gradients(_pointer(grad_output), *strides, *pointers)
     _load().agru_backward(
         ctypes.byref(layer), output.data_ptr(), gates.data_ptr(), ctypes.byref(gradients)
     )
-    return grad_x, *grads, torch.full_like(epsilon, gradients.epsilon)
+    of_h, of_x, of_one = grad_weights.split((layer.hidden, layer.input, 1), 1)
+    gate_weight, recurrent = of_h.split((2 * layer.hidden, layer.hidden))
+    of_bias = None if bias is None else of_one[:, 0]
+    of_epsilon = torch.full_like(epsilon, gradients.epsilon)
+    return grad_x, grad_h_0, of_x, gate_weight, recurrent, of_bias, of_epsilon
