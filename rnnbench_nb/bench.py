@@ -144,23 +144,24 @@ def operations(shape: Shape) -> int:
     return 2 * shape.steps * shape.batch * (2 * forward + 3 * shape.hidden**2)
 
 
-def arithmetic_limit(rounds: int = 7) -> float:
-    """Operations a second that one core reaches in fused multiply-adds, the best of `rounds`.
+def arithmetic_limits(rounds: int = 7) -> dict[str, float]:
+    """Operations a second that one core reaches in multiply-adds, by precision; best of `rounds`.
 
-    NaN where there is no C++ compiler.
+    At medium of bfloat16 products, where the processor has them. NaN where there is no C++
+    compiler.
     """
     try:
         source = Path(build.__file__).with_name("arithmetic_limit.cpp")
         library = ctypes.CDLL(str(build.build(source)))
     except (build.Unavailable, OSError):
-        return math.nan
-    library.peak.argtypes = [ctypes.c_int64, ctypes.c_void_p]
-    library.peak.restype = ctypes.c_int64
-    sink, best = np.zeros(1, np.float32), 0.0
-    for _ in range(rounds):
+        return dict.fromkeys(("highest", "medium"), math.nan)
+    sink, best = np.zeros(1, np.float32), {"highest": 0.0, "medium": 0.0}
+    for precision in [*best] * rounds:
+        peak = library[f"peak_{precision}"]
+        peak.argtypes, peak.restype = [ctypes.c_int64, ctypes.c_void_p], ctypes.c_int64
         start = time.perf_counter()
-        done = library.peak(2_000_000, sink.ctypes.data)
-        best = max(best, done / (time.perf_counter() - start))
+        done = peak(2_000_000, sink.ctypes.data)
+        best[precision] = max(best[precision], done / (time.perf_counter() - start))
     return best
 
 
@@ -192,18 +193,18 @@ def memory(model: str, shape: Shape) -> float:
     return float(done.stdout)
 
 
-def summarise(rows: pd.DataFrame, limit: float) -> pd.DataFrame:
+def summarise(rows: pd.DataFrame, limits: dict[str, float]) -> pd.DataFrame:
     """Medians and ratios.
 
     Args:
         rows: The rows of `measure`.
-        limit: `arithmetic_limit` of one core.
+        limits: `arithmetic_limits` of one core.
 
     Returns:
         One row a shape, task and model: `milliseconds` (median), `spread` (interquartile range
         over median), for each of torch's cells `NAME_ratio` (its median over this one's: above 1
-        is faster), `limit_share` (of the arithmetic limit of its threads, for a cell that has a
-        backend, in training).
+        is faster), `limit_share` (of the arithmetic limit of its precision and threads, for a cell
+        that has a backend, in training).
     """
     keys = [*Shape._fields, "task"]
     groups = rows.groupby([*keys, "model"], sort=False)["seconds"]
@@ -215,7 +216,7 @@ def summarise(rows: pd.DataFrame, limit: float) -> pd.DataFrame:
         table[f"{baseline}_ratio"] = of_baseline / table["milliseconds"]
     table = table.reset_index()
     shapes = [Shape(*row) for row in table[list(Shape._fields)].itertuples(index=False)]
-    fastest = [limit * shape.threads for shape in shapes]
+    fastest = [limits[shape.precision] * shape.threads for shape in shapes]
     rate = np.array([operations(shape) for shape in shapes]) / (table["milliseconds"] / 1e3)
     ours = table["model"].isin(FAST) & (table["task"] == "train")
     return table.assign(limit_share=(rate / fastest).where(ours))
@@ -278,15 +279,15 @@ def run(
     """Measure these shapes, saying each as it is done; those in `every` for all cells.
 
     Returns:
-        `machine`; `limit`, the operations a second of one core; and `rows`, those of `measure`.
+        `machine`; `limits`, of `arithmetic_limits`; and `rows`, those of `measure`.
     """
-    limit, rows = arithmetic_limit(), []
-    found = {"machine": machine(), "limit": limit, "rows": rows}
+    limits, rows = arithmetic_limits(), []
+    found = {"machine": machine(), "limits": limits, "rows": rows}
     report(_machine_sentence(found))
     for shape in shapes:
         measured = list(measure(shape, EVERY if shape in every else TIMED))
         rows += measured
-        table = summarise(pd.DataFrame(measured), limit)
+        table = summarise(pd.DataFrame(measured), limits)
         for row in table[table["model"].isin(FAST)].itertuples():
             share = "" if math.isnan(row.limit_share) else f"  {row.limit_share:.0%} of the limit"
             report(
@@ -294,7 +295,7 @@ def run(
                 f"{row.threads}  {row.precision:7}  {CELLS[row.model].label} "
                 f"{row.milliseconds:8.2f} ms  {_ratios(row, 'x')}{share}"
             )
-    report(noise(summarise(pd.DataFrame(rows), limit)) or "The times are steady.")
+    report(noise(summarise(pd.DataFrame(rows), limits)) or "The times are steady.")
     return found
 
 
@@ -312,7 +313,7 @@ def run_parts(report: Callable[[str], None] = print) -> dict:
 
 def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What was measured: `summarise` with paths; seconds of an epoch by part; MiB of a step."""
-    table = summarise(pd.DataFrame(report["rows"]), report["limit"])
+    table = summarise(pd.DataFrame(report["rows"]), report["limits"])
     machine = report["machine"]
     paths = {"medium": machine.get("medium_paths", {})}
     table["path"] = [
@@ -337,9 +338,10 @@ def _ratios(row: Any, words: str) -> str:
 def _machine_sentence(report: dict) -> str:
     found = report["machine"]
     paths = "; ".join(f"{CELLS[name].label}: {found['paths'][name]}" for name in FAST)
+    limits = [f"{limit / 1e9:.0f} at {name}" for name, limit in report["limits"].items()]
     return (
-        f"{found['processor']}, torch {found['torch']}; {paths}. One core reaches "
-        f"{report['limit'] / 1e9:.0f} GFLOP/s in fused multiply-adds."
+        f"{found['processor']}, torch {found['torch']}; {paths}. One core reaches, in GFLOP/s of "
+        f"multiply-adds, {' and '.join(limits)}, the arithmetic limits."
     )
 
 
@@ -359,7 +361,7 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
             f"- {CELLS[row.model].label}, {row.steps} steps, {row.hidden} units, batch {row.batch},"
             f" threads {row.threads}, precision {row.precision}: a training step takes "
             f"{row.milliseconds:.1f} ms, {ratios}{gain}, at {row.limit_share:.0%} of the "
-            "arithmetic limit of float32."
+            "arithmetic limit of this precision."
         )
     for name in FAST:
         labels, row = [CELLS[baseline].label for baseline in BASELINES], parts.loc[name]

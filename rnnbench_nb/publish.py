@@ -26,8 +26,8 @@ from rnnbench_nb.runs import CHECKPOINT
 
 PAGE_LIMIT = 600_000  # bytes
 RECORDS = ("protocol.yaml", "runs/*/run.json")
-LIGHT = (*RECORDS, "*.csv", "*.md", f"figures/{site.FIGURE}.svg", "analyses/*/*.csv",
-         "analyses/*/*.json")  # fmt: skip
+LIGHT = (*RECORDS, "*.csv", "*.md", "speed.json", f"figures/{site.FIGURE}.svg",
+         "analyses/*/*.csv", "analyses/*/*.json")  # fmt: skip
 
 
 def publish(report: Path, folder: Path, partial: bool = False) -> Path:

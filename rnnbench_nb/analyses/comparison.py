@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 LEVELS = (0.9, 0.95, 0.97, 0.98, 0.985)
 PAIRS = 4  # variants: more are compared with the first one alone
 LEVEL = 0.95  # coverage of the intervals
-PUBLISHED = "row_mnist"  # the protocol of published_row_mnist.csv, whose sd are of ddof 0
+PUBLISHED = "agru_authors"  # the protocol of published_agru_authors.csv, whose sd are of ddof 0
+NARROW = 0.002  # half the width of an interval within which a figure counts as reproduced
 
 
 def analyse(
@@ -271,9 +272,11 @@ def _published(found: Analysis, report: Report) -> None:
             pair = {"published": parameters, "here": run.parameters}
             changed = statistics.changes(pair, "published")["here"]
             settings = statistics.settings(changed) or "nothing"
-            rows.append(beside_published(ours, *beside.iloc[0, 1:]) | {"settings": settings})
+            row = beside_published(ours, *beside.iloc[0, 1:]) | {"settings": settings}
+            rows.append(row if changed else row | reproduction(found, row, report))
     columns = ["variant", "mean", "sd", "n", "published", "published_sd", "runs", "difference"]
-    found.frames["published"] = pd.DataFrame(rows, columns=[*columns, "p", "settings"])
+    columns += ["p", "settings", "low", "high", "outcome"]
+    found.frames["published"] = pd.DataFrame(rows, columns=columns)
     if not rows:
         text = "Those are figures on other data, or of models that this report does not hold."
         found.say(text, "published")
@@ -293,6 +296,37 @@ def beside_published(ours: dict, mean: float, sd: float, runs: int) -> dict:
     names = ["mean", "sd", "n", "published", "published_sd", "runs"]
     row = dict(zip(names, known, strict=True))
     return {"variant": ours["variant"], **row, "difference": ours["mean"] - mean, "p": p}
+
+
+def reproduction(found: Analysis, row: dict, report: Report) -> dict[str, object]:
+    """Whether runs of the published settings give the published mean, and one sentence on it.
+
+    Args:
+        found: Where the sentence goes.
+        row: Of `beside_published`.
+        report: Whose runs they are.
+
+    Returns:
+        `low, high`, the 95% prediction interval for the mean of as many runs as were published, and
+        the `outcome`: "not reproduced" if their mean lies outside, "reproduced" if it lies inside
+        and the interval is narrow enough to say so (`NARROW` to each side), else "cannot tell".
+    """
+    score = report.task.score
+    low, high = statistics.prediction_interval(row["mean"], row["sd"], row["n"], row["runs"], LEVEL)
+    inside = low <= row["published"] <= high
+    outcome = "reproduced" if inside and high - low <= 2 * NARROW else "cannot tell"
+    if low == low and not inside:
+        outcome = "not reproduced"
+    theirs = statistics.with_unit(statistics.shown(row["published"], score), score)
+    ends = statistics.with_unit(statistics.shown_range(low, high, score, ""), score)
+    found.say(
+        f"- {report.labels[row['variant']]}: **{outcome}**. Theirs is {theirs}; by our {row['n']} "
+        f"runs with their settings, the mean of {row['runs']} further ones lies at {ends} "
+        f"({100 * LEVEL:g}% prediction interval).",
+        "reproduced", published=row["published"], low=low, high=high, n=row["n"], runs=row["runs"],
+        level=LEVEL,
+    )  # fmt: skip
+    return {"low": low, "high": high, "outcome": outcome}
 
 
 def tests_table(comparison: pd.DataFrame, report: Report) -> pd.DataFrame:

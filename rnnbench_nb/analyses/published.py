@@ -76,7 +76,8 @@ def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
 
     Of an ablation what each change does on the validation examples; of one variant what its
     spectrum says, where that was saved; of others how they compare on the test examples, and first,
-    of long sequences, who keeps what over how many steps.
+    of long sequences, who keeps what over how many steps, and of published settings, whether they
+    give the published figures.
     """
     if PAGES["06_ablation"](report.protocol) and len(report.variants) > PAIRS:
         return saved("ablation", report).texts("recommendation"), changed(report)
@@ -85,7 +86,8 @@ def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     kept = report.folder / "analyses/memory"
     texts = load(kept).texts("answer") if kept.exists() else []
     found = saved("comparison", report)
-    return texts + found.texts("answer") + found.texts("verdicts"), compared(report)
+    texts += [text for topic in ("reproduced", "answer", "verdicts") for text in found.texts(topic)]
+    return texts, compared(report)
 
 
 def compared(report: Report) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from rnnbench_nb.statistics.calibration import (
 from rnnbench_nb.statistics.effects import changes, families, settings, validation_scores
 from rnnbench_nb.statistics.intervals import (
     example_interval,
+    prediction_interval,
     shown,
     shown_range,
     summary,

@@ -41,6 +41,19 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return DescrStatsW(values).tconfint_mean(1 - level)
 
 
+def prediction_interval(
+    mean: float, sd: float, n: int, runs: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Student's interval for the mean of `runs` further runs, by mean and sd (ddof 1) of n runs.
+
+    NaN for one run, which shows no spread.
+    """
+    if n < 2:
+        return UNKNOWN
+    half = stats.t.ppf((1 + level) / 2, n - 1) * sd * (1 / n + 1 / runs) ** 0.5
+    return mean - half, mean + half
+
+
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for one fitted model's accuracy, `correct` of `n` examples."""
     return proportion_confint(correct, n, alpha=1 - level, method="wilson")
