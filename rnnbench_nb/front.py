@@ -190,7 +190,7 @@ def drawn(rows: list[Mapping]) -> list[dict]:
     margin = max(row["margin"] for row in rows)
 
     def place(value: float) -> float:
-        return round(50 + 50 * value / reach, 2)
+        return round(50 + 50 * value / reach, 1)
 
     found = []
     for row in rows:
@@ -202,7 +202,7 @@ def drawn(rows: list[Mapping]) -> list[dict]:
             **row, "text": texts, "known": known,
             "mean_at": place(row["difference"]),
             "dots_at": [place(dot) for dot in row["dots"]],
-            "margin_at": (place(-margin), round(100 * margin / reach, 2)),
+            "margin_at": (place(-margin), round(100 * margin / reach, 1)),
             "interval_at": (place(low), place(high)) if known else None,
         })  # fmt: skip
     return found
