@@ -373,6 +373,21 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
     return found
 
 
+def caption(report: dict, table: pd.DataFrame) -> str:
+    """What stands under the picture of the ratios at highest precision."""
+    rounds = 1 + max(row["round"] for row in report["rows"])
+    ours = table[table["model"].isin(FAST) & (table["precision"] == "highest")]
+    ratios = ours.set_index("steps")[[f"{name}_ratio" for name in BASELINES]].stack()
+    (fast, of_fast), (slow, of_slow) = ratios.idxmax(), ratios.idxmin()
+    best, worst = (CELLS[name.removesuffix("_ratio")].label for name in (of_fast, of_slow))
+    return (
+        f"Ratios of median times, of up to {rounds} rounds in which the models take turns, at "
+        f"precision highest; a mark a shape: T steps, H units, B sequences. Highest: "
+        f"{ratios.max():.2f} ({best}, T = {fast}); lowest: {ratios.min():.2f} ({worst}, T = "
+        f"{slow})."
+    )
+
+
 def machine() -> dict:
     """What was measured on: processor, version of torch, and what runs each cell by precision."""
     found = {"processor": processor(), "torch": torch.__version__}

@@ -56,6 +56,9 @@ def test_the_sentences_say_what_was_measured():
     table, seconds, memory = bench.tables(report)
     assert memory.iloc[0, 0] == 10.0 and seconds["total"].tolist() == [10.0, 5.0, 4.0]
     first, step, epoch = bench.sentences(report, table, seconds)
+    under = bench.caption(report, table)
+    assert "of up to 3 rounds" in under
+    assert under.endswith("Highest: 6.00 (LSTM, T = 28); lowest: 3.00 (GRU, T = 28).")
     assert table.set_index("model")["path"][["agru", "agru loop"]].tolist() == [
         "kernel (AVX2)", "loop",
     ]  # fmt: skip
