@@ -11,8 +11,7 @@ import pandas as pd
 from pydantic import Field
 
 from rnnbench_nb import drawing, site
-from rnnbench_nb.analyses import published
-from rnnbench_nb.analyses.comparison import PAIRS
+from rnnbench_nb.analyses import load, published
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.experiment import PROJECT
@@ -32,6 +31,7 @@ class Words(Frozen):
         names: Protocols in words, by report.
         questions: A reader's questions, each with the address of its answer.
         fair: What is to be said of the comparison, in Markdown.
+        growth: Reports that say here what makes states and gradients grow.
         apart: Parameter files that ask no question.
     """
 
@@ -42,6 +42,7 @@ class Words(Frozen):
     names: dict[str, str] = {}
     questions: dict[str, str] = {}
     fair: str = ""
+    growth: list[str] = []
     apart: list[str] = []
 
 
@@ -84,7 +85,7 @@ def render(folder: Path) -> str:
         "chain": [entry(report, words) for report in reports],
         "sizes": sizes(reports[0]),
         "training": reports[0].protocol.values,
-        "growth": [text for report in reports for text in growth(report)],
+        "growth": growth([folder / name for name in words.growth]),
         "open": open_questions({*order, *words.apart}),
         "urls": project.get("urls", {}),
         "cite": parse_yaml((PROJECT / "CITATION.cff").read_text(encoding="utf-8"), "CITATION.cff"),
@@ -159,18 +160,14 @@ def pages(folder: Path) -> dict[str, str]:
     return {page.label: f"{folder.name}/pages/{page.name}.html" for page in every if not page.run}
 
 
-def growth(report: Report) -> list[str]:
-    """What makes states and gradients grow, by the analyses that were saved with the weights.
-
-    Reports of more than `PAIRS` variants say it on their own pages alone.
-    """
-    texts = []
-    if len(report.variants) > PAIRS:
-        return texts
-    for name, topic in (("eigenvalues", "growth"), ("gradients", "answer")):
-        if (report.folder / "analyses" / name / "findings.json").exists():
-            texts += published.saved(name, report).texts(topic)
-    return texts
+def growth(folders: Iterable[Path]) -> dict[str, list[str]]:
+    """What makes states and gradients grow, by report, where it was saved with the weights."""
+    places = {folder.name: folder / "analyses/eigenvalues" for folder in folders}
+    return {
+        name: load(place).texts("growth")
+        for name, place in places.items()
+        if (place / "findings.json").exists()
+    }
 
 
 def sizes(report: Report) -> list[dict[str, str]]:

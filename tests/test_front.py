@@ -135,6 +135,16 @@ def test_a_strip_has_zero_in_the_middle_and_all_of_its_row():
     assert row["text"] == {"difference": "+0.20", "low": "−0.10", "high": "+0.50"}
 
 
+def test_growth_is_told_by_the_reports_that_are_named_in_their_order(page):
+    names = front.words_of(PUBLISHED).growth
+    told = front.growth([PUBLISHED / name for name in [*names, "row_mnist", "no_such_report"]])
+    assert list(told) == names and all(told.values())
+    section = page[page.index('id="growth"') : page.index('id="unknown"')]
+    places = [section.index(f"{name}/pages/04_eigenvalues.html") for name in names]
+    assert places == sorted(places)
+    assert front.growth([PUBLISHED / "row_mnist"]) == {}  # its weights were gone
+
+
 def test_a_question_is_the_first_of_its_protocol():
     assert front.question("row_mnist").startswith("Which cell is best on row-by-row MNIST")
     assert front.question("no_such_file") == "no such file"

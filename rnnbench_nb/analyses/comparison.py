@@ -318,7 +318,8 @@ def reproduction(found: Analysis, row: dict, report: Report) -> dict[str, object
     if low == low and not inside:
         outcome = "not reproduced"
     theirs = statistics.with_unit(statistics.shown(row["published"], score), score)
-    ends = statistics.with_unit(statistics.shown_range(low, high, score, ""), score)
+    ends = f"{score.scale * low:.3f} to {score.scale * high:.3f}" if low == low else "unknown"
+    ends = statistics.with_unit(ends, score)
     found.say(
         f"- {report.labels[row['variant']]}: **{outcome}**. Theirs is {theirs}; by our {row['n']} "
         f"runs with their settings, the mean of {row['runs']} further ones lies at {ends} "
