@@ -149,7 +149,6 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
         "finished": max(record.get("finished", "")[:10] for record in records),
         "command": f"rnnbench run params/{name}.yaml",
         "known": (PROJECT / f"params/{name}.yaml").exists(),
-        "files": [file for file in site.FILES if (report.folder / file).is_file()],
     }
 
 
