@@ -131,7 +131,8 @@ def test_failed_and_missing_runs_have_rows_and_reasons(tmp_path):
 
 
 WITH_FINGERPRINTS = {  # published since they are kept
-    "agru_authors", "gradient_growth", "noise_padded", "pixel_mnist", "precision", "reset", "row_cells",
+    "agru_authors", "gradient_growth", "noise_padded", "pixel_mnist", "precision", "reset",
+    "row_cells",
 }  # fmt: skip
 
 
