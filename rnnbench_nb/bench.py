@@ -244,7 +244,8 @@ def read(path: Path | str) -> dict:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         if set(report["rows"][0]) >= {*Shape._fields, "task", "model", "seconds"}:
-            return report
+            unknown = dict.fromkeys(("highest", "medium"), math.nan)  # of files of earlier versions
+            return {"limits": unknown, **report}
     except (OSError, ValueError, LookupError, TypeError):
         pass
     raise UserError(f"{path} holds no measurements; write one with `rnnbench bench --json FILE`.")

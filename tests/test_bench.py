@@ -123,6 +123,7 @@ def test_two_measurements_are_compared(tmp_path):
     for name, report in (("before", before), ("after", after)):
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(json.dumps(report))
+    assert all(math.isnan(limit) for limit in bench.read(paths[0])["limits"].values())
     table = bench.compare(*map(bench.read, paths)).set_index("model")
     assert list(table.index) == ["agru", "gru"]
     assert table.loc["agru", "ratio"] == 2 and table.loc["agru", "verdict"] == "faster"
