@@ -179,6 +179,6 @@ def test_a_report_is_found_from_another_folder_and_by_what_was_printed(
         shutil.copytree(PROJECT / "reports/published/vogt", tmp_path / "vogt")
     assert "agrees with the predictions of 1 runs" in rnnbench_here("verify", named).stdout
     listed = rnnbench_here("list").stdout
-    folder = re.search(r"\S+/published/vogt$", listed, re.MULTILINE)[0]
+    folder = re.search(r" {2}(\S.*/published/vogt)$", listed, re.MULTILINE)[1].rpartition("  ")[2]
     assert rnnbench_here("verify", folder).returncode == 0  # as it is printed
     assert rnnbench_here("verify", "vogt").returncode == 0  # by its name alone

@@ -127,7 +127,7 @@ def test_bad_parameter_files_get_one_sentence_through_make(tmp_path):
     environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     result = subprocess.run(
         ["make", "-s", "report", f"PARAMS={tmp_path}/empty.yaml", "READY=", "BIN="
-         + os.path.dirname(sys.executable)],
+         + os.path.relpath(os.path.dirname(sys.executable), PROJECT)],
         capture_output=True, text=True, cwd=PROJECT, env=environment,
     )  # fmt: skip
     assert "the parameter file is empty" in one_sentence(result)
