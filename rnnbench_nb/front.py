@@ -14,7 +14,7 @@ from rnnbench_nb import drawing, site
 from rnnbench_nb.analyses import load, published
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report, formatted, summary
 from rnnbench_nb.validation import Frozen, parse_yaml, read_yaml, validate
@@ -147,9 +147,19 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
         "machine": " / ".join(dict.fromkeys(str(r.get("machine", "unknown")) for r in records)),
         "commits": list(dict.fromkeys(site.short(r.get("commit", "unknown")) for r in records)),
         "finished": max(record.get("finished", "")[:10] for record in records),
-        "command": f"rnnbench run params/{name}.yaml",
-        "known": (PROJECT / f"params/{name}.yaml").exists(),
+        "command": command(report),
     }
+
+
+def command(report: Report) -> str:
+    """What makes a report again; empty where its protocol is not in params/."""
+    path = PROJECT / f"params/{report.folder.name}.yaml"
+    if not path.exists():
+        return ""
+    asked, made, words = load_protocol(path), report.protocol, [f"rnnbench run params/{path.name}"]
+    words += [f"--runs {made.runs}"] * (made.runs != asked.runs)
+    words += [f"--models {','.join(made.models)}"] * (made.models != asked.models)
+    return " ".join(words)
 
 
 def pages(folder: Path) -> dict[str, str]:

@@ -96,6 +96,23 @@ def test_every_report_is_in_the_chain_and_what_is_not_published_is_open(page):
     assert "Which cells learn to add two numbers hundreds of steps apart" in page
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("row_mnist", ""), ("row_cells", " --runs 3"), ("pixel_mnist", " --models agru")],
+)
+def test_the_command_makes_the_published_runs_and_no_others(page, name, options):
+    asked = front.command(Report(PUBLISHED / name))
+    assert asked == f"rnnbench run params/{name}.yaml{options}" and f"<code>{asked}</code>" in page
+
+
+def test_of_two_reports_with_the_same_settings_the_one_with_more_seeds_speaks():
+    """row_cells has the A-GRU and the GRU of row_mnist, on three of its ten seeds."""
+    reports = [Report(PUBLISHED / name) for name in ("row_cells", "row_mnist", "tuned")]
+    for order in (reports, reports[::-1]):
+        _, rows = published.across(order, ["agru", "gru"], {})
+        assert {row["report"]: row["n"] for row in rows} == {"row_mnist": 10, "tuned": 10}
+
+
 def test_long_sequences_have_a_strip_of_their_own_and_each_length_is_named(page):
     short, long = (part.partition("</table>")[0]
                    for part in page.partition('id="questions"')[0].split("<table")[1:])  # fmt: skip

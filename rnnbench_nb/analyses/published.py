@@ -34,9 +34,10 @@ def across(
 
     Returns:
         One finding for each verdict, and the rows (`compared`), their `label` being the protocol,
-        and `long` whether its sequences are.
+        and `long` whether its sequences are. Of two that compare the same settings the one with
+        more seeds speaks.
     """
-    rows, kinds = [], {}
+    by_settings, kinds = {}, {}
     first, second = (CELLS[name].label for name in pair)
     for report in reports:
         if not set(pair) <= {own.model for own in report.variants.values()}:
@@ -55,7 +56,12 @@ def across(
                 both = [report.labels[row[side]] for side in "ab"]
                 several = f": {' − '.join(both)}" if len(alone) > 1 else ""
                 row |= {"report": name, "label": where + several}
-                rows.append(row | {"long": PAGES["08_memory"](report.protocol)})
+                row |= {"long": PAGES["08_memory"](report.protocol)}
+                settings = str([report.variants[row[side]].model_dump(exclude={"variant", "seed"})
+                                for side in "ab"])  # fmt: skip
+                if row["n"] > by_settings.get(settings, {"n": 0})["n"]:
+                    by_settings[settings] = row
+    rows = list(by_settings.values())
     for row in rows:
         kind, comma, less = row["verdict"].partition(",")
         better = {"better": f"{first} is better than {second}",
