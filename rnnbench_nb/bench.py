@@ -44,6 +44,7 @@ FAST = [name for name in CELLS if (KERNELS / f"{name}.cpp").exists()]  # have a 
 TIMED = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
 EVERY = [*TIMED, *(name for name in CELLS if name not in TIMED)]  # their loops are slow
 NOISY = 0.1  # interquartile range over median, above which a time is not believed
+NO_LIMITS = {"highest": math.nan, "medium": math.nan}  # of arithmetic, where none is known
 LEVEL = 0.01  # of the test between two measurements
 
 
@@ -77,16 +78,16 @@ def model_of(name: str, shape: Shape) -> SequenceModel:
     return build_model(run_parameters(values, "bench"), shape.features, OUTPUTS, random)
 
 
-def step_of(name: str, work: str, shape: Shape) -> Callable[[], None]:
-    """A function that does one whole training step, or one inference, of a cell.
+def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable[[], None]:
+    """A function that does one whole training step, or one inference, of a cell on a device.
 
     A training step is zero_grad, forward, linear head, cross entropy, backward, clipping by norm
     and fused Adam.
     """
-    classifier = model_of(name, shape)
+    classifier = model_of(name, shape).to(device)
     random = generator(0, "order")
-    inputs = torch.rand(shape.batch, shape.steps, shape.features, generator=random)
-    labels = torch.randint(OUTPUTS, (shape.batch,), generator=random)
+    inputs = torch.rand(shape.batch, shape.steps, shape.features, generator=random).to(device)
+    labels = torch.randint(OUTPUTS, (shape.batch,), generator=random).to(device)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
 
     def run() -> None:
@@ -94,17 +95,23 @@ def step_of(name: str, work: str, shape: Shape) -> Callable[[], None]:
             if work == "infer":
                 with torch.inference_mode():
                     classifier(inputs)
-                return
-            optimiser.zero_grad()
-            F.cross_entropy(classifier(inputs), labels).backward()
-            nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
-            optimiser.step()
+            else:
+                optimiser.zero_grad()
+                F.cross_entropy(classifier(inputs), labels).backward()
+                nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+                optimiser.step()
+            if device != "cpu":
+                torch.cuda.synchronize()
 
     return run
 
 
 def measure(
-    shape: Shape, models: list[str] = TIMED, rounds: int = 11, seconds: float = 4.0
+    shape: Shape,
+    models: list[str] = TIMED,
+    rounds: int = 11,
+    seconds: float = 4.0,
+    device: str = "cpu",
 ) -> Iterator[dict]:
     """Time the models in turn, `rounds` times or until `seconds` are over, after one warm-up.
 
@@ -117,7 +124,7 @@ def measure(
     try:
         with arithmetic(shape.precision):
             for task in WORK:
-                steps = {model: step_of(model, task, shape) for model in models}
+                steps = {model: step_of(model, task, shape, device) for model in models}
                 for step in steps.values():
                     step()
                 deadline = time.perf_counter() + seconds
@@ -154,7 +161,7 @@ def arithmetic_limits(rounds: int = 7) -> dict[str, float]:
         source = Path(build.__file__).with_name("arithmetic_limit.cpp")
         library = ctypes.CDLL(str(build.build(source)))
     except (build.Unavailable, OSError):
-        return dict.fromkeys(("highest", "medium"), math.nan)
+        return dict(NO_LIMITS)
     sink, best = np.zeros(1, np.float32), {"highest": 0.0, "medium": 0.0}
     for precision in [*best] * rounds:
         peak = library[f"peak_{precision}"]
@@ -244,8 +251,7 @@ def read(path: Path | str) -> dict:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         if set(report["rows"][0]) >= {*Shape._fields, "task", "model", "seconds"}:
-            unknown = dict.fromkeys(("highest", "medium"), math.nan)  # of files of earlier versions
-            return {"limits": unknown, **report}
+            return {"limits": NO_LIMITS, **report}  # files of earlier versions have none
     except (OSError, ValueError, LookupError, TypeError):
         pass
     raise UserError(f"{path} holds no measurements; write one with `rnnbench bench --json FILE`.")
@@ -275,18 +281,22 @@ def compare(before: dict, after: dict) -> pd.DataFrame:
 
 
 def run(
-    shapes: list[Shape], report: Callable[[str], None] = print, every: Collection[Shape] = ()
+    shapes: list[Shape],
+    report: Callable[[str], None] = print,
+    every: Collection[Shape] = (),
+    device: str = "cpu",
 ) -> dict:
-    """Measure these shapes, saying each as it is done; those in `every` for all cells.
+    """Measure these shapes on a device, saying each as done; those in `every` for all cells.
 
     Returns:
         `machine`; `limits`, of `arithmetic_limits`; and `rows`, those of `measure`.
     """
-    limits, rows = arithmetic_limits(), []
-    found = {"machine": machine(), "limits": limits, "rows": rows}
+    limits, rows = arithmetic_limits() if device == "cpu" else dict(NO_LIMITS), []
+    found = {"machine": machine(device), "limits": limits, "rows": rows}
     report(_machine_sentence(found))
     for shape in shapes:
-        measured = list(measure(shape, EVERY if shape in every else TIMED))
+        models = EVERY if shape in every else TIMED
+        measured = list(measure(shape, models, device=device))
         rows += measured
         table = summarise(pd.DataFrame(measured), limits)
         for row in table[table["model"].isin(FAST)].itertuples():
@@ -339,11 +349,10 @@ def _ratios(row: Any, words: str) -> str:
 def _machine_sentence(report: dict) -> str:
     found = report["machine"]
     paths = "; ".join(f"{CELLS[name].label}: {found['paths'][name]}" for name in FAST)
-    limits = [f"{limit / 1e9:.0f} at {name}" for name, limit in report["limits"].items()]
-    return (
-        f"{found['processor']}, torch {found['torch']}; {paths}. One core reaches, in GFLOP/s of "
-        f"multiply-adds, {' and '.join(limits)}, the arithmetic limits."
-    )
+    known = {name: limit for name, limit in report["limits"].items() if not math.isnan(limit)}
+    limits = " and ".join(f"{limit / 1e9:.0f} at {name}" for name, limit in known.items())
+    reaches = f" One core reaches, in GFLOP/s of multiply-adds, {limits}, the arithmetic limits."
+    return f"{found['processor']}, torch {found['torch']}; {paths}.{reaches if limits else ''}"
 
 
 def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[str]:
@@ -389,13 +398,14 @@ def caption(report: dict, table: pd.DataFrame) -> str:
     )
 
 
-def machine() -> dict:
-    """What was measured on: processor, version of torch, and what runs each cell by precision."""
-    found = {"processor": processor(), "torch": torch.__version__}
+def machine(device: str = "cpu") -> dict:
+    """What was measured on: its name, version of torch, and what runs each cell by precision."""
+    where = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    found = {"processor": where, "torch": torch.__version__}
     for key, precision in (("paths", "highest"), ("medium_paths", "medium")):
         with arithmetic(precision):
             hidden = REFERENCE.hidden
-            found[key] = {name: module(name)(hidden, hidden).path() for name in CELLS}
+            found[key] = {name: module(name)(hidden, hidden).to(device).path() for name in CELLS}
     return found
 
 

@@ -345,9 +345,12 @@ def test_cell(name):
 @click.option("--full", is_flag=True, help="The whole grid of shapes, about half an hour.")
 @click.option("--shape", "shapes", multiple=True, metavar="T,H,B,THREADS", help="Only this shape.")
 @click.option("--compare", nargs=2, type=FOLDER, metavar="BEFORE AFTER", help="Two such files.")
-def bench(path, full, shapes, compare):
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="cuda: two shapes, on a GPU.")  # fmt: skip
+def bench(path, full, shapes, compare, device):
     """Time training steps and inference of the models, in turn in one process."""
-    from rnnbench_nb import bench
+    from rnnbench_nb import bench, launch
+    from rnnbench_nb.experiment import NO_GPU
     from rnnbench_nb.files import write_file
 
     if compare:
@@ -357,9 +360,12 @@ def bench(path, full, shapes, compare):
         named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
     except (TypeError, ValueError) as error:
         raise UserError("--shape: write four whole numbers, such as 28,128,128,1.") from error
+    if device == "cuda" and not launch.has_gpu():
+        raise UserError(NO_GPU)
     every = (bench.REFERENCE, bench.LONG) if full else ()
-    report = bench.run(named or (bench.GRID if full else bench.SHORT), click.echo, every)
-    report |= {} if named else bench.run_parts(click.echo)
+    shapes = {"cuda": [bench.REFERENCE, bench.LONG], "cpu": bench.GRID if full else bench.SHORT}
+    report = bench.run(named or shapes[device], click.echo, every, device)
+    report |= {} if named or device == "cuda" else bench.run_parts(click.echo)
     if path:
         write_file(path, json.dumps(report, indent=1) + "\n")
 

@@ -16,7 +16,10 @@ from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.tasks import TASKS, Task
 
 PACKAGE = Path(__file__).parent
-SHARED = ("training.py", "model.py", "recurrent.py", "seeds.py", "cells/base.py", "tasks/base.py")
+SHARED = (
+    "training.py", "model.py", "recurrent.py", "seeds.py", "cells/base.py", "tasks/base.py",
+    "cells/kernels/cuda_graph.py",
+)  # fmt: skip
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "snakemake", "papermill")
 
 

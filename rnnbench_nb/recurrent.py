@@ -182,8 +182,12 @@ class Recurrent(_Shared, nn.Module):
 
     def _backend(self, *tensors: Tensor):
         """The first backend that serves these tensors here and now, or None, and each refusal."""
-        refusals = []
-        for backend in self.backends() if _switches["backends"] else []:
+        refusals, backends = [], self.backends()
+        if self.weight_ih.is_cuda:
+            from rnnbench_nb.cells.kernels import cuda_graph
+
+            backends = [*backends, cuda_graph]
+        for backend in backends if _switches["backends"] else []:
             refusal = backend.refusal([*self.parameters(), *tensors])
             if not refusal:
                 return backend, refusals

@@ -32,13 +32,15 @@ def arithmetic(precision: str) -> Iterator[None]:
     Gradients that vanish over hundreds of steps end below 1.2e-38, where float32 has no more normal
     numbers and processors may take ten times as long for a product.
     """
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"  # else torch's own cells alone round
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
         torch.set_flush_denormal(False)
 
 
@@ -278,32 +280,35 @@ def _train_epoch(
         clipping.
     """
     state.model.train()
-    loss_sum = score_sum = norm_sum = 0.0
-    last_finite, examples = math.nan, 0
+    answered, losses, norms = [], [], []  # on the device, which nobody waits for within an epoch
     batches = torch.randperm(len(part.targets), generator=state.order).split(parameters.batch_size)
     batches = batches[: _batches(parameters, len(part.targets))]
     if parameters.steps:
         batches = batches[: parameters.steps - (epoch - 1) * len(batches)]
-    for step, batch in enumerate(batches, start=1):
+    for batch in batches:
         targets = part.targets[batch]
         outputs = state.model(task.inputs(part.inputs.index_select(0, batch)).to(device))
         loss = task.losses(outputs, targets.to(device), "mean")
-        value = loss.item()
-        _require_finite(value, parameters, epoch, f"at step {step}", last_finite)
-        last_finite = value
         state.optimiser.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), parameters.clip_norm or math.inf)
+        limit = parameters.clip_norm or math.inf
+        norms.append(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
         state.optimiser.step()
+        losses.append(loss.detach())
+        answered.append(task.answers(outputs.detach()))
+    last_finite, loss_sum, score_sum, examples = math.nan, 0.0, 0.0, 0
+    values = torch.stack(losses).tolist()
+    told = zip(batches, values, answered, strict=True)
+    for step, (batch, value, answers) in enumerate(told, start=1):
+        _require_finite(value, parameters, epoch, f"at step {step}", last_finite)
+        last_finite = value
         loss_sum += value * len(batch)
-        answers = task.answers(outputs.detach()).cpu()
-        score_sum += task.scores(targets.numpy(), answers.numpy()).sum()
-        norm_sum += norm.item()
+        score_sum += task.scores(part.targets[batch].numpy(), answers.cpu().numpy()).sum()
         examples += len(batch)
     return {
         "loss": loss_sum / examples,
         task.score.name: float(score_sum / examples),
-        "gradient_norm": norm_sum / len(batches),
+        "gradient_norm": sum(torch.stack(norms).tolist()) / len(batches),
     }
 
 

@@ -127,6 +127,25 @@ def test_the_forget_bias_is_what_is_said_once(bias):
     assert not torch.cat([i, g, o]).any()
 
 
+@pytest.mark.parametrize("steps", [0, 2, 3, 784])
+def test_chrono_starts_gates_that_keep_the_state_for_so_many_steps(steps):
+    plain = build("gru").cell, build("lstm").cell
+    gru, lstm = build("gru", chrono=steps).cell, build("lstm", chrono=steps).cell
+    r, keeps, n = (gru.bias_ih_l0 + gru.bias_hh_l0).view(3, -1)
+    i, f, g, o = (lstm.bias_ih_l0 + lstm.bias_hh_l0).view(4, -1)
+    assert not torch.cat([r, n, g, o]).any()
+    for same, other in zip(plain, (gru, lstm), strict=True):
+        assert torch.equal(same.weight_hh_l0, other.weight_hh_l0)
+    if steps == 0:
+        assert not keeps.any() and not i.any() and (f == 1).all()
+        return
+    for bias in (keeps, f):
+        kept = bias.exp()  # a gate of sigmoid(log u) keeps u / (u + 1) of the state a step
+        assert (kept >= 1).all() and (kept <= steps - 1 + 1e-3).all()
+        assert steps < 4 or kept.std() > 0.2 * steps
+    assert torch.equal(i, -f)
+
+
 def test_the_start_of_the_agrus_authors_is_xavier_but_for_w():
     protocol = load_protocol("params/agru_authors.yaml")
     for parameters in protocol.parameterisations.values():

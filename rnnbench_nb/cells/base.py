@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rnnbench_nb.plugins import torch
-from rnnbench_nb.validation import Frozen
+from rnnbench_nb.validation import Count, Frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cell", "Frozen", "Start", "torch"]
+__all__ = ["Cell", "Chrono", "Frozen", "Start", "torch"]
 
 
 class Start(Frozen):
@@ -23,6 +23,27 @@ class Start(Frozen):
     """
 
     start: Literal["common", "source"] = "common"
+
+
+class Chrono(Frozen):
+    """The option of a cell with a gate that keeps the state (Tallec and Ollivier 2018).
+
+    Attributes:
+        chrono: The longest memory, in steps, that the gates have at the start; 0 leaves them as the
+            other options say. Sequences of hundreds of steps may teach nothing without it.
+    """
+
+    chrono: Count = 0
+
+    def draw_chrono(self, bias: "Tensor", generator: "torch.Generator | None") -> None:
+        """Set the bias (H,) of such a gate to log u, so that it keeps a state for some u steps.
+
+        u is uniform on 1 to chrono - 1 (their equations 14 and 16); where `chrono` is 0 the bias
+        stays as it is.
+        """
+        if self.chrono:
+            with torch.no_grad():
+                bias.uniform_(1, max(self.chrono - 1, 1), generator=generator).log_()
 
 
 class Cell:

@@ -1,6 +1,6 @@
 """The GRU (Cho et al. 2014) as torch.nn has it, the reset gate after the product."""
 
-from rnnbench_nb.cells.base import Cell, torch
+from rnnbench_nb.cells.base import Cell, Chrono, torch
 
 
 class GRU(Cell):
@@ -18,6 +18,13 @@ $$n_s = \tanh\left(W_n x_s + b_n + r_s \odot (U_n h_{s-1} + b'_n)\right)$$
 
 $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
 """
+
+    class Options(Chrono):
+        """What the GRU can be told."""
+
+    def initialise(self, generator):
+        """Set the bias of the update gate, second of r, z, n, which keeps the state where open."""
+        self.options.draw_chrono(self.bias_ih_l0.view(3, -1)[1], generator)
 
     def prepare(self):
         """Torch's recurrent weights and second biases."""

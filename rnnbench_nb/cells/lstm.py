@@ -1,6 +1,6 @@
 """The LSTM (Hochreiter and Schmidhuber 1997), which is torch.nn's own."""
 
-from rnnbench_nb.cells.base import Cell, Frozen, torch
+from rnnbench_nb.cells.base import Cell, Chrono, torch
 from rnnbench_nb.validation import Finite
 
 
@@ -22,7 +22,7 @@ $$c_s = f_s \odot c_{s-1} + i_s \odot g_s$$
 $$h_s = o_s \odot \tanh c_s$$
 """
 
-    class Options(Frozen):
+    class Options(Chrono):
         """What the LSTM can be told.
 
         Attributes:
@@ -33,9 +33,13 @@ $$h_s = o_s \odot \tanh c_s$$
         forget_bias: Finite = 1.0
 
     def initialise(self, generator):
-        """Set the bias of the forget gate, second of i, f, g, o."""
+        """Set the bias of the forget gate, second of i, f, g, o; chrono, the first's against it."""
         with torch.no_grad():
-            self.bias_ih_l0.view(4, -1)[1] = self.options.forget_bias
+            enters, keeps = self.bias_ih_l0.view(4, -1)[:2]
+            keeps.fill_(self.options.forget_bias)
+            self.options.draw_chrono(keeps, generator)
+            if self.options.chrono:
+                enters.copy_(-keeps)
 
     def prepare(self):
         """Torch's recurrent weights and second biases."""
