@@ -76,41 +76,45 @@ class Captured:
 
     def _capture(self, function: Callable[..., Tensor]) -> None:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+
+        def differentiate(states: Tensor, outer: Tensor) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(states, self.wanted, outer, allow_unused=True)
+
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
                 states = function(*self.inputs)
-                torch.autograd.grad(states, self.wanted, torch.ones_like(states), allow_unused=True)
+                self.outer = torch.zeros_like(states)
+                differentiate(states, self.outer)
+                del states
         here.wait_stream(aside)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward):
+        with torch.cuda.graph(forward, stream=aside):
             self.states = function(*self.inputs)
-        self.outer = torch.empty_like(self.states)
-        with torch.cuda.graph(backward, pool=forward.pool()):
-            self.gradients = torch.autograd.grad(
-                self.states, self.wanted, self.outer, allow_unused=True
-            )
+        with torch.cuda.graph(backward, pool=forward.pool(), stream=aside):
+            self.gradients = differentiate(self.states, self.outer)
         self.replay, self.replay_backward = forward.replay, backward.replay
 
     def free(self) -> bool:
         """Whether no earlier call still needs what a replay would overwrite."""
         return self._last is None or self._last() is None
 
-    def taken(self, call: object) -> None:
-        """The memory is a call's, until its backward is done or nothing refers to it."""
+    def take(self, call: object) -> None:
+        """The memory is this call's, until its backward or until nothing refers to it."""
         self._last = weakref.ref(call)
 
-    def given_back(self, call: object) -> None:
-        """The call's backward has begun.
+    def give_back(self, call: object) -> None:
+        """The backward of this call takes what stands in the memory.
 
         Raises:
-            RuntimeError: It is not the call whose states stand in the memory.
+            RuntimeError: That is another call's.
         """
         if self._last is None or self._last() is not call:
             raise RuntimeError(
                 "the gradient of this sequence was asked for twice; run the cell again before the "
                 "second time, or under rnnbench_nb.recurrent.plain_loop()"
             )
+        self._last = None
 
 
 class _Replay(torch.autograd.Function):
@@ -119,7 +123,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, captured: Captured, *tensors: Tensor) -> Tensor:
         ctx.captured = captured
-        captured.taken(ctx)
+        captured.take(ctx)
         for place, tensor in zip(captured.inputs, tensors, strict=True):
             place.copy_(tensor)
         captured.replay()
@@ -129,10 +133,9 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, outer: Tensor) -> tuple[Tensor | None, ...]:
         captured = ctx.captured
-        captured.given_back(ctx)
+        captured.give_back(ctx)
         captured.outer.copy_(outer)
         captured.replay_backward()
-        captured._last = None
         found = iter(captured.gradients)
         gradients = (next(found) if place.requires_grad else None for place in captured.inputs)
         return None, *(None if grad is None else grad.clone() for grad in gradients)
