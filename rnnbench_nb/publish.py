@@ -1,5 +1,6 @@
 """The light part of a report: what is committed, and read by others."""
 
+import lzma
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,16 +26,19 @@ from rnnbench_nb.report import (
 from rnnbench_nb.runs import CHECKPOINT
 
 PAGE_LIMIT = 600_000  # bytes
+LARGE = 20_000  # bytes, from which a table is compressed
 RECORDS = ("protocol.yaml", "runs/*/run.json")
-LIGHT = (*RECORDS, "*.csv", "*.md", "speed.json", f"figures/{site.FIGURE}.svg",
-         "analyses/*/*.csv", "analyses/*/*.json")  # fmt: skip
+TABLES = ("history.csv", "analyses/*/*.csv")
+LIGHT = (*RECORDS, *TABLES, "results.csv", "*.md", "speed.json", f"figures/{site.FIGURE}.svg",
+         "analyses/*/*.json")  # fmt: skip
 
 
 def publish(report: Path, folder: Path, partial: bool = False) -> Path:
-    """Copy the light part of a finished report: no weights, few training pages.
+    """Copy the light part of a finished report: no weights, at most one training page.
 
-    Notebooks are left without their pictures, which are in the pages. Of few variants the first
-    seed has its training pages. Where front.yaml lies beside the folder, the front page over all
+    Notebooks are left without their pictures, which are in the pages; of few variants one run has
+    its training page, as an example; large tables are compressed, which `read_csv` and pandas read
+    as they are. Where front.yaml lies beside the folder, the front page over all
     reports there is made again.
 
     Args:
@@ -69,8 +73,8 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
         raise UserError(f"{folder} holds other things than a report; name another with --to.")
     started = {run.name: runs.partial(run) for run in under_way}  # a damaged file stops all this
     asked = {run.name for run in found.run_folders}
-    few = site.first_seed(found) if len(found.variants) <= FEW else []
-    shown = [f"runs/{run.name}/*.ipynb" for run in few]
+    example = site.first_seed(found)[:1] if len(found.variants) <= FEW else []
+    shown = [f"runs/{run.name}/*.ipynb" for run in example]
     if not partial:
         check_tables(found)
     content = {}
@@ -91,12 +95,21 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
         write_csv(folder / "history.csv", found.history)
         write_tables(Report(folder))
     under_front = (folder.parent / "front.yaml").exists()
+    pack(folder)
     index = site.build(folder, under_front, PAGE_LIMIT)
     for path in folder.glob("**/*.ipynb"):
         write_file(path, without_pictures(path))
     if under_front:
         front.build(folder.parent)
     return index
+
+
+def pack(folder: Path) -> None:
+    """Compress the large tables of a published report."""
+    for path in (path for pattern in TABLES for path in folder.glob(pattern)):
+        if path.stat().st_size > LARGE:
+            write_file(path.with_name(f"{path.name}.xz"), lzma.compress(path.read_bytes()))
+            path.unlink()
 
 
 def check_tables(report: Report) -> None:
@@ -184,6 +197,7 @@ def remake(folder: Path) -> Path:
             write_file(path, without_pictures(executed))
     drawn = figures.test_errors(found.results, found)
     write_file(folder / f"figures/{site.FIGURE}.svg", figures.as_svg(drawn))
+    pack(folder)
     trained = [name for name in site.find_notebooks(folder, found.run_folders) if pages[name].run]
     pages |= {name: pages.pop(name) for name in trained}  # they come last
     return site.write(folder, pages, (folder.parent / "front.yaml").exists(), PAGE_LIMIT)

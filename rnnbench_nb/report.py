@@ -115,7 +115,7 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch and split (`history_columns`); of a published run, the report's."""
-        whole = self.folder.parents[1] / "history.csv"
+        whole = stored(self.folder.parents[1] / "history.csv")
         if not (self.folder / "history.csv").exists() and whole.exists():
             found = _histories(whole, whole.stat().st_mtime_ns)
             if self.key not in found:
@@ -390,16 +390,24 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write_file(path, frame.to_csv(index=False))
 
 
+def stored(path: Path) -> Path:
+    """Where a table lies: of a published report, a large one is compressed and ends in .csv.xz."""
+    packed = path.with_name(f"{path.name}.xz")
+    return packed if packed.exists() and not path.exists() else path
+
+
 def read_csv(
     path: Path, remedy: str = "make the report again", needs: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Read a tidy frame; names stay text, whatever they look like.
+    """Read a tidy frame, compressed or not; names stay text, whatever they look like.
 
     Raises:
         UserError: The file is missing or damaged, or has not the columns that it `needs`.
     """
+    path = stored(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8-sig")
         if not text.endswith("\n"):
             raise ValueError("the last line is cut off")
         names = dict.fromkeys(("variant", "model", "status", "a", "b"), str)  # names stay text
@@ -409,7 +417,7 @@ def read_csv(
             raise ValueError("it is no table of this project, separated by commas")
         numbers = frame.columns.difference(list(names))
         return frame.assign(**{c: _numbers(frame[c]) for c in numbers})
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; {remedy}.") from error
 
 

@@ -44,7 +44,7 @@ FORMATS = [  # of an output, best first: no scripts and no widgets
 RUN_PAGES = 100  # in a report of more runs only the first seed's and the failed ones have a page
 PAGE_LIMIT = 3_000_000  # bytes: what a phone on a slow line still opens
 FIGURE = "test_comparison"  # of the first page; what else is drawn is on the others
-FILES = ["results_summary.md", "results.csv", "history.csv", "protocol.yaml"]
+FILES = ["results_summary.md", "results.csv", "history.csv", "history.csv.xz", "protocol.yaml"]
 
 
 class Page(NamedTuple):
@@ -341,7 +341,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "caption": captions.scores(report) if data else "",
         "files": [name for name in FILES if (report.folder / name).is_file()],
         "frames": {
-            folder.name: sorted(path.name for path in folder.glob("*.csv"))
+            folder.name: sorted(path.name for path in folder.glob("*.csv*"))
             for folder in sorted(report.folder.glob("analyses/*"))
         },
     }

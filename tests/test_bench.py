@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pandas as pd
 import papermill
 import pytest
+import torch
 from conftest import rnnbench_here
 from numbers_on_pages import shown, unexplained
 
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
 from rnnbench_nb.cells.kernels import agru as kernel
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.experiment import NO_GPU, PROJECT
 
 
 def test_operations_by_hand():
@@ -187,6 +188,18 @@ def test_the_limit_is_that_of_a_processor():
     limits = bench.arithmetic_limits(rounds=2)
     if not math.isnan(limits["highest"]):
         assert 1e9 < limits["highest"] < 1e12 and 0.5 * limits["highest"] < limits["medium"] < 1e13
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_at_once():
+    done = rnnbench_here("bench", "--device", "cuda")
+    assert (done.returncode, done.stderr) == (1, f"rnnbench: {NO_GPU}\n")
+
+
+def test_without_a_limit_nothing_is_said_of_one():
+    found = {"processor": "P", "torch": "2", "paths": {"agru": "loop as a CUDA graph"}}
+    report = {"machine": found, "limits": bench.NO_LIMITS}
+    assert bench._machine_sentence(report) == "P, torch 2; A-GRU: loop as a CUDA graph."
 
 
 def test_an_epoch_by_part():

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import one_sentence, rnnbench_here, write_tiny
 
@@ -53,6 +54,27 @@ def test_the_light_part_is_copied_and_nothing_else(made, tmp_path):
         "notebooks/03_compare.ipynb", "runs/gru-seed42/02_train.ipynb",
     }  # fmt: skip
     assert load(index.parent / "analyses/small").texts("answer") == ["It is so."]
+
+
+def test_large_tables_are_compressed_and_read_as_before(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("rnnbench_nb.publish.LARGE", 100)
+    folder = publish(made, tmp_path / "there").parent
+    assert not (folder / "history.csv").exists() and (folder / "results.csv").exists()
+    assert Report(folder).history.equals(Report(made).history)
+    assert Report(folder).runs[0].history.equals(Report(made).runs[0].history)
+    assert pd.read_csv(folder / "history.csv.xz").equals(pd.read_csv(made / "history.csv"))
+    assert 'href="history.csv.xz"' in (folder / "index.html").read_text()
+    with pytest.raises(UserError, match="published already"):
+        publish(folder, tmp_path / "again")
+    (folder / "history.csv.xz").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"history\.csv\.xz is missing or damaged"):
+        len(Report(folder).history)
+
+
+def test_of_many_variants_no_training_page_is_published(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("rnnbench_nb.publish.FEW", 0)
+    folder = publish(made, tmp_path / "there").parent
+    assert not list(folder.glob("**/02_train*"))
 
 
 def test_a_published_notebook_says_its_pictures_in_words_and_a_table_once(tmp_path):

@@ -19,7 +19,7 @@ from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.tasks.base import Part
-from rnnbench_nb.training import evaluate, fit
+from rnnbench_nb.training import arithmetic, evaluate, fit
 
 QUIET = {"report": lambda line: None}
 
@@ -403,3 +403,11 @@ def test_answers_are_kept_in_a_type_that_holds_them():
     assert runs._narrow(label=np.array([0, 9]))["label"].dtype == np.uint8
     assert runs._narrow(label=np.array([-1, 9]))["label"].tolist() == [-1, 9]
     assert runs._narrow(label=np.array([0.25]))["label"].tolist() == [0.25]
+
+
+@pytest.mark.parametrize("precision, rounds", [("highest", False), ("medium", True)])
+def test_torchs_own_cells_round_on_a_gpu_only_where_products_may(precision, rounds):
+    before = torch.backends.cudnn.allow_tf32
+    with arithmetic(precision):
+        assert torch.backends.cudnn.allow_tf32 == rounds
+    assert torch.backends.cudnn.allow_tf32 == before
