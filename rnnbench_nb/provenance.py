@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.experiment import PROJECT
@@ -34,7 +35,18 @@ def _stripped(path: Path) -> str:
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             if isinstance(body[0].value, ast.Constant):
                 del body[0]
-    return ast.dump(tree)
+    return _written(tree)
+
+
+def _written(part: Any) -> str:
+    """A syntax tree as text, the same from every version of Python: what is empty is left out."""
+    if isinstance(part, list):
+        return f"[{', '.join(map(_written, part))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    fields = {name: value for name, value in ast.iter_fields(part) if value not in (None, [])}
+    told = (f"{name}={_written(value)}" for name, value in fields.items())
+    return f"{type(part).__name__}({', '.join(told)})"
 
 
 def _files(entry: type, base: type) -> list[Path]:

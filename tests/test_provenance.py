@@ -1,5 +1,6 @@
 """What code a number depends on, and which commit that was."""
 
+import ast
 import json
 import os
 import shutil
@@ -101,3 +102,17 @@ def test_the_commit_is_the_projects_own_not_one_around_it(monkeypatch, tmp_path)
     assert len(ours) == 40
     monkeypatch.setenv("GIT_DIR", os.devnull)
     assert commit() == ours
+
+
+def test_a_fingerprint_is_the_same_from_every_version_of_python():
+    """From 3.12 on a function has `type_params`, which are empty here, and 3.13 dumps no such."""
+    tree = ast.parse("def f(a, b=1):\n    return a[0]")
+    text = (
+        "Module(body=[FunctionDef(name='f', args=arguments(args=[arg(arg='a'), arg(arg='b')], "
+        "defaults=[Constant(value=1)]), body=[Return(value=Subscript(value=Name(id='a', "
+        "ctx=Load()), slice=Constant(value=0), ctx=Load()))])])"
+    )
+    assert provenance._written(tree) == text
+    (function,) = tree.body
+    function._fields, function.type_params = (*ast.FunctionDef._fields, "type_params"), []
+    assert provenance._written(tree) == text
