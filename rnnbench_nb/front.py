@@ -32,7 +32,8 @@ class Words(Frozen):
         questions: A reader's questions, each with the address of its answer.
         fair: What is to be said of the comparison, in Markdown.
         growth: Reports that say here what makes states and gradients grow.
-        apart: Parameter files that ask no question.
+        apart: Parameter files that ask no question of their own, such as searches; a published one
+            is told here in words alone.
     """
 
     title: str
@@ -81,7 +82,7 @@ def render(folder: Path) -> str:
         "pair": [CELLS[name].label for name in words.pair],
         "equation": CELLS[words.pair[0]].equation,
         "answers": [finding.text for finding in findings],
-        "strips": [drawn([row for row in rows if row["long"] == long]) for long in (False, True)],
+        "strips": [drawn(alike) for alike in together(rows)],
         "chain": [entry(report, words) for report in reports],
         "sizes": sizes(reports[0]),
         "training": reports[0].protocol.values,
@@ -133,7 +134,7 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
     seconds = sum(record["seconds"] for record in records)
     name = report.folder.name
     groups: dict[str, list[dict]] = {}
-    for row in drawn(rows):
+    for row in drawn([] if name in words.apart else rows):
         groups.setdefault(row["group"], []).append(row)
     return {
         "name": name,
@@ -184,6 +185,14 @@ def sizes(report: Report) -> list[dict[str, str]]:
     table = formatted(summary(report.results), report.task)
     table["variant"] = table["variant"].map(report.labels)
     return table[["variant", "parameters", "free parameters"]].to_dict("records")
+
+
+def together(rows: Iterable[Mapping]) -> list[list[Mapping]]:
+    """Rows of comparisons that one strip can show: of one score, short sequences before long."""
+    groups: dict[tuple[bool, str], list[Mapping]] = {}
+    for row in rows:
+        groups.setdefault((row["long"], row["score"].name), []).append(row)
+    return [groups[key] for key in sorted(groups)]
 
 
 def drawn(rows: list[Mapping]) -> list[dict]:

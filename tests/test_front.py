@@ -65,7 +65,7 @@ def test_the_page_of_drawn_digits_names_the_runs_in_its_script(page):
 
 def test_every_question_of_a_reader_has_its_answer(page):
     words = front.words_of(PUBLISHED)
-    assert len(words.questions) == 14
+    assert len(words.questions) == 16
     for question, address in words.questions.items():
         assert f'<a href="{address}">{question}</a>' in page
         path, _, anchor = address.partition("#")
@@ -98,7 +98,7 @@ def test_every_report_is_in_the_chain_and_what_is_not_published_is_open(page):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("row_mnist", ""), ("row_cells", " --runs 3"), ("pixel_mnist", " --models agru")],
+    [("row_mnist", ""), ("row_cells", " --runs 5"), ("pixel_mnist", " --models agru,lstm,gru")],
 )
 def test_the_command_makes_the_published_runs_and_no_others(page, name, options):
     asked = front.command(Report(PUBLISHED / name))

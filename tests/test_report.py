@@ -131,8 +131,8 @@ def test_failed_and_missing_runs_have_rows_and_reasons(tmp_path):
 
 
 WITH_FINGERPRINTS = {  # published since they are kept
-    "agru_authors", "gradient_growth", "noise_padded", "pixel_mnist", "precision", "reset",
-    "row_cells",
+    "adding", "agru_authors", "copying", "gradient_growth", "noise_padded", "permuted_mnist",
+    "pixel_mnist", "precision", "reset", "row_cells",
 }  # fmt: skip
 
 
