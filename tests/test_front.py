@@ -1,5 +1,6 @@
 """The front page says what the published reports say, and answers a reader's questions."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -130,6 +131,25 @@ def test_what_is_kept_of_long_sequences_is_said_first(tmp_path):
     kept.save(tmp_path / "tuned/analyses/memory")
     texts, same = published.evidence(report)
     assert texts == ["**250 steps**: lost by GRU.", *before] and len(same) == len(rows) == 3
+
+
+def test_one_seed_has_a_mark_and_no_interval():
+    row = {**ROW, "n": 1, "dots": [0.002]} | dict.fromkeys(("family_low", "family_high"), math.nan)
+    (drawn,) = front.drawn([row])
+    assert (drawn["known"], drawn["interval_at"], list(drawn["text"])) == (
+        False,
+        None,
+        ["difference"],
+    )
+
+
+def test_each_score_has_a_strip_of_its_own_and_short_sequences_come_first():
+    rows = [{**ROW, "long": long, "score": Score(name)}
+            for long, name in ((True, "b"), (False, "a"), (True, "a"), (False, "a"))]  # fmt: skip
+    groups = front.together(rows)
+    assert [[(r["long"], r["score"].name) for r in group] for group in groups] == [
+        [(False, "a"), (False, "a")], [(True, "a")], [(True, "b")]
+    ]  # fmt: skip
 
 
 def test_a_row_turned_round_says_the_same():

@@ -13,7 +13,7 @@ from rnnbench_nb.analyses import Analysis, Finding, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import load_protocol
 from rnnbench_nb.publish import publish, without_pictures
-from rnnbench_nb.report import Report, load_run, write_tables
+from rnnbench_nb.report import Report, load_run, read_csv, write_tables
 from rnnbench_nb.runs import train_run
 
 
@@ -68,7 +68,7 @@ def test_large_tables_are_compressed_and_read_as_before(made, tmp_path, monkeypa
         publish(folder, tmp_path / "again")
     (folder / "history.csv.xz").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"history\.csv\.xz is missing or damaged"):
-        len(Report(folder).history)
+        read_csv(folder / "history.csv")
 
 
 def test_of_many_variants_no_training_page_is_published(made, tmp_path, monkeypatch):
@@ -212,7 +212,8 @@ def test_pages_remade_without_weights_equal_those_made_with_them(report, tmp_pat
                                          "write it.")  # fmt: skip
     assert (published / "figures/test_comparison.svg").read_text() == svg
     after = {path.stem: site.kept(path).body for path in published.glob("pages/*.html")}
-    assert after.keys() == before.keys() >= {*names, "01_data", "02_train-agru-seed42"}
+    assert after.keys() == before.keys() >= {*names, "01_data"}
+    assert sum(name.startswith("02_train") for name in after) == 1
     given = re.compile("<p>Parameters of this run</p>.*?</pre>", re.S)  # another folder now
     for name, body in before.items():
         assert given.sub("", after[name]) == given.sub("", body), name
