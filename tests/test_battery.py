@@ -136,7 +136,7 @@ def other_values(cell, option):
         return [choice for choice in choices if choice != field.default]
     if isinstance(field.default, float):
         return [field.default / 2 or 1.0]  # half of a share is one, and twice may be none
-    return [field.default * 2 or 1]
+    return [field.default * 2 or 10]  # one step of memory is none
 
 
 @pytest.mark.parametrize(("cell", "option"), OPTIONS)

@@ -216,7 +216,7 @@ def test_publishing_copies_the_light_part(report, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (published / "index.html").exists()
     assert not (published / "runs/lstm-seed7").exists()
-    assert (published / "pages/02_train-agru-seed42.html").exists()
+    assert len(list(published.glob("pages/02_train-*.html"))) == 1
     assert (published / "predicted.safetensors.xz").exists()
     assert (published / "analyses/eigenvalues/findings.json").exists()
     endings = {path.suffix for path in published.glob("**/*") if path.is_file()}
