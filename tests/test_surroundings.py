@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import zip_longest
 
 import matplotlib as mpl
 import nbformat
@@ -113,7 +114,7 @@ def shown(notebook):
                 page = BeautifulSoup(data["text/html"], "html.parser")
                 rows = [[cell.text.strip() for cell in row(["th", "td"])] for row in page("tr")]
                 kept = [row for row in rows if not row[0].startswith("seconds")]
-                columns = zip(*kept, strict=True)
+                columns = zip_longest(*kept, fillvalue="")  # a cell may span several
                 found.append([column for column in columns if not column[0].startswith("seconds")])
             elif data.get("text/markdown") != SHARED:
                 found.append(sorted(data.items()))
