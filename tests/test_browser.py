@@ -30,6 +30,7 @@ KINDS = [
     "row_mnist/pages/03_compare.html", "row_mnist/pages/07_gradients.html",
     "ablation/pages/06_ablation.html", "draw.html", "gradient_growth/pages/04_eigenvalues.html",
     "gradient_growth/pages/02_train-agru-seed42.html", "noise_padded/pages/08_memory.html",
+    "precision/pages/05_speed.html", "adding/pages/08_memory.html",
 ]  # fmt: skip
 VIEWS = [(width, scheme) for width in (390, 1300) for scheme in ("light", "dark")]
 
