@@ -323,7 +323,16 @@ def run_parts(report: Callable[[str], None] = print) -> dict:
 
 
 def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What was measured: `summarise` with paths; seconds of an epoch by part; MiB of a step."""
+    """What was measured: `summarise` with paths; seconds of an epoch by part; MiB of a step.
+
+    Raises:
+        UserError: It was measured at given shapes, or on a GPU, which is without the last two.
+    """
+    if "parts" not in report:
+        raise UserError(
+            "These measurements lack the parts of an epoch, as those at given shapes and on a GPU "
+            "do; write them with `rnnbench bench --json FILE`, or read them with --compare."
+        )
     table = summarise(pd.DataFrame(report["rows"]), report["limits"])
     machine = report["machine"]
     paths = {"medium": machine.get("medium_paths", {})}

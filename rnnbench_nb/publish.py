@@ -38,8 +38,8 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
 
     Notebooks are left without their pictures, which are in the pages; of few variants one run has
     its training page, as an example; large tables are compressed, which `read_csv` and pandas read
-    as they are. Where front.yaml lies beside the folder, the front page over all
-    reports there is made again.
+    as they are. Where front.yaml lies beside the folder, the front page over all reports there is
+    made again.
 
     Args:
         report: The report's folder.

@@ -13,6 +13,7 @@ from numbers_on_pages import shown, unexplained
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
 from rnnbench_nb.cells.kernels import agru as kernel
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import NO_GPU, PROJECT
 
 
@@ -194,6 +195,11 @@ def test_the_limit_is_that_of_a_processor():
 def test_a_gpu_that_is_not_there_is_said_at_once():
     done = rnnbench_here("bench", "--device", "cuda")
     assert (done.returncode, done.stderr) == (1, f"rnnbench: {NO_GPU}\n")
+
+
+def test_measurements_without_parts_are_no_page_of_speed_and_say_so():
+    with pytest.raises(UserError, match="lack the parts of an epoch"):
+        bench.tables({"machine": {}, "limits": bench.NO_LIMITS, "rows": []})
 
 
 def test_without_a_limit_nothing_is_said_of_one():
