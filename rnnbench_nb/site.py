@@ -127,7 +127,7 @@ def address(data: str, kind: str) -> str:
     if kind == "image/png":
         buffer = io.BytesIO()
         Image.open(io.BytesIO(base64.b64decode(content))).save(
-            buffer, "webp", lossless=True, quality=100, method=6
+            buffer, "webp", lossless=True, quality=100, method=4  # 6: 3% less, in 60 times as long
         )
         kind, content = "image/webp", base64.b64encode(buffer.getvalue()).decode()
     return f"data:{kind};base64,{content}"
