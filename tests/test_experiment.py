@@ -3,6 +3,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import loguniform, qmc, uniform
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import (
@@ -31,6 +32,22 @@ def test_every_parameter_file_is_valid_and_survives_a_round_trip(path, tmp_path)
     protocol = load_protocol(path)
     again = load(tmp_path, to_yaml(protocol.dump()))
     assert again == protocol and again.parameterisations == protocol.parameterisations
+
+
+def test_the_matched_search_tries_one_latin_hypercube_with_every_model():
+    places = qmc.LatinHypercube(3, seed=1).random(12).T
+    ranges = loguniform(5e-4, 2e-2), uniform(0, 0.6), loguniform(0.01, 2)
+    drawn = zip(*(own.ppf(place) for own, place in zip(ranges, places, strict=True)), strict=True)
+    points = sorted(tuple(float(f"{value:.2g}") for value in point) for point in drawn)
+    search = load_protocol(PROJECT / "params/tuned_matched_search.yaml").parameterisations.values()
+    sizes = load_protocol(PROJECT / "params/row_mnist_matched.yaml").parameterisations.values()
+    for model, size in {own.model: own.hidden_size for own in sizes}.items():
+        tried = [own for own in search if own.model == model]
+        assert {own.hidden_size for own in tried} == {size}
+        rates = [(own.learning_rate, own.dropout) for own in tried]
+        assert rates == [(rate, dropout) for rate, dropout, _ in points]
+        if model == "agru":
+            assert [own.gamma for own in tried] == [gamma for *_, gamma in points]
 
 
 def test_the_row_mnist_protocol_is_the_published_one():
