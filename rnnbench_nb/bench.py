@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,26 +119,32 @@ def measure(
         One row a piece of work, model and round: the fields of `shape`, `task` (the work), `model,
         round, seconds`.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(shape.threads)
-    try:
-        with arithmetic(shape.precision):
-            for task in WORK:
-                steps = {model: step_of(model, task, shape, device) for model in models}
-                for step in steps.values():
+    with on_threads(shape.threads), arithmetic(shape.precision):
+        for task in WORK:
+            steps = {model: step_of(model, task, shape, device) for model in models}
+            for step in steps.values():
+                step()
+            deadline = time.perf_counter() + seconds
+            for number in range(rounds):
+                if number >= 3 and time.perf_counter() > deadline:
+                    break
+                for model, step in steps.items():
+                    start = time.perf_counter()
                     step()
-                deadline = time.perf_counter() + seconds
-                for number in range(rounds):
-                    if number >= 3 and time.perf_counter() > deadline:
-                        break
-                    for model, step in steps.items():
-                        start = time.perf_counter()
-                        step()
-                        elapsed = time.perf_counter() - start
-                        row = {"task": task, "model": model, "round": number, "seconds": elapsed}
-                        yield shape._asdict() | row
+                    elapsed = time.perf_counter() - start
+                    row = {"task": task, "model": model, "round": number, "seconds": elapsed}
+                    yield shape._asdict() | row
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch's products on this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def operations(shape: Shape) -> int:
@@ -342,7 +348,7 @@ def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     ]
     parts = pd.DataFrame(report["parts"]).T
     total = parts.sum(axis=1)
-    shares = {f"of {CELLS[name].label}s": total / total[name] for name in BASELINES}
+    shares = {f"share of {CELLS[name].label}": total / total[name] for name in BASELINES}
     aside = parts[["data", "evaluation"]].sum(axis=1) / total
     memory = pd.Series(report["memory"], name=f"MiB, training step at T = {LONG.steps}")
     parts = parts.assign(total=total, **shares, **{"data and evaluation": aside})
@@ -384,9 +390,9 @@ def sentences(report: dict, table: pd.DataFrame, parts: pd.DataFrame) -> list[st
         )
     for name in FAST:
         labels, row = [CELLS[baseline].label for baseline in BASELINES], parts.loc[name]
-        shares = [f"{row[f'of {label}s']:.2f} of the {label}'s time" for label in labels]
+        shares = [f"{row[f'share of {label}']:.2f} of the {label}'s time" for label in labels]
         found.append(
-            f"An epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and "
+            f"On one thread an epoch of the {CELLS[name].label} takes {' and '.join(shares)}, and "
             f"{row['data and evaluation']:.0%} of it is data and evaluation rather than training."
         )
     return found
@@ -418,6 +424,7 @@ def machine(device: str = "cpu") -> dict:
     return found
 
 
+@on_threads(1)
 def epoch_parts(model: str, examples: int = 51_000, evaluated: int = 9_000) -> dict[str, float]:
     """Seconds of an epoch of row MNIST by part, on one thread and made-up images.
 

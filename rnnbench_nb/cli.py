@@ -196,7 +196,7 @@ def list_reports():
 
 def _finished(report) -> tuple[str, str]:
     """How many runs of a report are finished, as in `29/30`, and the best variant's mean score."""
-    from rnnbench_nb.report import COMPLETED, load_run
+    from rnnbench_nb.report import COMPLETED, load_run, said
 
     score, scores = report.task.score, {}
     written = [folder for folder in report.run_folders if (folder / "run.json").exists()]
@@ -211,7 +211,7 @@ def _finished(report) -> tuple[str, str]:
     digits = 2 if score.scale > 1 else 4
     sd = f" ± {stdev(scores[name]):.{digits}f}" if scores[name][1:] else ""
     mean = f"{fmean(scores[name]):.{digits}f}"
-    return runs, f"{report.labels[name]}: {score.name} {mean}{sd}{score.unit}"
+    return runs, f"{report.labels[name]}: {said(score.name)} {mean}{sd}{score.unit}"
 
 
 @main.command()

@@ -14,7 +14,7 @@ from rnnbench_nb import figures
 from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
 from rnnbench_nb.files import write_file
 from rnnbench_nb.progress import in_words
-from rnnbench_nb.report import Report, history_columns
+from rnnbench_nb.report import Report, history_columns, said
 from rnnbench_nb.runs import CHECKPOINT, train_run
 from rnnbench_nb.tasks.base import Score
 
@@ -78,7 +78,7 @@ def standing(history: pd.DataFrame, epochs: int, seconds: float, score: Score) -
     rest = seconds / last["epoch"] * (epochs - last["epoch"])
     left = f"; about {in_words(rest)} left at most" if rest else f"; it took {in_words(seconds)}"
     value = f"{score.scale * last[score.name]:.4g}{score.unit}"
-    return f"epoch {last['epoch']} of {epochs}, validation {score.name} {value}{left}."
+    return f"epoch {last['epoch']} of {epochs}, validation {said(score.name)} {value}{left}."
 
 
 def demonstration(settings: dict = SETTINGS) -> Report:

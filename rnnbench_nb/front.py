@@ -3,7 +3,6 @@
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ class Words(Frozen):
         order: Reports in reading order; others follow.
         names: Protocols in words, by report.
         questions: A reader's questions, each with the address of its answer.
+        first: Reports whose comparisons open the answer, each with the words before them.
         fair: What is to be said of the comparison, in Markdown.
         growth: Reports that say here what makes states and gradients grow.
         apart: Parameter files that ask no question of their own, such as searches; a published one
@@ -42,6 +42,7 @@ class Words(Frozen):
     order: list[str] = []
     names: dict[str, str] = {}
     questions: dict[str, str] = {}
+    first: dict[str, str] = {}
     fair: str = ""
     growth: list[str] = []
     apart: list[str] = []
@@ -81,7 +82,14 @@ def render(folder: Path) -> str:
         "words": words,
         "pair": [CELLS[name].label for name in words.pair],
         "equation": CELLS[words.pair[0]].equation,
-        "answers": [finding.text for finding in findings],
+        "answers": [*opening(reports, words), *(finding.text for finding in findings)],
+        "trainings": len(
+            {
+                tuple(run.record.get(key) for key in ("started", "finished", "seed"))
+                for report in reports
+                for run in report.runs
+            }
+        ),
         "strips": [drawn(alike) for alike in together(rows)],
         "chain": [entry(report, words) for report in reports],
         "sizes": sizes(reports[0]),
@@ -95,6 +103,16 @@ def render(folder: Path) -> str:
         "root": "",
     }
     return site.ENVIRONMENT.get_template("front.html.j2").render(values)
+
+
+def opening(reports: Iterable[Report], words: Words) -> list[str]:
+    """The comparisons of the reports that `words.first` names, a paragraph each."""
+    found = {report.folder.name: report for report in reports}
+    return [
+        f"{lead}: " + "; ".join(f"{row['label']} {published.interval(row)}: {row['words']}"
+                                for row in published.compared(found[name])) + "."
+        for name, lead in words.first.items() if name in found
+    ]  # fmt: skip
 
 
 def words_of(folder: Path) -> Words:
@@ -114,10 +132,7 @@ def words_of(folder: Path) -> Words:
 
 def question(name: str) -> str:
     """What a protocol asks: the first question in the comment that opens its file in params/."""
-    path = PROJECT / f"params/{name}.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    opening = takewhile(lambda line: line.startswith("# "), lines)
-    asked = re.match(r"[^?]*\?", " ".join(line[2:] for line in opening))
+    asked = re.match(r"[^?]*\?", site.comment(name))
     return asked[0] if asked else name.replace("_", " ")
 
 
@@ -140,7 +155,7 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
         "name": name,
         "question": question(name),
         "where": words.names.get(name, name.replace("_", " ")),
-        "texts": "\n\n".join(texts),
+        "texts": "\n\n".join([*texts, *report.devices_sentences()]),
         "groups": groups,
         "pages": pages(report.folder),
         "runs": len(records),
@@ -204,8 +219,8 @@ def drawn(rows: list[Mapping]) -> list[dict]:
     reach = 1.05 * pd.Series(spans).max()
     margin = max(row["margin"] for row in rows)
 
-    def place(value: float) -> float:
-        return round(50 + 50 * value / reach, 1)
+    def place(value: float, digits: int | None = 1) -> float:
+        return round(50 + 50 * value / reach, digits)
 
     found = []
     for row in rows:
@@ -216,8 +231,8 @@ def drawn(rows: list[Mapping]) -> list[dict]:
         found.append({
             **row, "text": texts, "known": known,
             "mean_at": place(row["difference"]),
-            "dots_at": [place(dot) for dot in row["dots"]],
-            "margin_at": (place(-margin), round(100 * margin / reach, 1)),
+            "dots_at": [place(dot, None) for dot in row["dots"]],
+            "margin_width": round(100 * margin / reach, 1),
             "interval_at": (place(low), place(high)) if known else None,
         })  # fmt: skip
     return found

@@ -342,15 +342,16 @@ def problems(report: Report) -> list[str]:
 
 
 def provenance_notes(report: Report) -> list[str]:
-    """What is to be said of the code that made the runs: one sentence a kind, or none."""
+    """What is to be said of what made the runs, code and device: one sentence a kind, or none."""
     kinds = {
         "made by other code than stands here; --again trains them again": report.differing(),
         "of before fingerprints were kept: which code made them is unknown": report.unknown(),
     }
     count = len(report.runs)
-    return [f"{len(runs)} of {count} finished run{'s' * (count > 1)} "
+    told = [f"{len(runs)} of {count} finished run{'s' * (count > 1)} "
             f"{'are' if len(runs) > 1 else 'is'} {what} ({_few(runs)})."
             for what, runs in kinds.items() if runs]  # fmt: skip
+    return [*told, *report.devices_sentences()]
 
 
 def _few(names: list[str]) -> str:

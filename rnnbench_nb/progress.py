@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rnnbench_nb.report import Report, completed
+from rnnbench_nb.report import Report, completed, said
 
 SECONDS = 30.0  # between two lines on what is under way
 
@@ -40,7 +40,7 @@ class Progress:
                 del self.budget[folder]
                 self.epochs += max(0, record["epochs"] - self.begun[folder])
                 value = score.scale * record["test"][score.name]
-                how = f"{score.name} {value:.4g}{score.unit}, {record['epochs']} epochs"
+                how = f"{said(score.name)} {value:.4g}{score.unit}, {record['epochs']} epochs"
                 self._tell(f": {folder.name}, {how}")
         if self.clock() - self.told >= SECONDS:
             at = {folder: self._epoch(folder) for folder in self.budget}

@@ -6,6 +6,7 @@ Nothing here needs torch, except the weights of a run (`Run.model`).
 import colorsys
 import json
 import lzma
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -47,15 +48,21 @@ def labels(variants: Mapping[str, RunParameters]) -> dict[str, str]:
     """The name of each variant for people, by its parameters.
 
     A variant that is named after its cell has the cell's label (`x_128` of the cell `x` has
-    `LABEL-128`); any other keeps its own name.
+    `LABEL-128`); any other keeps its own name. What follows a comma in a label stands in brackets,
+    as sentences list labels with commas.
     """
     found = {}
     for name, parameters in variants.items():
         cell = CELLS[parameters.model]
+        label = re.sub(r", (.*)", r" (\1)", cell.label)
         rest = name.removeprefix(f"{cell.name}_")
-        own = cell.label if name == cell.name else f"{cell.label}-{rest}" if rest != name else name
-        found[name] = own
+        found[name] = label if name == cell.name else f"{label}-{rest}" if rest != name else name
     return found
+
+
+def said(name: str) -> str:
+    """The name of a score as people read it: `negative_mse` is `negative MSE`."""
+    return name.replace("_", " ").replace("mse", "MSE").replace("f1", "F1")
 
 
 def looks(variants: Mapping[str, RunParameters]) -> dict[str, Look]:
@@ -363,6 +370,21 @@ class Report:
         """The completed runs of before fingerprints were kept."""
         return [run.folder.name for run in self.runs if "fingerprint" not in run.record]
 
+    def devices_sentences(self) -> list[str]:
+        """One sentence where no device ran every variant, so that devices differ as models do."""
+        ran: dict[str, dict[str, None]] = {}  # labels in order
+        for run in self.runs:
+            device = run.record.get("device", "unknown").upper()
+            ran.setdefault(device, {})[self.labels[run.key[0]]] = None
+        every = {label for labels in ran.values() for label in labels}
+        if any(every == set(labels) for labels in ran.values()) or not ran:
+            return []
+        parts = [f"{listed(list(labels))} on {device}" for device, labels in ran.items()]
+        return [
+            f"Not every model ran on one device ({'; '.join(parts)}): a difference between them "
+            "holds what the arithmetic of the device makes of a run."
+        ]
+
 
 def write_record(folder: Path, record: dict) -> None:
     """Write run.json, which says how a run ended."""
@@ -485,7 +507,7 @@ def formatted(table: pd.DataFrame, task: Task) -> pd.DataFrame:
         {
             "variant": table["variant"],
             "seeds": table["seeds"],
-            **{f"{name.replace('f1', 'F1')}{unit}": both(name) for name in task.metric_names},
+            **{f"{said(name)}{unit}": both(name) for name in task.metric_names},
             "parameters": table["parameters"].map("{:,.0f}".format),
             "free parameters": table["free_parameters"].map("{:,.0f}".format),
             "epochs": table["epochs"].map("{:.1f}".format),

@@ -8,6 +8,7 @@ import io
 import re
 from datetime import UTC, datetime
 from html import unescape
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -25,9 +26,10 @@ from traitlets.config import Config
 from rnnbench_nb.analyses import captions
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT, Protocol
 from rnnbench_nb.files import write_file
 from rnnbench_nb.launch import analysis_pages, provenance_notes
-from rnnbench_nb.report import COMPLETED, Report, formatted, listed, result_row, summary
+from rnnbench_nb.report import COMPLETED, Report, formatted, listed, result_row, said, summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 ENVIRONMENT = jinja2.Environment(
@@ -127,7 +129,11 @@ def address(data: str, kind: str) -> str:
     if kind == "image/png":
         buffer = io.BytesIO()
         Image.open(io.BytesIO(base64.b64decode(content))).save(
-            buffer, "webp", lossless=True, quality=100, method=4  # 6: 3% less, in 60 times as long
+            buffer,
+            "webp",
+            lossless=True,
+            quality=100,
+            method=4,  # 6: 3% less, in 60 times as long
         )
         kind, content = "image/webp", base64.b64encode(buffer.getvalue()).decode()
     return f"data:{kind};base64,{content}"
@@ -138,7 +144,7 @@ def markdown(text: str) -> Markup:
     return Markup(MarkdownWithMath(_Renderer(escape=False)).render(text))
 
 
-ENVIRONMENT.filters["markdown"] = markdown
+ENVIRONMENT.filters |= {"markdown": markdown, "said": said}
 
 
 class _Exporter(HTMLExporter):
@@ -322,7 +328,8 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         "protocol": protocol,
         "task": task,
-        "parameters": {key: _plain(value) for key, value in protocol.dump().items()},
+        "comment": comment(report.folder.resolve().name),
+        "parameters": {key: _plain(value) for key, value in asked(protocol).items()},
         "models": listed([CELLS[model].label for model in protocol.models]),
         "subject": sentence.partition(":")[0],
         "sentence": sentence,
@@ -335,6 +342,13 @@ def summarise(report: Report) -> dict[str, Any]:
             key: " / ".join(dict.fromkeys(_plain(run[key]) for run in done if key in run))
             for key in ("device", "machine", "processor", "versions")
         },
+        "made_with": " / ".join(
+            dict.fromkeys(
+                f"Python {run['versions']['python']} and PyTorch {run['versions']['torch']}"
+                for run in done
+                if "versions" in run
+            )
+        ),
         "commits": list(dict.fromkeys(short(run.get("commit", "unknown")) for run in done)),
         "results": formatted(summary(table), task) if done else None,
         "figure": FIGURE if done and (report.folder / f"figures/{FIGURE}.svg").is_file() else "",
@@ -345,6 +359,21 @@ def summarise(report: Report) -> dict[str, Any]:
             for folder in sorted(report.folder.glob("analyses/*"))
         },
     }
+
+
+def comment(name: str) -> str:
+    """The comment that opens a protocol's file in params/: its question, and why it is as it is."""
+    path = PROJECT / f"params/{name}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return " ".join(line[2:] for line in takewhile(lambda line: line.startswith("# "), lines))
+
+
+def asked(protocol: Protocol) -> dict[str, Any]:
+    """The values of a protocol, without the variants that `--models` left out."""
+    values, own = protocol.dump(), protocol.parameterisations
+    if values.get("variants"):
+        values["variants"] = {k: v for k, v in values["variants"].items() if k in own}
+    return values
 
 
 def _subjects(report: Report) -> str:

@@ -208,8 +208,14 @@ def test_without_a_limit_nothing_is_said_of_one():
     assert bench._machine_sentence(report) == "P, torch 2; A-GRU: loop as a CUDA graph."
 
 
-def test_an_epoch_by_part():
-    parts = bench.epoch_parts("agru", examples=300, evaluated=50)
+def test_an_epoch_by_part_on_one_thread(monkeypatch):
+    threads = []
+
+    monkeypatch.setattr(bench, "evaluate", lambda *_: threads.append(torch.get_num_threads()))
+    with bench.on_threads(2):
+        parts = bench.epoch_parts("agru", examples=300, evaluated=50)
+        assert torch.get_num_threads() == 2
+    assert threads == [1]
     assert list(parts) == ["data", "forward", "backward", "optimiser", "evaluation"]
     assert all(seconds > 0 for seconds in parts.values())
 

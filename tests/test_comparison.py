@@ -188,7 +188,7 @@ def test_sizes_and_cost(found):
         ("gru", 1280, 1152, 1.5, 15, 10, *unknown), ("lstm", 640, 576, 2.5, 25, 10, *unknown),
         ("agru", 1280, 1152, 1, 10, 10, *unknown)]  # fmt: skip
     assert numbers(found, "sizes") == [{"more": 1.0}]
-    assert "100.0% more free parameters" in found.texts("sizes")[0]
+    assert "2 times the free parameters of the smallest" in found.texts("sizes")[0]
 
 
 def test_calibration_by_hand_and_left_out_where_there_are_no_outputs(tmp_path, found):
@@ -254,6 +254,14 @@ def test_a_published_mean_is_reproduced_or_not(made, sd, n, published, outcome):
     assert comparison.reproduction(said, row, made)["outcome"] == outcome
     (text,) = said.texts("reproduced")
     assert text.startswith(f"- GRU: **{outcome}**. Theirs is {100 * published:.2f}%; by our {n} ")
+
+
+def test_a_published_mean_that_its_rounding_may_have_put_outside_tells_nothing(made):
+    ours = {"variant": "gru", "mean": 0.988, "sd": 0.001, "n": 5}
+    low, _ = statistics.prediction_interval(0.988, 0.001, 5, 5)
+    for published, outcome in ((low - 4e-5, "cannot tell"), (low - 6e-5, "not reproduced")):
+        row = comparison.beside_published(ours, published, 0.001, 5)
+        assert comparison.reproduction(Analysis(), row, made)["outcome"] == outcome
 
 
 def test_only_published_settings_can_reproduce():

@@ -120,7 +120,7 @@ def test_long_sequences_have_a_strip_of_their_own_and_each_length_is_named(page)
     assert "over long sequences" in long and "over long sequences" not in short
     for length in (28, 100, 250):
         assert f": A-GRU-{length} − GRU-{length}</a>" in long
-    assert "the adding problem: A-GRU-750 − GRU-750</a>" in errors and "(negative mse)" in errors
+    assert "the adding problem: A-GRU-750 − GRU-750</a>" in errors and "(negative MSE)" in errors
 
 
 def test_what_is_kept_of_long_sequences_is_said_first(tmp_path):

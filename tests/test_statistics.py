@@ -236,7 +236,7 @@ def test_each_verdict_is_reached_and_said():
     ("ends", "said"),
     [((0.001, 0.004), "better"), ((-0.004, -0.001), "worse"),
      ((0.0001, 0.0019), "better, by less than the margin"), ((-0.001, 0.0019), "equivalent within"),
-     ((-0.001, 0.0021), "not distinguishable"), ((np.nan, np.nan), "not distinguishable")],
+     ((-0.001, 0.0021), "not distinguishable"), ((np.nan, np.nan), stats.UNKNOWN)],
 )  # fmt: skip
 def test_the_rule(ends, said):
     assert stats.verdict(*ends, 0.002).startswith(said)
@@ -276,10 +276,11 @@ def test_what_seeds_can_tell_is_said_once():
     assert table["seeds_needed"][0] == needed
     assert stats.resolution_sentence(table) == (
         "With 3 common seeds the smallest difference that can be told from none is "
-        f"{100 * half:.2f} points, by pair. At a margin of 0.2 points 1 of 1 pairs could not be "
-        f"called equivalent if they were: with this spread {needed} seeds could "
-        f"(`--runs {needed}`)."
+        f"{100 * half:.2f} points. At a margin of 0.2 points they could not be called equivalent "
+        f"if they were: this spread needs at least {needed} seeds (`--runs {needed}`)."
     )
+    several = stats.resolution_sentence(stats.compare(tidy(scores | {"c": scores["a"]}), 0.002))
+    assert ", by pair. At" in several and "of 3 pairs could not be called" in several
     assert "could not" not in stats.resolution_sentence(stats.compare(tidy(scores), margin=0.02))
     one = stats.compare(tidy({name: values[:1] for name, values in scores.items()}), 0.002)
     assert stats.resolution_sentence(one).startswith("One seed, or seeds that do not vary")
@@ -299,11 +300,11 @@ def test_one_seed_no_spread_and_no_common_seed_are_no_crash_and_no_claim():
     )
     table = stats.compare(results, 0.01)
     assert list(table["n"]) == [1, 0, 1] and list(table["p"]) == [1, 1, 1]
-    assert (table["verdict"] == "not distinguishable").all()
+    assert (table["verdict"] == stats.UNKNOWN).all()
     assert "+10.00 points in the one common seed" in stats.sentence(table.iloc[0], LABELS)
     assert stats.sentence(table.iloc[1], LABELS).startswith("a and c have no seed in common")
     same = stats.compare(tidy({"a": [0.3, 0.2, 0.4], "b": [0.2, 0.1, 0.3]}), 0.5).iloc[0]
-    assert np.isnan(same["low"]) and same["verdict"] == "not distinguishable"
+    assert np.isnan(same["low"]) and same["verdict"] == stats.UNKNOWN
     assert stats.summary(results)["n"].tolist() == [1, 2, 1]
     said = stats.summary_sentence(stats.summary(results).iloc[0], "a")
     assert said == "a: 90.00% with one seed, which shows no spread."

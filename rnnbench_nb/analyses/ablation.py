@@ -7,7 +7,7 @@ from rnnbench_nb.analyses import Analysis
 from rnnbench_nb.analyses.comparison import resolved
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.report import Report
+from rnnbench_nb.report import Report, said
 
 VERDICTS = ("better", "worse", "equivalent", "not distinguishable")
 SMALLER, LARGER = 0.95, 1.05  # times the free parameters: a difference worth a word
@@ -104,7 +104,7 @@ def _answer(found: Analysis, report: Report, table: pd.DataFrame) -> None:
     seeds = len(report.of(base))
     unit = f" in {score.difference}" if score.difference else ""
     found.say(
-        f"The reference, {report.labels[base]}, has a mean validation {score.name} of "
+        f"The reference, {report.labels[base]}, has a mean validation {said(score.name)} of "
         f"{_mean(found, report, base)} on {run.task.sentence(run.record['data'])} (seeds: {seeds})."
         f" Changes tried: {len(table)}, with their effects{unit}:",
         "answer", seeds=seeds, changes=len(table), **size,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis
-from rnnbench_nb.report import COMPLETED, Report
+from rnnbench_nb.report import COMPLETED, Report, said
 
 BAND = "lines are means over {n}, bands one standard deviation"
 
@@ -35,12 +35,13 @@ def differences(table: pd.DataFrame, report: Report) -> str:
     first = table.iloc[0]
     kinds = table["verdict"].str.partition(",")[0].value_counts()
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    made, name = int(first["comparisons"]), said(report.task.score.name)
+    corrected = f", corrected for {made} comparisons made together" if made > 1 else ""
     return (
-        f"Differences in {first['split']} {report.task.score.name}, a row a comparison. Circles: "
+        f"Differences in {first['split']} {name}, a row a comparison. Circles: "
         f"{n}. Thick mark: their mean. Black bar: its {100 * first['level']:g}% interval over "
-        f"seeds. Grey line: the interval that decides, {first['scope']}, corrected for "
-        f"{int(first['comparisons'])} comparisons made together. Grey band: differences that count "
-        f"as equivalent. Of {len(table)}: {told}."
+        f"seeds. Grey line: the interval that decides, {first['scope']}{corrected}. Grey band: "
+        f"differences that count as equivalent. Of {len(table)}: {told}."
     )
 
 
@@ -54,7 +55,7 @@ def scores(report: Report) -> str:
     return (
         f"Every run's result on its {' or '.join(f'{n:,}' for n in tested)} test examples: a point "
         f"a seed, {seeds(done)} a variant; mark and bar are the mean and its 95% t interval over "
-        f"seeds, from three seeds on. Best mean {score.name}: {best}, of "
+        f"seeds, from three seeds on. Best mean {said(score.name)}: {best}, of "
         f"{report.labels[means.idxmax()]}."
     )
 
@@ -71,11 +72,12 @@ def curves(report: Report, loss: bool) -> str:
         name = best.idxmin()
         told = f"Lowest validation loss of a run, in the mean over seeds: {best[name]:.3g}"
     else:
-        what = "Error (%)" if score.unit == "%" else score.name.capitalize()
+        name = said(score.name)
+        what = "Error (%)" if score.unit == "%" else name[0].upper() + name[1:]
         best = rows[score.name].max().groupby("variant", sort=False).mean()
         name = best.idxmax()
         value = statistics.with_unit(statistics.shown(best[name], score), score)
-        told = f"Best validation {score.name} of a run, in the mean over seeds: {value}"
+        told = f"Best validation {said(score.name)} of a run, in the mean over seeds: {value}"
     return (
         f"{what} by epoch, on {data['train']:,} training and {data['validation']:,} validation "
         f"examples: lines are means over {seeds(history)}, bands go from the lowest to the highest "
@@ -90,7 +92,7 @@ def speed(found: Analysis, report: Report) -> str:
     first, score = top.loc[top["epochs"].idxmin()], report.task.score
     level = statistics.with_unit(f"{score.scale * first['level']:.4g}", score)
     return (
-        f"Epochs to a validation {score.name}: medians over the runs that get there, of "
+        f"Epochs to a validation {said(score.name)}: medians over the runs that get there, of "
         f"{seeds(found['times'])} a variant; bars reach from the fastest to the slowest. First at "
         f"{level}: {report.labels[first['variant']]}, after {first['epochs']:g} epochs, in "
         f"{first['reached']:.0f} of {first['runs']:.0f} runs."

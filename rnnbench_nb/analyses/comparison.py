@@ -12,7 +12,7 @@ from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis, _examples
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
-from rnnbench_nb.report import COMPLETED, Report
+from rnnbench_nb.report import COMPLETED, Report, said
 from rnnbench_nb.report import summary as summary_of
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.tasks.base import Score
@@ -24,6 +24,7 @@ LEVELS = (0.9, 0.95, 0.97, 0.98, 0.985)
 PAIRS = 4  # variants: more are compared with the first one alone
 LEVEL = 0.95  # coverage of the intervals
 PUBLISHED = "agru_authors"  # the protocol of published_agru_authors.csv, whose sd are of ddof 0
+ROUNDED = 0.5e-4  # at most, published figures having four digits
 NARROW = 0.002  # half the width of an interval within which a figure counts as reproduced
 
 
@@ -124,7 +125,9 @@ def _compare(
             f"nothing of another: verdicts are given within each of these alone: {parts}.", "unlike"
         )  # fmt: skip
     compared = table[table["n"] > 0]
-    for kind in ("better", "equivalent", "not distinguishable") if len(compared) else ():
+    kinds = ["better", "equivalent", "not distinguishable"]
+    kinds += [statistics.UNKNOWN] * bool(compared["verdict"].eq(statistics.UNKNOWN).any())
+    for kind in kinds if len(compared) else ():
         words = {"better": " is better than "}.get(kind, " and ")
         pairs = [
             labels[a] + words + labels[b] if difference > 0 else labels[b] + words + labels[a]
@@ -162,7 +165,7 @@ def _best(found: Analysis, report: Report, names: list[str]) -> None:
     size = {key: data[key] for key in ("steps", "input_size")}
     text = statistics.with_unit(statistics.shown(table.loc[best, "mean"], score), score)
     found.say(
-        f"Highest mean {score.name} on the {examples:,} test examples of "
+        f"Highest mean {said(score.name)} on the {examples:,} test examples of "
         f"{middle.task.sentence(data)}: {text}, of {report.labels[best]}.",
         "answer", examples=examples, **size,
     )  # fmt: skip
@@ -178,7 +181,7 @@ def _best(found: Analysis, report: Report, names: list[str]) -> None:
 
 def rules(parameters: RunParameters, score: Score) -> str:
     """Which epoch of a run is tested, and when its training stops."""
-    by = {"score": f"highest validation {score.name}", "loss": "lowest validation loss"}
+    by = {"score": f"highest validation {said(score.name)}", "loss": "lowest validation loss"}
     longest = f"after {parameters.epochs} epochs"
     if parameters.steps is not None:
         longest += f" or {parameters.steps:,} steps"
@@ -194,12 +197,14 @@ def rules(parameters: RunParameters, score: Score) -> str:
 
 
 def shared(report: Report) -> bool:
-    """Whether runs of the report ran at the same time on one machine, so that seconds say little.
+    """Whether runs shared a machine, or ran on unlike ones, so that their seconds say little.
 
     Of two machines that look alike, as in a cluster, it is said too.
     """
     last: dict[str, str] = {}
     records = [run.record for run in report.runs if "started" in run.record]
+    if len({(record.get("device"), record.get("processor")) for record in records}) > 1:
+        return True
     for record in sorted(records, key=lambda record: record["started"]):
         machine = record.get("machine", "")
         if record["started"] < last.get(machine, ""):
@@ -208,7 +213,9 @@ def shared(report: Report) -> bool:
     return False
 
 
-SHARED = "Runs of this report shared a machine, so their seconds are not compared."
+SHARED = (
+    "Runs of this report shared a machine or ran on unlike ones, so their seconds are not compared."
+)
 
 
 def _learning(found: Analysis, report: Report, levels: list[float]) -> None:
@@ -252,7 +259,12 @@ def _sizes(found: Analysis, report: Report) -> None:
         if more > 0.02:
             text = "Part of a difference may be capacity, which a comparison at equal counts, such "
             text += "as params/row_mnist_matched.yaml, leaves out."
-        head = f"The largest has {100 * more:.1f}% more free parameters than the smallest."
+        much = f"{100 * more:.1f}% more" if more < 1 else f"{1 + more:.3g} times the"
+        head = (
+            f"The largest has {much} free parameters {'of' if more >= 1 else 'than'} the smallest."
+        )
+        if more < 5e-4:
+            head = "All have the same number of free parameters."
         found.say(f"{head} {text}", "sizes", more=more)
 
 
@@ -308,14 +320,15 @@ def reproduction(found: Analysis, row: dict, report: Report) -> dict[str, object
 
     Returns:
         `low, high`, the 95% prediction interval for the mean of as many runs as were published, and
-        the `outcome`: "not reproduced" if their mean lies outside, "reproduced" if it lies inside
-        and the interval is narrow enough to say so (`NARROW` to each side), else "cannot tell".
+        the `outcome`: "not reproduced" if their mean lies outside, however it was rounded,
+        "reproduced" if it lies inside and the interval is narrow enough to say so (`NARROW` to each
+        side), else "cannot tell".
     """
     score = report.task.score
     low, high = statistics.prediction_interval(row["mean"], row["sd"], row["n"], row["runs"], LEVEL)
     inside = low <= row["published"] <= high
     outcome = "reproduced" if inside and high - low <= 2 * NARROW else "cannot tell"
-    if low == low and not inside:
+    if row["published"] < low - ROUNDED or row["published"] > high + ROUNDED:
         outcome = "not reproduced"
     theirs = statistics.with_unit(statistics.shown(row["published"], score), score)
     ends = f"{score.scale * low:.3f} to {score.scale * high:.3f}" if low == low else "unknown"

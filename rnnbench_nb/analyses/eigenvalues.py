@@ -174,7 +174,8 @@ def _stability_findings(analysis: Analysis, report: Report) -> None:
     analysis.say(
         "After training, the Euler step $I + \\epsilon A$ "
         + (f"amplifies no mode in any seed of {names}." if stable
-           else "amplifies some mode of every variant."),
+           else "amplifies some mode of every variant"
+           + " that has such a matrix" * (len(best) < len(report.variants)) + "."),
         stable=len(stable), variants=len(best),
     )  # fmt: skip
     for variant in best.index:
@@ -182,17 +183,19 @@ def _stability_findings(analysis: Analysis, report: Report) -> None:
         numbers = {f"{name}_initial": float(value) for name, value in before.items()}
         numbers |= {f"{name}_best": float(value) for name, value in after.items()}
         defect = max(before.defect, after.defect)
-        seeds = int(after.seeds)
+        seeds, steps = int(after.seeds), (f"{row.epsilon:.2f}" for row in (before, after))
+        step = " to ".join(dict.fromkeys(steps))
+        step = f"goes from {step}" if " to " in step else f"stays {step}"
         analysis.say(
             f"**{report.labels[variant]}** ({seeds} seed{'s' * (seeds > 1)}): the fastest mode is "
             f"multiplied by {before.modulus_max:.3f} a step initially and by "
             f"{after.modulus_max:.3f} trained, where gates and saturation do not hold it; "
             f"{before.share_outside:.0%} and {after.share_outside:.0%} of the modes lie outside "
             f"the disc. $\\lambda_{{\\max}}$ goes from {before.lambda_max:.2f} to "
-            f"{after.lambda_max:.2f}, $\\epsilon$ from {before.epsilon:.2f} to "
-            f"{after.epsilon:.2f}, while the largest stable step would be "
+            f"{after.lambda_max:.2f}, $\\epsilon$ {step}, while the largest stable step would be "
             f"{after.epsilon_max:.4f}. The matrix is "
-            + (f"not $S - \\gamma I$, by {defect:.0%} of its norm." if defect > 1e-3
+            + (f"not $S - \\gamma I$, by {before.defect:.0%} of its norm initially and "
+               f"{after.defect:.0%} trained." if defect > 1e-3
                else f"$S - \\gamma I$ (defect {defect:.0g})."), **numbers,
         )  # fmt: skip
 

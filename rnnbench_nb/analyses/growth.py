@@ -34,8 +34,10 @@ WORDS = (
 )
 
 
-def word(decades: float) -> str:
-    """What a change from end to end is called: see `WORDS`."""
+def word(decades: float, low: float = np.nan, high: float = np.nan) -> str:
+    """What a change from end to end is called (see `WORDS`), and the ends of its interval."""
+    if not np.isnan([low, high]).any():
+        return " or ".join(dict.fromkeys(map(word, (decades, low, high))))
     if abs(decades) <= KEPT:
         return "is kept"
     grows = decades > 0
@@ -199,6 +201,12 @@ def _interval(row: dict, name: str, low: str, high: str) -> str:
     return f"{row[name]:+.2f}{ends}"
 
 
+def _told(row: dict) -> str:
+    """Such as `is kept or shrinks, -0.24 (-0.36 to -0.13)`, of a row of `growth_means`."""
+    called = word(row["gradient"], row["low"], row["high"])
+    return f"{called}, {_interval(row, 'gradient', 'low', 'high')}"
+
+
 def _gradient(analysis: Analysis, variant: str, moment: str, replacement: str) -> dict:
     table = analysis["growth_means"]
     chosen = (table["variant"] == variant) & (table["moment"] == moment)
@@ -211,7 +219,7 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
 
     def told(replacement: str, moment: str = trained) -> str:
         row = _gradient(analysis, variant, moment, replacement)
-        return f"{word(row['gradient'])}, {_interval(row, 'gradient', 'low', 'high')}"
+        return _told(row)
 
     whole = _gradient(analysis, variant, trained, "whole")
     seeds = int(whole["seeds"])
@@ -231,8 +239,8 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
         f"**{label}** ({seeds} seed{'s' * (seeds > 1)}, {examples} test examples, {steps} steps, "
         f"in decades from end to end{spread}): on its way back through the trained network the "
         f"gradient {told('whole')}; through the initial one it {told('whole', MOMENTS[0])}. What "
-        f"each cause adds, removed first and removed last: {effects}. {adding} From the largest, "
-        f"removed first: {ranked(rows)}.",
+        f"each cause adds, removed first and removed last: {effects}. {adding} From what adds "
+        f"the most, removed first: {ranked(rows)}.",
         "growth", seeds=seeds, examples=examples, steps=steps, level=LEVEL,
     )  # fmt: skip
     damping = analysis["damping"].query("variant == @variant")
@@ -258,7 +266,8 @@ def _damping(analysis: Analysis, label: str, rows: pd.DataFrame) -> None:
     parts = []
     for moment, row in table.iterrows():
         found = f"{row['least']:.2g} in the median" if np.isfinite(row["least"]) else "mostly none"
-        parts.append(f"{moment} {found}, and none at all at {row['none']:.0%} of the steps")
+        nowhere = f", and none at all at {row['none']:.0%} of the steps" * bool(row["none"])
+        parts.append(f"{moment} {found}{nowhere}")
     analysis.say(
         f"The smallest damping with which the path's step of {label} would have a spectral radius "
         "of at most 1, states and gates held fixed, beside "
@@ -278,9 +287,7 @@ def _beside(analysis: Analysis, report: Report) -> None:
     texts = []
     for variant in others:
         rows = [_gradient(analysis, variant, moment, "whole") for moment in reversed(MOMENTS)]
-        after, before = (
-            f"{word(row['gradient'])}, {_interval(row, 'gradient', 'low', 'high')}" for row in rows
-        )
+        after, before = map(_told, rows)
         texts.append(f"in {report.labels[variant]} it {after} (initially: {before})")
     analysis.say(f"Beside it, the trained gradient: {'; '.join(texts)}.", "growth")
 

@@ -156,16 +156,23 @@ def lengths(errors: pd.DataFrame, measures: pd.DataFrame) -> pd.DataFrame:
     """Means over the seeds of each variant: a row each.
 
     Returns:
-        The key; `error, memoryless, ratio, budget, seeds`; `state`: solved, partly or lost; and of
-        each measure NAME the columns `NAME_initial` and `NAME_trained`.
+        The key; `error, memoryless, ratio, budget, seeds`; `state`: solved, partly or lost, by the
+        mean ratio; `agree`, how many seeds are in that state by themselves; and of each measure
+        NAME the columns `NAME_initial` and `NAME_trained`.
     """
     groups = errors.groupby(KEY, sort=False)
     table = groups[["error", "memoryless", "ratio", "budget"]].mean()
-    named = [table["ratio"] >= LOST, table["ratio"] <= SOLVED]
-    table = table.assign(seeds=groups.size(), state=np.select(named, ["lost", "solved"], "partly"))
+    table = table.assign(seeds=groups.size(), state=_states(table["ratio"]))
+    means = errors[KEY].merge(table["state"].reset_index(), how="left")["state"]
+    alike = errors.assign(agree=_states(errors["ratio"]) == means.to_numpy())
+    table["agree"] = alike.groupby(KEY, sort=False)["agree"].sum()
     wide = measures.pivot_table(list(PREDICTORS), KEY, "moment", sort=False, dropna=False)
     wide.columns = [f"{name}_{moment}" for name, moment in wide.columns]
     return table.join(wide).reset_index()
+
+
+def _states(ratio: pd.Series) -> np.ndarray:
+    return np.select([ratio >= LOST, ratio <= SOLVED], ["lost", "solved"], "partly")
 
 
 def ranks(lengths: pd.DataFrame) -> pd.DataFrame:
@@ -240,7 +247,11 @@ def _answers(found: Analysis, lined: SimpleNamespace) -> None:
         states = []
         for state in ("solved", "partly", "lost"):
             rows = part[part["state"] == state].sort_values("ratio")
-            texts = [f"{row.label} ({_share(row.ratio)})" for row in rows.itertuples()]
+            texts = [
+                f"{row.label} ({_share(row.ratio)}"
+                + f", {row.agree} of {row.seeds} seeds" * (row.agree < row.seeds) + ")"
+                for row in rows.itertuples()
+            ]  # fmt: skip
             states += [f"{state} {'learned ' * (state == 'partly')}by {listed(texts)}"] * any(texts)
         kept, lost = (list(part.loc[(part["state"] == "lost") == it, "label"]) for it in (0, 1))
         verdict = "All of them lose it." if lost else "All of them keep it."

@@ -150,6 +150,7 @@ def interval(row: Mapping[str, Any]) -> str:
     score, low, high = row["score"], row["family_low"], row["family_high"]
     known = f", {100 * row['level']:g}% interval {signed(low, score)} to {signed(high, score)}"
     return (
-        f"{signed(row['difference'], score)} {score.difference}{known if low == low else ''}, "
+        f"{signed(row['difference'], score)} {score.difference}".rstrip()
+        + f"{known if low == low else ''}, "
         f"{row['n']} seed{'s' * (row['n'] > 1)}"
     )

@@ -29,11 +29,11 @@ def error_by_length(errors: pd.DataFrame, report: "Report", solved: float, lost:
         palette=look(report, "colour"), dashes=look(report, "dashes"),
         markers=look(report, "marker"), err_kws={"alpha": 0.15, "linewidth": 0},
     )  # fmt: skip
-    for ratio, text in ((solved, "solved below"), (lost, "lost above")):
+    for ratio, text, side in ((solved, "solved below", "right"), (lost, "lost above", "left")):
         ax.axhline(100 * ratio, color="0.3", linestyle="--", linewidth=1)
         ax.annotate(
-            text, (1, 100 * ratio), xycoords=("axes fraction", "data"), fontsize="small",
-            ha="right", va="bottom",
+            text, (side == "right", 100 * ratio), xycoords=("axes fraction", "data"),
+            fontsize="small", ha=side, va="bottom",
         )  # fmt: skip
     shown = sorted(frame["length"].unique())
     ax.set(xscale="log", yscale="log", xlabel="Length (steps)", ylabel="Error (% of memoryless)")

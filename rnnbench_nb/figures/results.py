@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.figures.style import few, labelled, legend_below, look
+from rnnbench_nb.report import said
 from rnnbench_nb.statistics.intervals import t_interval, wilson
 from rnnbench_nb.statistics.verdicts import verdict_text
 
@@ -25,7 +26,7 @@ MANY = 9  # variants of which bands and dodged points cannot be told apart
 def _score_axis(report: "Report", kind: str) -> str:
     """The task's score as an axis says it."""
     score = report.task.score
-    return f"{kind} {score.name} ({score.unit})" if score.unit else f"{kind} {score.name}"
+    return f"{kind} {said(score.name)}" + (f" ({score.unit})" if score.unit else "")
 
 
 def _losses(values: pd.Series, report: "Report") -> tuple[pd.Series, str]:
@@ -67,7 +68,8 @@ def training_curves(history: pd.DataFrame, report: "Report") -> Figure:
 def accuracy_curves(history: pd.DataFrame, report: "Report") -> Figure:
     """The score against epoch: mean over seeds, band from the lowest to the highest."""
     score = report.task.score
-    label = _score_axis(report, "").strip().capitalize()
+    label = _score_axis(report, "").strip()
+    label = label[0].upper() + label[1:]
     return _curves(history, report, score.scale * history[score.name], label, log=False)
 
 
@@ -212,7 +214,7 @@ def paired_differences(
     bases = {row["b"] for row in rows}
     better = f"better than {labels[bases.pop()] if len(bases) == 1 else 'its reference'}"
     better = better if names else "the first is better"
-    what = f"{score.difference} of {score.name}".removeprefix(" of ")
+    what = f"{score.difference} of {said(score.name)}".removeprefix(" of ")
     ax.set_xlabel(f"Difference ({what}), right of 0: {better}")
     ax.grid(axis="y", visible=False)
     legend_below(figure, ax)

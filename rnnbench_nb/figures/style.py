@@ -151,11 +151,11 @@ def as_svg(figure: Figure, **place: Any) -> str:
 
 
 def as_png(figure: Figure, dpi: float, **place: Any) -> bytes:
-    """A figure as PNG of at most 64 colours; `place` as of `as_svg`."""
+    """A figure as PNG of at most 256 colours; `place` as of `as_svg`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, **place)
     small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

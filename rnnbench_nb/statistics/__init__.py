@@ -23,6 +23,7 @@ from rnnbench_nb.statistics.intervals import (
 )
 from rnnbench_nb.statistics.verdicts import (
     COMPARISON_COLUMNS,
+    UNKNOWN,
     compare,
     resolution_sentence,
     sentence,

@@ -1,7 +1,8 @@
 """Verdicts on pairs of variants over their common seeds, and the sentences that say them.
 
 There is one rule. One interval decides, corrected for all comparisons of its family: "better" or
-"worse" if it excludes 0, "equivalent" if it lies inside the margin, "not distinguishable" else.
+"worse" if it excludes 0, "equivalent" if it lies inside the margin, "not distinguishable" else, and
+"without a verdict" where there is none, as of one seed.
 """
 
 from collections.abc import Hashable, Mapping
@@ -29,6 +30,7 @@ COMPARISON_COLUMNS = [
 LENT = 4  # degrees of freedom that a family's spread lends to each pair
 SIGNS = 2**17  # sign flips looked at: all of them up to 17 pairs
 MOST_SEEDS = 1000  # that are asked for
+UNKNOWN = "without a verdict"  # for want of an interval
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
@@ -193,8 +195,11 @@ def verdict(low: float, high: float, margin: float, score: Score = ACCURACY) -> 
 
     - "better" or "worse": it excludes 0; ", by less than the margin" if it lies inside it too;
     - "equivalent within m points": it lies inside the margin;
-    - "not distinguishable": neither, or there is none.
+    - "not distinguishable": neither;
+    - "without a verdict": there is no interval.
     """
+    if np.isnan([low, high]).any():
+        return UNKNOWN
     inside = -margin < low and high < margin
     if low > 0 or high < 0:
         return ("better" if low > 0 else "worse") + (", by less than the margin" if inside else "")
@@ -223,15 +228,16 @@ def resolution_sentence(table: pd.DataFrame, score: Score = ACCURACY) -> str:
     margin, unit = known["margin"].iloc[0], f" {score.difference}".rstrip()
     text = (
         f"With {seeds} common seeds the smallest difference that can be told from none is "
-        f"{' to '.join(ends)}{unit}, by pair."
+        f"{' to '.join(ends)}{unit}{', by pair' * (len(known) > 1)}."
     )
     unable = known[known["resolution"] >= margin]
     if len(unable):
         needed = int(unable["seeds_needed"].max())
         which = f"{len(unable)} of {len(table)} pairs could not be called equivalent if they were"
+        which = which if len(table) > 1 else "they could not be called equivalent if they were"
         more = "more test examples could tell"
         if needed > unable["n"].max():
-            more = f"with this spread {needed} seeds could (`--runs {needed}`)"
+            more = f"this spread needs at least {needed} seeds (`--runs {needed}`)"
         text += f" At a margin of {score.scale * margin:.3g}{unit} {which}: {more}."
     return text
 
