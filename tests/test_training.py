@@ -364,7 +364,7 @@ def test_a_run_that_differs_is_not_taken(tiny, project, monkeypatch, difference)
         described = runs._described
         monkeypatch.setattr(runs, "_described", lambda *a: described(*a) | {"hash": "another"})
     if difference == "precision":
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+        monkeypatch.setattr(runs, "arithmetic", lambda precision: arithmetic("medium"))
     if difference == "weights":
         (project / "a/runs/agru-seed42/best.safetensors").unlink()
     lines = []
