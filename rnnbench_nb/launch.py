@@ -327,8 +327,10 @@ def stopped_early(out: Path) -> UserError:
 def reason(log: str) -> str:
     """The line of Snakemake's log that says why it stopped."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [f"{line} {after}" if line.endswith(":") else line  # which goes on in the next
+             for line, after in zip(lines, [*lines, ""][1:], strict=True)]  # fmt: skip
     named = [line for line in lines if re.match(r"([\w.]+(Error|Exception)|Error)\b.*:? \w", line)]
-    return [*(lines[-1:] or ["Snakemake was killed"]), *named][-1].rstrip(".")[:300]
+    return [*(lines[-1:] or ["Snakemake was killed"]), *named][-1].rstrip(" .")[:300]
 
 
 def problems(report: Report) -> list[str]:

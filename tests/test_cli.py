@@ -170,6 +170,14 @@ def test_models_are_named_as_people_write_them(typed):
     assert cli._overrides((), None, "A-GRU", ())["models"] == ["agru"]
 
 
+def test_what_is_named_is_relative_to_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "p.yaml")
+    said = rnnbench_here("run", "p.yaml", "--output-dir", "my/own", "--dry-run").stdout
+    assert f"What each is doing stands in {tmp_path / 'my/own/logs'}." in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "p.yaml"]
+
+
 @pytest.mark.parametrize("named", ["vogt", "published/vogt", "reports/published/vogt/index.html"])
 def test_a_report_is_found_from_another_folder_and_by_what_was_printed(
     named, tmp_path, monkeypatch

@@ -145,7 +145,8 @@ def test_a_bad_server_ends_in_one_sentence_within_the_deadline(server, tmp_path,
     message = str(caught.value)
     assert reason in message
     assert f"mnist is not complete in {tmp_path}/MNIST/raw" in message
-    assert "RNNBENCH_DATA" in message
+    assert "set RNNBENCH_DATA to a folder" in message
+    assert f"put {', '.join(data.FILES)} there" in message
     assert "\n" not in message
     assert files(tmp_path) == {}
 

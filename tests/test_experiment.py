@@ -181,6 +181,16 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path):
     assert protocol.seeds == [3, 4] and protocol.values["epochs"] == 8
 
 
+@pytest.mark.parametrize("name", ["0.5", "None", "NA", "128", "True", "007", "inf", "1e-3"])
+def test_a_name_that_looks_like_a_value_is_text_to_all_that_read_it(tmp_path, name):
+    protocol = load(tmp_path, f"model: gru\nvariants: {{'{name}': {{epochs: 1}}}}")
+    assert protocol.parameterisations[name].run == f"{name}-seed42"
+    again = load(tmp_path, to_yaml(protocol.dump()))
+    assert again.parameterisations == protocol.parameterisations
+    given = yaml.safe_load(to_yaml(protocol.parameterisations[name].model_dump()))  # by papermill
+    assert run_parameters(given, "variants").variant == name
+
+
 def test_merge_keys_of_yaml_are_read(tmp_path):
     text = "model: agru\nvariants: {a: &a {gamma: 0.5}, b: {<<: *a, epsilon: 0.5}}"
     found = load(tmp_path, text).parameterisations["b"]

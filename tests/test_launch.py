@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,15 @@ def test_a_narrower_report_shows_what_was_asked_for_and_keeps_the_runs(here):
     assert run().returncode == 0  # and back
     assert (out / "pages/04_eigenvalues.html").exists()
     assert before == written(out)
+
+
+def test_a_report_says_how_far_it_is_and_ends_with_its_table_and_then_its_place(here):
+    out, run = here
+    lines = run().stdout.splitlines()
+    assert re.match(r"[12] of 2 trainings: gru-seed42, accuracy [\d.]+%, 2 epochs", lines[1])
+    assert lines[-4].split() == ["variant", "seeds", "accuracy", "%", "parameters", "epochs"]
+    assert [line.split()[0] for line in lines[-3:-1]] == ["GRU", "A-GRU"]
+    assert lines[-1] == str(out / "index.html")
 
 
 def test_a_dry_run_removes_nothing(here):
@@ -212,17 +222,18 @@ def test_a_claim_ends_what_a_killed_command_left_and_neither_itself_nor_a_shell(
     ended = []
 
     class Process:
-        def __init__(self, pid, marker):
-            self.pid, self.marker = pid, marker
+        def __init__(self, pid, marker, name=launch.OUTPUT):
+            self.pid, self.marks = pid, {name: marker}
 
         def environ(self):
-            return {launch.OUTPUT: self.marker}
+            return self.marks
 
         def kill(self):
             ended.append(self.pid)
 
     us = [psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())]
     running = [Process(pid, str(out)) for pid in (*us, -5)] + [Process(-6, "/elsewhere")]
+    running += [Process(-7, str(out), "RNNBENCH_OUTPUT")]  # as RNNBENCH_DATA is: by its user
     monkeypatch.setattr(psutil, "process_iter", lambda: running)
     monkeypatch.setattr(psutil, "wait_procs", lambda processes, timeout: None)
     launch.claim(out).release()
@@ -245,10 +256,35 @@ def test_a_gpu_that_is_not_there_is_told_at_once(here, monkeypatch):
     assert not out.exists()
 
 
+def test_what_snakemake_says_of_a_fault_is_kept_for_the_sentence_and_shown_to_no_reader(
+    tmp_path, capfd
+):
+    (tmp_path / "protocol.yaml").write_text("models: [nothing]\n")
+    assert launch.snakemake(tmp_path, PROJECT / "profiles/local", None, False, lambda: None)
+    assert capfd.readouterr() == ("", "")  # one that goes away would end it
+    assert "models: 'nothing' is unknown" in str(launch.stopped_early(tmp_path))
+
+
+@pytest.mark.parametrize("profile", sorted(path.name for path in PROJECT.glob("profiles/*")))
+def test_every_profile_tries_again_what_the_system_ended(profile):
+    settings = yaml.safe_load((PROJECT / f"profiles/{profile}/config.yaml").read_text())
+    assert settings["retries"] > 0
+
+
 SNAKEMAKE_SAYS = {
     "PermissionError: [Errno 13] Permission denied: '/root/.cache/snakemake'": """Traceback:
   File "x.py", line 3, in y
 PermissionError: [Errno 13] Permission denied: '/root/.cache/snakemake'
+""",
+    "UserError in file Snakefile, line 6: protocol.yaml: models": """Using profile local
+UserError in file Snakefile, line 6:
+protocol.yaml: models: 'x' is unknown; it must be one of gru, lstm.
+  File "Snakefile", line 6, in <module>
+""",
+    "WorkflowError: Failed to open source file x.smk": """Building DAG of jobs...
+WorkflowError:
+Failed to open source file x.smk
+  File "y.py", line 3, in z
 """,
     "Error: Directory cannot be locked. Please make sure": """Assuming a shared file system
 LockException:
@@ -323,6 +359,12 @@ echo >> tries
     subprocess.run(["bash", "-ec", shell], cwd=tmp_path, check=True, capture_output=True)
     assert len((tmp_path / "tries").read_text().splitlines()) == tries
     assert (tmp_path / "out.ipynb.failed").exists() == bool(code)
+
+
+def test_what_jupyter_and_ipython_read_lies_in_the_report(tmp_path, monkeypatch):
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, "/home/of/other/work")
+        assert launch._environment_in(tmp_path)[name].startswith(str(tmp_path)), name
 
 
 def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):

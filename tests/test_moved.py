@@ -80,6 +80,8 @@ def test_make_makes_an_environment_where_there_is_none_that_starts(tmp_path, the
     command = ["make", "-s", "env", f"PYTHON={python}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "-I -m venv --clear .venv" in done.stdout
+    assert "some minutes, and several GB" in done.stdout  # said before it takes them
+    assert "`make env TORCH=cpu` takes the one without CUDA" in done.stdout
 
 
 def test_a_copied_environment_does_not_silently_run_the_originals_code(tmp_path):
@@ -103,3 +105,19 @@ def test_make_says_what_it_can(tmp_path):
     assert "torch torchvision --index-url https://download.pytorch.org/whl/cpu" in (
         wanted.replace("\\\n", "").replace("\t", "")
     )
+
+
+def test_make_clean_leaves_results_where_they_are(tmp_path):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    for name in ("reports/quick", ".venv", ".ruff_cache"):
+        (tmp_path / name).mkdir(parents=True)
+    subprocess.run(["make", "-s", "clean"], cwd=tmp_path, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"Makefile", "reports"}
+    assert (tmp_path / "reports/quick").exists()
+
+
+def test_make_test_slurm_sets_up_what_it_needs(tmp_path):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    wanted = subprocess.check_output(["make", "-n", "test-slurm"], cwd=tmp_path, text=True)
+    assert '-e ".[slurm]"' in wanted[: wanted.index("tests/slurm/run.sh")]

@@ -150,7 +150,7 @@ def test_published_reports_open_with_all_their_runs_and_agree(folder):
 
 
 def test_a_folder_without_a_report_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no report"):
+    with pytest.raises(UserError, match=r"holds no report \(no protocol.yaml\); name another\."):
         Report(tmp_path)
 
 

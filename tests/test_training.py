@@ -1,5 +1,6 @@
 import math
 import os
+import zipfile
 from collections import Counter
 from types import SimpleNamespace
 
@@ -363,7 +364,7 @@ def test_a_run_that_differs_is_not_taken(tiny, project, monkeypatch, difference)
         described = runs._described
         monkeypatch.setattr(runs, "_described", lambda *a: described(*a) | {"hash": "another"})
     if difference == "precision":
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+        monkeypatch.setattr(runs, "arithmetic", lambda precision: arithmetic("medium"))
     if difference == "weights":
         (project / "a/runs/agru-seed42/best.safetensors").unlink()
     lines = []
@@ -380,7 +381,23 @@ def test_a_checkpoint_of_other_code_is_told_and_trained_over(tiny, tmp_path, mon
     assert "checkpoint.pt is of other code than stands here: training starts again" in lines[0]
 
 
-def test_a_checkpoint_of_two_gpus_goes_on_without_any(tiny, tmp_path):
+def on_a_gpu(content, path):
+    """Save a checkpoint as a machine with a GPU would, which is where its tensors say they are."""
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, part in parts.items():
+            if name.endswith("/data.pkl"):  # a text in a pickle has its length before it
+                assert (cpu := b"X\x03\0\0\0cpu") in part
+                part = part.replace(cpu, b"X\x06\0\0\0cuda:0")
+            file.writestr(name, part)
+
+
+@pytest.mark.parametrize("there, here", [(1, 0), (2, 0), (2, 1)])
+def test_a_checkpoint_of_gpus_goes_on_where_there_are_fewer(
+    tiny, tmp_path, monkeypatch, there, here
+):
     whole = train_run(tiny, tmp_path / "whole", **QUIET)
 
     def killed(line):
@@ -390,8 +407,11 @@ def test_a_checkpoint_of_two_gpus_goes_on_without_any(tiny, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_run(change(tiny, epochs=3), tmp_path / "run", report=killed)
     path = tmp_path / "run/checkpoint.pt"
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, "dropout_cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}, path)
+    states = [torch.zeros(16, dtype=torch.uint8)] * there
+    on_a_gpu({**torch.load(path, weights_only=True), "dropout_cuda": states}, path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", None)  # of GPUs that are not here
+    assert runs.partial(path.parent)[0]["epochs"] == 2
     lines = []
     again = train_run(change(tiny, epochs=3), tmp_path / "run", report=lines.append)
     assert "epoch   3" in lines[0] and len(again.history) == len(whole.history) + 2

@@ -78,8 +78,8 @@ def test_leaving_a_model_out_changes_nothing_for_the_others(report, tmp_path):
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, quick_rnnbench):
-    variants = "{größe: {model: gru}, bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, " \
-               "clip_norm: null}}"  # fmt: skip
+    bad = "bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, clip_norm: null}"
+    variants = f"{{größe: {{model: gru}}, '007': {{model: gru}}, 'None': {{model: gru}}, {bad}}}"
     parameters = write_tiny(tmp_path / "p.yaml", variants=variants, models="[gru, lstm]")
     out = tmp_path / "out"
     real = "bad-seed42|03_compare"  # the notebook that fails, and the one that reads of it
@@ -87,8 +87,9 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, quick_rnnbe
     message = one_sentence(result)
     assert "bad-seed42 is failed: bad-seed42: the loss is" in message
     assert re.search(r"in epoch 1 at step \d \(the last finite loss was", message)
-    assert load_run(out / "runs/größe-seed42").record["status"] == "completed"
-    assert read_csv(out / "results.csv")["status"].tolist() == ["completed", "failed"]
+    results = read_csv(out / "results.csv")
+    assert results["variant"].tolist() == ["größe", "007", "None", "bad"]  # names are text
+    assert results["status"].tolist() == [*["completed"] * 3, "failed"]
     assert "bad-seed42 is failed: " in (out / "results_summary.md").read_text()
     assert "the loss is" in (out / "index.html").read_text()
     page = (out / "pages/02_train-bad-seed42.html").read_text()
