@@ -1,5 +1,6 @@
-"""The one writer of files: whole or not at all."""
+"""The one writer of files: whole or not at all; and what a notebook says, executed or not."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -39,3 +40,19 @@ def write_file(path: Path | str, data: bytes | str) -> None:
             f"{path} cannot be written ({error.strerror or error}): free some space there or "
             "choose another folder."
         ) from error
+
+
+def said_by(notebook: bytes) -> bytes:
+    """A notebook as it is before it is executed; one that is none stays as it is."""
+    try:
+        content = json.loads(notebook)
+        for number, cell in enumerate(content["cells"]):
+            tags = cell["metadata"].get("tags")
+            cell |= {"id": str(number), "metadata": {"tags": tags} if tags else {}}
+            cell["source"] = "".join(cell["source"])
+            cell |= {"outputs": [], "execution_count": None} if "outputs" in cell else {}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return notebook
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content |= {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}}
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()

@@ -1,7 +1,6 @@
 """How a report is made: its folder claimed and prepared, and Snakemake called in it."""
 
 import getpass
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from rnnbench_nb.experiment import (
     recorded_parameters,
     to_yaml,
 )
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import said_by, write_file
 from rnnbench_nb.report import Report, completed
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.validation import read_yaml
@@ -210,29 +209,13 @@ def write_sources(out: Path) -> None:
     The workflow executes these: a notebook that was opened, executed or saved is none that changed.
     """
     for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
-        path, content = out / ".sources" / notebook.name, _said(notebook.read_bytes())
+        path, content = out / ".sources" / notebook.name, said_by(notebook.read_bytes())
         is_new = not path.exists()
         if is_new or path.read_bytes() != content:
             write_file(path, content)
         if is_new:  # what this notebook made before may be newer
             when = min(notebook.stat().st_mtime, time.time())
             os.utime(path, (when, when))
-
-
-def _said(notebook: bytes) -> bytes:
-    """A notebook as it is before it is executed; one that is none stays as it is."""
-    try:
-        content = json.loads(notebook)
-        for number, cell in enumerate(content["cells"]):
-            tags = cell["metadata"].get("tags")
-            cell |= {"id": str(number), "metadata": {"tags": tags} if tags else {}}
-            cell["source"] = "".join(cell["source"])
-            cell |= {"outputs": [], "execution_count": None} if "outputs" in cell else {}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return notebook
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    content |= {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}}
-    return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
 def tidy(out: Path, protocol: Protocol) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import said_by
 from rnnbench_nb.tasks import TASKS, Task
 
 PACKAGE = Path(__file__).parent
@@ -76,23 +77,33 @@ def fingerprint(model: str, task: str) -> str:
 
 
 def commit() -> str:
-    """The project's commit, with `-dirty` where files have changed; "unknown" outside its git."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    command = ["git", "-C", str(PROJECT)]
+    """The project's commit, with `-dirty` where files have changed; "unknown" outside its git.
+
+    A notebook that was executed and saved, as JupyterLab does by itself, has not changed.
+    """
     try:
-        top, described = (
-            subprocess.run(
-                [*command, *arguments], env=clean, capture_output=True, text=True, check=False
-            ).stdout.strip()
-            for arguments in (
-                ["rev-parse", "--show-toplevel"],
-                ["describe", "--always", "--dirty", "--abbrev=40"],
-            )
-        )
+        top = _git("rev-parse", "--show-toplevel").decode().strip()
+        if not top or Path(top).resolve() != PROJECT.resolve():  # a repository around it
+            return "unknown"
+        head = _git("describe", "--always", "--abbrev=40").decode().strip()
+        names = _git("diff", "--name-only", "--no-ext-diff", "-z", "HEAD").decode().split("\0")
+        return head + "-dirty" * any(map(_changed, filter(None, names))) if head else "unknown"
     except OSError:  # no git here
         return "unknown"
-    ours = bool(top) and Path(top).resolve() == PROJECT.resolve()  # not a repository around it
-    return described if ours and described else "unknown"
+
+
+def _git(*arguments: str) -> bytes:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(PROJECT), *arguments]
+    return subprocess.run(command, env=clean, capture_output=True, check=False).stdout
+
+
+def _changed(name: str) -> bool:
+    """Whether a file that git calls changed says something else than that of the commit."""
+    path = PROJECT / name
+    if path.suffix != ".ipynb" or not path.is_file():
+        return True
+    return said_by(path.read_bytes()) != said_by(_git("show", f"HEAD:{name}"))
 
 
 def processor() -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 
+import nbformat
 import pytest
 
 from rnnbench_nb import provenance
@@ -102,6 +103,25 @@ def test_the_commit_is_the_projects_own_not_one_around_it(monkeypatch, tmp_path)
     assert len(ours) == 40
     monkeypatch.setenv("GIT_DIR", os.devnull)
     assert commit() == ours
+
+
+def test_a_notebook_that_was_executed_and_saved_has_not_changed(monkeypatch, tmp_path):
+    """JupyterLab saves outputs by itself; the code that made a run is still that of the commit."""
+    git(tmp_path, "init")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    nbformat.write(notebook, tmp_path / "ä.ipynb")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "made")
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    ours = commit()
+    notebook.cells[0].update(
+        execution_count=1, outputs=[nbformat.v4.new_output("stream", text="2")]
+    )
+    nbformat.write(notebook, tmp_path / "ä.ipynb")
+    assert commit() == ours and not ours.endswith("-dirty")
+    notebook.cells[0]["source"] = "1 + 2"
+    nbformat.write(notebook, tmp_path / "ä.ipynb")
+    assert commit() == f"{ours}-dirty"
 
 
 def test_a_fingerprint_is_the_same_from_every_version_of_python():
