@@ -173,8 +173,7 @@ class _State:
             return
         if there != self.parameters.model_dump():
             raise UserError(
-                f"{path.parent} holds a run with other parameters; name another output folder, "
-                "or delete that one."
+                f"{path.parent} holds a run with other parameters; name another output folder."
             )
         if content.get("fingerprint") != self.fingerprint:
             report(f"{path} is of other code than stands here: training starts again.")

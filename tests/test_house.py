@@ -57,8 +57,6 @@ def test_no_cells_or_tasks_name_stands_outside_its_file(path):
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PROJECT))
 )
 def test_no_message_advises_to_delete(path):
-    if path == PACKAGE / "training.py":
-        pytest.skip("its text is in the fingerprints of published runs: `or delete that one`")
     assert not {"delete", "Delete", "rm"} & set(words(path))
 
 

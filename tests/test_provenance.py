@@ -37,7 +37,7 @@ def copied(monkeypatch, tmp_path):
     fingerprint.cache_clear()
 
 
-def test_comments_docstrings_and_formatting_change_nothing(copied):
+def test_comments_docstrings_formatting_and_what_errors_say_change_nothing(copied):
     before = copied("cells/gru.py", "n = torch.tanh(", "n = torch.tanh(")
     assert (
         copied("cells/gru.py", "n = torch.tanh(", "# a comment\n        n  =  torch.tanh(")
@@ -45,6 +45,7 @@ def test_comments_docstrings_and_formatting_change_nothing(copied):
     )
     assert copied("training.py", '"""The one training loop', '"""Another word') == before
     assert copied("cells/kernels/agru.cpp", "\n", "\n// a comment\n") == before
+    assert copied("training.py", "holds a run with other", "has a run with other") == before
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_comments_docstrings_and_formatting_change_nothing(copied):
         ("cells/kernels/agru.cpp", "+=", "-=", {"agru"}),
         ("cells/antisymmetric_rnn.py", "return h +", "return h -", ANTISYMMETRIC),
         ("training.py", "MOMENTUM = 0.9", "MOMENTUM = 0.8", set(CELLS)),
+        ("training.py", "there != self", "there == self", set(CELLS)),
         ("tasks/images.py", "FRACTION = 0.15", "FRACTION = 0.2", set(CELLS)),
         ("site.py", "import", "import os, ", set()),
     ],
