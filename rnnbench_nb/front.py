@@ -150,7 +150,9 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
     name = report.folder.name
     groups: dict[str, list[dict]] = {}
     for row in drawn([] if name in words.apart else rows):
-        groups.setdefault(row["group"], []).append(row)
+        anchor = f"#{name}-{row['group'].replace(' ', '-')}"
+        if not row["group"] or anchor in words.questions.values():  # the others are on its page
+            groups.setdefault(row["group"], []).append(row)
     return {
         "name": name,
         "question": question(name),

@@ -133,7 +133,7 @@ def address(data: str, kind: str) -> str:
             "webp",
             lossless=True,
             quality=100,
-            method=4,  # 6: 3% less, in 60 times as long
+            method=5,  # 6: no smaller, in 8 times as long
         )
         kind, content = "image/webp", base64.b64encode(buffer.getvalue()).decode()
     return f"data:{kind};base64,{content}"

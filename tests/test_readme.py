@@ -41,14 +41,17 @@ def test_what_is_kept_over_how_many_steps_is_what_the_published_runs_say():
         assert f"\n- {text}\n" in README
 
 
-def test_the_tuned_comparison_takes_what_the_search_found_best_on_validation():
-    published = PROJECT / "reports/published/tuning"
+@pytest.mark.parametrize(
+    ("searched", "taken"), [("tuning", "tuned"), ("tuned_matched_search", "tuned_matched")]
+)
+def test_a_tuned_comparison_takes_what_its_search_found_best_on_validation(searched, taken):
+    published = PROJECT / f"reports/published/{searched}"
     tables = [read_csv(published / f"{name}.csv") for name in ("results", "history")]
     scores = statistics.validation_scores(*tables)
     means = scores.groupby("variant")["accuracy"].mean().round(9)  # so that equal means tie
     search, tuned = (
         load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
-        for name in ("tuning", "tuned")
+        for name in (searched, taken)
     )
     for family in statistics.families(search):
         best = search[means[family].idxmax()]

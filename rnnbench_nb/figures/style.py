@@ -151,12 +151,18 @@ def as_svg(figure: Figure, **place: Any) -> str:
 
 
 def as_png(figure: Figure, dpi: float, **place: Any) -> bytes:
-    """A figure as PNG of at most 256 colours; `place` as of `as_svg`."""
+    """A figure as PNG of at most 64 colours, or 128 with a colour scale; `place` as of `as_svg`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, **place)
     small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+    colours = 128 if _holds(figure, QuadMesh) else 64
+    Image.open(buffer).convert("RGB").quantize(colours).save(small, format="png", optimize=True)
     return small.getvalue()
+
+
+def _holds(figure: Figure, *kinds: type) -> bool:
+    held = [part for ax in figure.axes for part in (*ax.images, *ax.collections)]
+    return any(isinstance(part, kinds) for part in held)
 
 
 def save(figure: Figure, path: Path | str) -> None:
@@ -178,8 +184,7 @@ def show(
         live: What the script of a page moves beside it (templates/sliders.js).
         place: `display_id` and `update` of IPython's display, for a figure that changes.
     """
-    held = [part for ax in figure.axes for part in (*ax.images, *ax.collections)]
-    pixels = any(isinstance(part, mpl.image.AxesImage | QuadMesh) for part in held)
+    pixels = _holds(figure, mpl.image.AxesImage, QuadMesh)
     kind, draw, data = "image/svg+xml", as_svg, "" if pixels else as_svg(figure)
     if pixels or len(data) > SMALL:
         kind, draw = "image/png", _as_base64
