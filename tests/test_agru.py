@@ -1,9 +1,12 @@
 import math
 import pickle
+from io import BytesIO
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch.func import jacrev, vmap
 
 import rnnbench_nb
@@ -338,6 +341,17 @@ def test_a_traced_model_answers_its_input_not_the_traced_one():
     with torch.no_grad():
         traced = torch.jit.trace(model, (first,))
         torch.testing.assert_close(traced(second)[0], model(second)[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_the_old_onnx_exporter_writes_answers_its_input_too():
+    model, file = AGRU(3, 4).eval(), BytesIO()
+    first, second = torch.rand(5, 2, 3), torch.rand(5, 2, 3)
+    with torch.no_grad():
+        torch.onnx.export(model, (first,), file, dynamo=False)
+        session = ReferenceEvaluator(onnx.load_from_string(file.getvalue()))
+        out, _ = session.run(None, {session.input_names[0]: second.numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), model(second)[0])
 
 
 def test_the_module_is_copied_and_pickled_like_any_other():
