@@ -77,19 +77,15 @@ def render(folder: Path) -> str:
     if not reports:
         raise UserError(f"{folder} holds no report with a finished run; publish one first.")
     findings, rows = published.across(reports, words.pair, words.names)
+    records = [run.record for report in reports for run in report.runs]
+    trained = {(each.get("started"), each["seed"], each["seconds"]) for each in records}
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     values = {
         "words": words,
         "pair": [CELLS[name].label for name in words.pair],
         "equation": CELLS[words.pair[0]].equation,
         "answers": [*opening(reports, words), *(finding.text for finding in findings)],
-        "trainings": len(
-            {
-                tuple(run.record.get(key) for key in ("started", "finished", "seed"))
-                for report in reports
-                for run in report.runs
-            }
-        ),
+        "trainings": len(trained),
         "strips": [drawn(alike) for alike in together(rows)],
         "chain": [entry(report, words) for report in reports],
         "sizes": sizes(reports[0]),

@@ -128,13 +128,9 @@ def address(data: str, kind: str) -> str:
     content = data.replace("\n", "")
     if kind == "image/png":
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(base64.b64decode(content))).save(
-            buffer,
-            "webp",
-            lossless=True,
-            quality=100,
-            method=5,  # 6: no smaller, in 8 times as long
-        )
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        slow = {"quality": 100, "method": 5}  # 6: no smaller, in 8 times as long
+        picture.save(buffer, "webp", lossless=True, **slow)
         kind, content = "image/webp", base64.b64encode(buffer.getvalue()).decode()
     return f"data:{kind};base64,{content}"
 
@@ -325,6 +321,8 @@ def summarise(report: Report) -> dict[str, Any]:
     whens = sorted(datetime.fromisoformat(time).astimezone(UTC) for time in times)
     data = next((run["data"] for run in done if "data" in run), {})
     sentence = _subjects(report) or task.label
+    versions = [run["versions"] for run in done if "versions" in run]
+    made_with = [f"Python {each['python']} and PyTorch {each['torch']}" for each in versions]
     return {
         "protocol": protocol,
         "task": task,
@@ -342,13 +340,7 @@ def summarise(report: Report) -> dict[str, Any]:
             key: " / ".join(dict.fromkeys(_plain(run[key]) for run in done if key in run))
             for key in ("device", "machine", "processor", "versions")
         },
-        "made_with": " / ".join(
-            dict.fromkeys(
-                f"Python {run['versions']['python']} and PyTorch {run['versions']['torch']}"
-                for run in done
-                if "versions" in run
-            )
-        ),
+        "made_with": " / ".join(dict.fromkeys(made_with)),
         "commits": list(dict.fromkeys(short(run.get("commit", "unknown")) for run in done)),
         "results": formatted(summary(table), task) if done else None,
         "figure": FIGURE if done and (report.folder / f"figures/{FIGURE}.svg").is_file() else "",

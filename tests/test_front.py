@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from markupsafe import Markup
 from test_site import Links
 
 from rnnbench_nb import drawing, front, statistics
@@ -212,3 +213,24 @@ def test_a_report_that_is_added_changes_the_page(tmp_path):
     shutil.copytree(PUBLISHED / "vogt", tmp_path / "later")
     after = front.render(tmp_path)
     assert '<section id="later">' in after and '<section id="later">' not in before
+
+
+def test_the_answer_opens_with_the_report_on_antisymmetry_itself(page):
+    answer = Markup(page.partition('id="answer"')[2].partition("</section>")[0]).striptags()
+    assert answer.partition(">")[2].lstrip().startswith("Antisymmetry itself, all else")
+    rows = published.compared(Report(PUBLISHED / "controls"))
+    assert len(rows) == 3
+    for row in rows:
+        assert f"{row['label']} {published.interval(row)}: {row['words']}" in answer
+
+
+def test_a_training_that_two_reports_hold_is_counted_once(page):
+    reports = [Report(path.parent) for path in PUBLISHED.glob("*/protocol.yaml")]
+    runs = {(run.record["model"], run.record["seed"], run.record["seconds"])
+            for report in reports for run in report.runs}  # fmt: skip
+    assert len(runs) < sum(len(report.runs) for report in reports)
+    assert f"{len(runs)} trainings in {len(reports)} reports" in page
+
+
+def test_of_an_ablation_the_front_page_tells_what_its_questions_ask(page):
+    assert 'id="ablation-gamma"' in page and 'id="ablation-epsilon"' not in page

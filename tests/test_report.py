@@ -20,6 +20,7 @@ from rnnbench_nb.report import (
     looks,
     read_csv,
     result_columns,
+    said,
     summary,
     verify,
     write_csv,
@@ -48,6 +49,15 @@ def test_importing_it_loads_no_torch():
 def test_labels_follow_the_cell_not_the_name():
     found = labels(variants(gru="gru", gru_like="lstm", agru_139="agru", free="agru"))
     assert found == {"gru": "GRU", "gru_like": "gru_like", "agru_139": "A-GRU-139", "free": "free"}
+
+
+def test_labels_and_scores_read_well_in_a_sentence():
+    assert (
+        labels(variants(gru_reset_before="gru_reset_before"))["gru_reset_before"]
+        == "GRU (reset before)"
+    )
+    assert [said(name) for name in ("negative_mse", "f1", "accuracy")] == [
+        "negative MSE", "F1", "accuracy"]  # fmt: skip
 
 
 def test_an_lstm_that_is_named_after_another_cell_does_not_look_like_it():
@@ -147,6 +157,14 @@ def test_published_reports_open_with_all_their_runs_and_agree(folder):
     else:
         assert found.unknown() == [run.folder.name for run in found.runs]
         assert not found.differing()
+
+
+def test_which_device_ran_which_model_is_said_where_none_ran_them_all():
+    folder = PROJECT / "reports/published"
+    (text,) = Report(folder / "pixel_mnist").devices_sentences()
+    assert text.startswith("Not every model ran on one device (A-GRU on CPU; LSTM and GRU on CUDA)")
+    for name in ("row_mnist", "row_cells"):  # on one; on both, but each model on either
+        assert Report(folder / name).devices_sentences() == []
 
 
 def test_a_folder_without_a_report_is_named(tmp_path):

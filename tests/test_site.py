@@ -17,8 +17,9 @@ from PIL import Image
 
 from rnnbench_nb import site
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.provenance import fingerprint
-from rnnbench_nb.report import history_columns, write_csv, write_tensors
+from rnnbench_nb.report import Report, history_columns, write_csv, write_tensors
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
@@ -173,6 +174,15 @@ def test_index_tells_what_was_run(report):
         "Best mean accuracy: 98.00%, of LSTM.</figcaption>",
     ):
         assert fact in text
+
+
+def test_the_index_tells_why_what_ran_and_on_which_versions():
+    report = Report(PROJECT / "reports/published/pixel_mnist")
+    told = site.summarise(report)
+    assert told["comment"].startswith("Which cell keeps a whole image in mind, read pixel by pixel")
+    assert "lem" not in told["parameters"]["variants"] and "lstm" in told["parameters"]["variants"]
+    assert told["made_with"].count("PyTorch") == 2  # those of two machines
+    assert site.comment("nothing of that name") == ""
 
 
 def test_failed_and_missing_runs_are_listed_with_reason_and_page(report):
