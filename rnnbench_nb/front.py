@@ -184,13 +184,16 @@ def pages(folder: Path) -> dict[str, str]:
 
 
 def growth(folders: Iterable[Path]) -> dict[str, list[str]]:
-    """What makes states and gradients grow, by report, where it was saved with the weights."""
+    """What makes states and gradients grow, by report, where it was saved with the weights.
+
+    What the words for it mean is said once, in the first of them.
+    """
     places = {folder.name: folder / "analyses/eigenvalues" for folder in folders}
-    return {
-        name: load(place).texts("growth")
-        for name, place in places.items()
-        if (place / "findings.json").exists()
-    }
+    found = {name: load(place) for name, place in places.items()
+             if (place / "findings.json").exists()}  # fmt: skip
+    words = [analysis.texts("words") for analysis in found.values()][:1]
+    told = zip([*words, *[[]] * len(found)], found.items(), strict=False)
+    return {name: [*first, *analysis.texts("growth")] for first, (name, analysis) in told}
 
 
 def sizes(report: Report) -> list[dict[str, str]]:
