@@ -43,7 +43,8 @@ def test_the_matched_search_tries_one_latin_hypercube_with_every_model():
     sizes = load_protocol(PROJECT / "params/row_mnist_matched.yaml").parameterisations.values()
     for model, size in {own.model: own.hidden_size for own in sizes}.items():
         tried = [own for own in search if own.model == model]
-        assert {own.hidden_size for own in tried} == {size}
+        assert {own.hidden_size for own in tried} == {size} and len(tried) == 14
+        tried = tried[:12]  # and two more, around the best
         rates = [(own.learning_rate, own.dropout) for own in tried]
         assert rates == [(rate, dropout) for rate, dropout, _ in points]
         if model == "agru":
