@@ -145,7 +145,8 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
     seconds = sum(record["seconds"] for record in records)
     name = report.folder.name
     groups: dict[str, list[dict]] = {}
-    for row in drawn([] if name in words.apart else rows):
+    known = [row for row in rows if row["family_low"] == row["family_low"]]  # not of one seed
+    for row in drawn([] if name in words.apart else known):
         anchor = f"#{name}-{row['group'].replace(' ', '-')}"
         if not row["group"] or anchor in words.questions.values():  # the others are on its page
             groups.setdefault(row["group"], []).append(row)

@@ -116,12 +116,13 @@ def test_of_two_reports_with_the_same_settings_the_one_with_more_seeds_speaks():
 
 
 def test_long_sequences_have_a_strip_of_their_own_and_each_length_is_named(page):
-    short, long, errors = (part.partition("</table>")[0]
+    short, long, errors, recalled = (part.partition("</table>")[0]
                    for part in page.partition('id="questions"')[0].split("<table")[1:])  # fmt: skip
     assert "over long sequences" in long and "over long sequences" not in short
     for length in (28, 100, 250):
         assert f": A-GRU-{length} − GRU-{length}</a>" in long
     assert "the adding problem: A-GRU-750 − GRU-750</a>" in errors and "(negative MSE)" in errors
+    assert "copying memory: A-GRU-500 − GRU-500</a>" in recalled and "(recalled)" in recalled
 
 
 def test_what_is_kept_of_long_sequences_is_said_first(tmp_path):

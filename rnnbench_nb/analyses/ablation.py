@@ -9,7 +9,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import Report, said
 
-VERDICTS = ("better", "worse", "equivalent", "not distinguishable")
+VERDICTS = ("better", "worse", "equivalent", "not distinguishable", statistics.UNKNOWN)
 SMALLER, LARGER = 0.95, 1.05  # times the free parameters: a difference worth a word
 
 
@@ -115,7 +115,8 @@ def _answer(found: Analysis, report: Report, table: pd.DataFrame) -> None:
             for row in table.to_dict("records")
             if row["verdict"].startswith(verdict)
         ]
-        found.say(f"- **{verdict.capitalize()}:** {', '.join(texts) or 'none'}", "answer")
+        if texts or verdict != statistics.UNKNOWN:
+            found.say(f"- **{verdict.capitalize()}:** {', '.join(texts) or 'none'}", "answer")
 
 
 def _recommend(found: Analysis, report: Report, table: pd.DataFrame) -> None:
@@ -134,6 +135,8 @@ def _recommend(found: Analysis, report: Report, table: pd.DataFrame) -> None:
         )  # fmt: skip
     if better.empty:
         text = f"**Keep {report.labels[base]}:** no change is shown to be better."
+        if table["verdict"].eq(statistics.UNKNOWN).all():
+            text = f"One seed shows of no change to {report.labels[base]} whether it is better."
         found.say(text, "recommendation")
     cheaper = table[table["verdict"].str.startswith("equivalent")]
     cheaper = cheaper[cheaper["a"].map(sizes) < SMALLER * sizes[base]]

@@ -86,7 +86,8 @@ def evidence(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     give the published figures.
     """
     if PAGES["06_ablation"](report.protocol) and len(report.variants) > PAIRS:
-        return saved("ablation", report).texts("recommendation"), changed(report)
+        found = saved("ablation", report)
+        return found.texts("recommendation") + found.texts("highest"), changed(report)
     if len(report.variants) == 1 and (report.folder / "analyses/eigenvalues").exists():
         return saved("eigenvalues", report).texts("answer"), []
     kept = report.folder / "analyses/memory"
