@@ -16,7 +16,9 @@ def table_of(*columns):
     return "\n".join(["", "|" + " --- |" * len(columns), *rows, "", ""])
 
 
-@pytest.mark.parametrize("report", ["row_mnist", "row_mnist_matched", "controls", "tuned"])
+@pytest.mark.parametrize(
+    "report", ["row_mnist", "row_mnist_matched", "controls", "tuned", "tuned_matched"]
+)
 def test_the_tables_are_those_of_the_published_runs(report):
     published = Report(PROJECT / "reports/published" / report)
     results = read_csv(published.folder / "results.csv")
