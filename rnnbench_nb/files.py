@@ -42,7 +42,7 @@ def write_file(path: Path | str, data: bytes | str) -> None:
         ) from error
 
 
-def said_by(notebook: bytes) -> bytes:
+def unexecuted(notebook: bytes) -> bytes:
     """A notebook as it is before it is executed; one that is none stays as it is."""
     try:
         content = json.loads(notebook)

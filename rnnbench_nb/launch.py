@@ -25,7 +25,7 @@ from rnnbench_nb.experiment import (
     recorded_parameters,
     to_yaml,
 )
-from rnnbench_nb.files import said_by, write_file
+from rnnbench_nb.files import unexecuted, write_file
 from rnnbench_nb.report import Report, completed
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.validation import read_yaml
@@ -209,7 +209,7 @@ def write_sources(out: Path) -> None:
     The workflow executes these: a notebook that was opened, executed or saved is none that changed.
     """
     for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
-        path, content = out / ".sources" / notebook.name, said_by(notebook.read_bytes())
+        path, content = out / ".sources" / notebook.name, unexecuted(notebook.read_bytes())
         is_new = not path.exists()
         if is_new or path.read_bytes() != content:
             write_file(path, content)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.files import said_by
+from rnnbench_nb.files import unexecuted
 from rnnbench_nb.tasks import TASKS, Task
 
 PACKAGE = Path(__file__).parent
@@ -105,7 +105,7 @@ def _changed(name: str) -> bool:
     path = PROJECT / name
     if path.suffix != ".ipynb" or not path.is_file():
         return True
-    return said_by(path.read_bytes()) != said_by(_git("show", f"HEAD:{name}"))
+    return unexecuted(path.read_bytes()) != unexecuted(_git("show", f"HEAD:{name}"))
 
 
 def processor() -> str:
