@@ -15,8 +15,9 @@ report: env
 	@$(BIN)/rnnbench run "$(PARAMS)" $(if $(RUNS),--runs "$(RUNS)") \
 		$(if $(OUT),--output-dir "$(OUT)") $(if $(JOBS),--jobs "$(JOBS)")
 
+# One worker more than two cores: the tests of killed and full runs wait for most of their time.
 test: env
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: env
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow

@@ -81,12 +81,15 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
     return root / name
 
 
-LONG = ("test_workflow", "test_faults", "test_add_a_cell", "test_publish", "test_notebooks")
+# The files that take longest, most of a minute or more each, the longest first.
+LONG = ("faults", "quick_forms", "notebooks", "browser", "add_a_cell", "workflow", "comparison",
+        "training", "surroundings", "publish")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The files that take longest go first, so that no worker waits for another at the end."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    """The longest files go first, so that no worker waits for another at the end."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made import made_report
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rnnbench_nb import figures
 from rnnbench_nb.cells import CELLS
@@ -194,6 +195,18 @@ def test_each_panel_of_a_figure_stands_alone_too_and_then_its_legend(monkeypatch
     whole = float(re.search(r'width="([\d.]+)pt"', style.as_svg(plt.figure(figsize=(9.5, 1))))[1])
     widths = [float(re.search(r'width="([\d.]+)pt"', panel)[1]) for panel in panels]
     assert whole / 3 < min(widths) and sum(widths) < whole + 12
+
+
+def test_a_figure_is_laid_out_once_for_all_that_is_drawn_of_it(monkeypatch):
+    made, execute = [], ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine, "execute", lambda *given: made.append(1) or execute(*given)
+    )
+    figure = figures.training_curves(history(), THREE)
+    drawn = style.as_svg(figure)
+    assert style.as_png(figure, 100) and style.as_svg(figure) == drawn and len(made) == 1
+    figures.show(figures.training_curves(history(), THREE), "Curves, and each panel alone.")
+    assert len(made) == 2
 
 
 def test_places_are_rounded_and_what_is_written_is_not():

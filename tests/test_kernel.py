@@ -38,6 +38,19 @@ def fresh_load(monkeypatch, tmp_path):
     kernel._load_once.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """A cache that the tests share which compile for other instructions than the processor's."""
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture
+def load_for(monkeypatch, fresh_load, libraries):
+    """The kernel is looked for again, compiled for the instructions of this name."""
+    monkeypatch.setenv("RNNBENCH_CACHE", str(libraries))
+    return lambda isa: monkeypatch.setenv("RNNBENCH_ISA", isa)
+
+
 @pytest.fixture
 def no_kernel(monkeypatch):
     """The kernel must not be called."""
@@ -213,9 +226,9 @@ BFLOAT16 = {"AMX": "native", "AVX-512": "no-amx"}  # what computes the products,
 
 
 @pytest.fixture(params=BFLOAT16)
-def products(request, monkeypatch, fresh_load, medium):
+def products(request, load_for, medium):
     """Each way of computing products in bfloat16 that this processor has."""
-    monkeypatch.setenv("RNNBENCH_ISA", BFLOAT16[request.param])
+    load_for(BFLOAT16[request.param])
     if kernel.refusal([]) or kernel._load().agru_bfloat16().decode() != request.param:
         pytest.skip(f"this processor or compiler has no bfloat16 products by {request.param}")
     return request.param
@@ -303,8 +316,8 @@ def test_higher_precisions_stay_in_float32(precision, medium):
     assert "products" not in model.path()
 
 
-def test_a_processor_without_bfloat16_stays_in_float32_and_says_so(monkeypatch, fresh_load, medium):
-    monkeypatch.setenv("RNNBENCH_ISA", "avx2")
+def test_a_processor_without_bfloat16_stays_in_float32_and_says_so(load_for, medium):
+    load_for("avx2")
     model, x, h_0 = make(40, 37)
     assert_exact(model, x, h_0)
     if not kernel.refusal([]):
@@ -539,8 +552,8 @@ def test_unusable_cache_gives_the_loop(monkeypatch, fresh_load, caplog, tmp_path
 
 
 @pytest.mark.parametrize(("isa", "name"), [("avx2", "AVX2"), ("baseline", "128-bit vectors")])
-def test_narrower_vectors(monkeypatch, fresh_load, caplog, isa, name):
-    monkeypatch.setenv("RNNBENCH_ISA", isa)
+def test_narrower_vectors(load_for, caplog, isa, name):
+    load_for(isa)
     x86 = platform.machine() in ("x86_64", "AMD64")
     lines = run_and_read_notice(caplog)
     if KERNEL and (x86 or isa == "baseline"):

@@ -110,6 +110,13 @@ def _rounded(tag: re.Match) -> str:
     return re.sub(r" ?([A-Za-z]) (?=[-\d])", r"\1", re.sub(r"-?\d+\.\d+", short, tag[0]))
 
 
+def _draw(figure: Figure, buffer: io.IOBase, **options: Any) -> None:
+    """Draw a figure by `savefig`, laid out the first time alone: each part stays where it is."""
+    with mpl.rc_context({"figure.constrained_layout.use": False}):
+        figure.savefig(buffer, **options)
+        figure.set_layout_engine(None)  # with "none", savefig would go on drawing it twice
+
+
 def as_svg(figure: Figure, **place: Any) -> str:
     """A figure as SVG: text as text, few decimals, and other colours on a dark page.
 
@@ -118,7 +125,7 @@ def as_svg(figure: Figure, **place: Any) -> str:
         place: Of `savefig`, such as the box to draw.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, **place)
+    _draw(figure, buffer, format="svg", metadata={"Date": None, "Creator": None}, **place)
     text = buffer.getvalue()
     text = re.sub(
         r'<metadata>.*?</metadata>|<!--.*?-->|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"',
@@ -153,7 +160,7 @@ def as_svg(figure: Figure, **place: Any) -> str:
 def as_png(figure: Figure, dpi: float, **place: Any) -> bytes:
     """A figure as PNG of at most 64 colours, or 128 with a colour scale; `place` as of `as_svg`."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, **place)
+    _draw(figure, buffer, format="png", dpi=dpi, **place)
     small = io.BytesIO()
     colours = 128 if _holds(figure, QuadMesh) else 64
     Image.open(buffer).convert("RGB").quantize(colours).save(small, format="png", optimize=True)
@@ -216,8 +223,6 @@ def _panels(figure: Figure) -> dict[Artist, Bbox]:
     axes = [ax for ax in figure.axes if ax.has_data() and ax.get_label() != "<colorbar>"]
     if len(axes) < 2:
         return {}
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # each stays where it is while others are hidden
     inches = figure.dpi_scale_trans.inverted()
     parts = [*figure.texts, *axes, *figure.legends]
     return {part: part.get_tightbbox().transformed(inches).padded(0.04) for part in parts}
