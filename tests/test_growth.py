@@ -117,6 +117,18 @@ def test_the_page_says_it_with_its_numbers(folder, monkeypatch):  # noqa: F811
     assert set(analysis["damping"]["variant"]) == {"agru"}
 
 
+@pytest.mark.parametrize(("gap", "said"), [(0, "agree to 0.3 decades"), (8, "disagree for the")])
+def test_of_one_seed_no_interval_is_spoken_of(folder, gap, said):  # noqa: F811
+    analysis, report = analyses.Analysis(), Report(folder)
+    growth.add(analysis, report, report.of("agru")[:1], count=1)
+    rows = growth.attribute(made(together=gap).query("seed == 1"))
+    named = {"variant": "agru", "moment": "trained"}
+    analysis.frames["attribution"] = rows.assign(**named)
+    growth._say(analysis, report, "agru", 1, 8)
+    one = [text for text in analysis.texts("growth") if text.startswith("**A-GRU**")][-1]
+    assert "(1 seed, " in one and said in one and "interval" not in one
+
+
 def test_a_cell_whose_parts_fail_loses_its_own_rows(folder, monkeypatch):  # noqa: F811
     def broken(self, *tensors):
         raise ValueError("no terms")

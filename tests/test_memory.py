@@ -137,8 +137,9 @@ def test_the_sentences():
     memory._foretold(found)
     first, second, falls = found.texts("answer")
     assert first == (
-        "**10 steps**, an error of 400% without memory: solved by x (10%, 1 of 2 seeds); partly "
-        "learned by y (60%); lost by z (100%). **x and y keep what z loses.**"
+        "**10 steps**, an error of 400% without memory, trained for 70 steps of the optimiser: "
+        "solved by x (10%, 1 of 2 seeds); partly learned by y (60%); "
+        "lost by z (100%). **x and y keep what z loses.**"
     )
     assert second.endswith("lost by x (95%), y (95%) and z (95%). **All of them lose it.**")
     assert falls.endswith(

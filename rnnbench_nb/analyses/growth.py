@@ -230,7 +230,8 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
         for row in rows.to_dict("records")
     )
     unlike = list(rows.loc[~rows["adds"], "cause"])
-    adding = "First and last agree within their intervals for each of them, so the effects add."
+    close = "within their intervals" if seeds > 1 else f"to {KEPT:g} decades"
+    adding = f"First and last agree {close} for each of them, so the effects add."
     if unlike:
         names = " and the ".join(unlike)
         adding = f"First and last disagree for the {names}: there the effects do not simply add."
@@ -241,7 +242,7 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
         f"gradient {told('whole')}; through the initial one it {told('whole', MOMENTS[0])}. What "
         f"each cause adds, removed first and removed last: {effects}. {adding} From what adds "
         f"the most, removed first: {ranked(rows)}.",
-        "growth", seeds=seeds, examples=examples, steps=steps, level=LEVEL,
+        "growth", seeds=seeds, examples=examples, steps=steps, level=LEVEL, kept=KEPT,
     )  # fmt: skip
     damping = analysis["damping"].query("variant == @variant")
     normal = float(damping["abnormality"].max())

@@ -240,7 +240,7 @@ def _answers(found: Analysis, lined: SimpleNamespace) -> None:
     table, task = found["lengths"], lined.task
     table = table.assign(label=table["variant"].map(lined.labels))
     for length, part in table.groupby("length"):
-        memoryless = part["memoryless"].mean()
+        memoryless, budget = part["memoryless"].mean(), int(part["budget"].max())
         amount = f"an error of {task.score.scale * memoryless:.4g}{task.score.unit}"
         if task.memoryless_loss() is not None:
             amount = f"{task.loss_label[0].lower()}{task.loss_label[1:]} of {memoryless:.4g}"
@@ -259,8 +259,9 @@ def _answers(found: Analysis, lined: SimpleNamespace) -> None:
             verdict = f"{listed(kept)} {'keep' if kept[1:] else 'keeps'} what {listed(lost)} "
             verdict += "lose." if lost[1:] else "loses."
         found.say(
-            f"**{length:,} steps**, {amount} without memory: {'; '.join(states)}. **{verdict}**",
-            length=length, memoryless=memoryless,
+            f"**{length:,} steps**, {amount} without memory, trained for {budget:,} steps of the "
+            f"optimiser: {'; '.join(states)}. **{verdict}**",
+            length=length, memoryless=memoryless, budget=budget,
         )  # fmt: skip
     if table["length"].nunique() > 1:
         falls = [f"{label} {_fall(part)}" for label, part in table.groupby("label", sort=False)]
