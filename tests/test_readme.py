@@ -17,7 +17,8 @@ def table_of(*columns):
 
 
 @pytest.mark.parametrize(
-    "report", ["row_mnist", "row_mnist_matched", "controls", "tuned", "tuned_matched"]
+    "report",
+    ["row_mnist", "row_mnist_matched", "controls", "noise_controls", "tuned", "tuned_matched"],
 )
 def test_the_tables_are_those_of_the_published_runs(report):
     published = Report(PROJECT / "reports/published" / report)
@@ -59,3 +60,19 @@ def test_a_tuned_comparison_takes_what_its_search_found_best_on_validation(searc
         best = search[means[family].idxmax()]
         pair = {"found": best, "taken": tuned[best.model]}
         assert statistics.changes(pair, "found") == {"taken": {"epochs": 20}}
+
+
+def test_over_noise_each_control_has_what_the_search_found_best_for_it_on_validation():
+    published = PROJECT / "reports/published/noise_controls_search"
+    tables = [read_csv(published / f"{name}.csv") for name in ("results", "history")]
+    scores = statistics.validation_scores(*tables).groupby("variant")["accuracy"].mean()
+    search, taken = (
+        load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
+        for name in ("noise_controls_search", "noise_controls")
+    )
+    for name, ours in taken.items():
+        alike = [each for each in search if each.startswith(f"{name}_")]
+        assert len(alike) == 16
+        assert statistics.changes(
+            {"found": search[scores[alike].idxmax()], name: ours}, "found"
+        ) == {name: {}}

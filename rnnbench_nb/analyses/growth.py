@@ -248,7 +248,7 @@ def _say(analysis: Analysis, report: Report, variant: str, examples: int, steps:
     normal = float(damping["abnormality"].max())
     analysis.say(
         "What survives of the claim that antisymmetry keeps gradients: along the exact flow of the "
-        "balanced path, for which it is a theorem, the gradient "
+        "balanced path, for which it is a theorem if the matrix is antisymmetric, the gradient "
         f"{told('flow of the balanced path')}; along the exact flow of the path as it is, it "
         f"{told('flow of the path')}; with the Euler step in the place of that flow it "
         f"{told('step of the path')}; and with the gates, which is the network, it "
