@@ -67,7 +67,7 @@ def test_the_page_of_drawn_digits_names_the_runs_in_its_script(page):
 
 def test_every_question_of_a_reader_has_its_answer(page):
     words = front.words_of(PUBLISHED)
-    assert len(words.questions) == 16
+    assert len(words.questions) == 17
     for question, address in words.questions.items():
         assert f'<a href="{address}">{question}</a>' in page
         path, _, anchor = address.partition("#")

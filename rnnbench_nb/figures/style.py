@@ -174,8 +174,8 @@ def _holds(figure: Figure, *kinds: type) -> bool:
 
 def save(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG and SVG, `path` being the name without its ending; closes it."""
+    write_file(f"{path}.svg", as_svg(figure))  # first, as where it is drawn alone
     write_file(f"{path}.png", as_png(figure, dpi=150))
-    write_file(f"{path}.svg", as_svg(figure))
     plt.close(figure)
 
 
