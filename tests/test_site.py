@@ -424,3 +424,10 @@ def test_of_many_runs_the_first_seed_and_the_failed_ones_have_pages(report, monk
     assert "Runs without a link have no page here." in (report / "index.html").read_text()
     (report / "runs/lstm-seed43/02_train.ipynb.failed").touch()
     assert runs_with_a_page() == {"lstm-seed42", "gru-seed42", "lstm-seed43"}
+
+
+def test_a_style_sheet_loses_white_space_alone():
+    css = '@media (a: b) {\n  p > a, li :hover { margin: 0 -1px; content: " ↑" }\n}\n'
+    assert site.tight(css) == '@media (a:b){p > a,li :hover{margin:0 -1px;content:" ↑"}}'
+    sheet = (site.TEMPLATES / "style.css").read_text()
+    assert re.sub(r"\s", "", site.tight(sheet)) == re.sub(r"\s", "", sheet)
