@@ -7,7 +7,7 @@ protocol = recorded_protocol(Path("protocol.yaml"))
 variants = protocol.parameterisations
 data = data_pages(protocol)
 analyses = analysis_pages(protocol)
-runs = [f"runs/{variant}-seed{seed}" for variant in variants for seed in protocol.seeds]
+runs = [f"runs/{name}-seed{seed}" for name in variants for seed in protocol.seeds_of(name)]
 output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):
     output_dir = output_dir.relative_to(PROJECT)

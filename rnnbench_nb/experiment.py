@@ -173,7 +173,8 @@ class _Sweep(Frozen):
     """What a parameter file says beside a run's parameters.
 
     A variant is a named set of values laid over the file's own. The seeds are `seed`, `seed + 1`,
-    ..., `seed + runs - 1`. `quick` holds what the quick form has instead.
+    ..., `seed + runs - 1`; a variant with `runs` of its own has the first of them alone. `quick`
+    holds what the quick form has instead.
     """
 
     base: str | None = None
@@ -218,6 +219,10 @@ class Protocol:
         first = self.values["seed"]
         return list(range(first, first + self.runs))
 
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds of one variant, in order."""
+        return self.seeds[: self.variants.get(variant, {}).get("runs")]
+
     @cached_property
     def parameterisations(self) -> dict[str, RunParameters]:
         """The parameters of each variant whose model takes part, by name, at the first seed."""
@@ -227,6 +232,8 @@ class Protocol:
             where = f"variant {name!r}"
             if "seed" in own or "variant" in own:
                 raise UserError(f"{where}: a variant cannot set 'seed' or 'variant'; leave it out.")
+            own = dict(own)
+            validate(_Sweep, {"runs": own.pop("runs", 1)}, where)
             values = {**self.values, **own, "variant": name}
             if values.get("model") not in self.models:
                 continue
@@ -244,8 +251,9 @@ class Protocol:
         return found
 
     def at(self, seed: int) -> list[RunParameters]:
-        """The parameters of each variant at one seed."""
-        return [p.model_copy(update={"seed": seed}) for p in self.parameterisations.values()]
+        """The parameters of each variant that has this seed."""
+        return [p.model_copy(update={"seed": seed}) for name, p in self.parameterisations.items()
+                if seed in self.seeds_of(name)]  # fmt: skip
 
     def quick(self) -> "Protocol":
         """The quick form: `short`, and at most `QUICK_EPOCHS` epochs, in every variant."""

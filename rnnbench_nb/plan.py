@@ -23,7 +23,8 @@ def hours(protocol: Protocol) -> pd.DataFrame:
         (seconds an epoch), `epochs`, `seeds`, and `hours` of all its seeds. Early stopping, where
         the protocol has it, may end them before.
     """
-    return pd.DataFrame([_row(own, protocol.runs) for own in protocol.parameterisations.values()])
+    return pd.DataFrame([_row(own, len(protocol.seeds_of(name)))
+                         for name, own in protocol.parameterisations.items()])  # fmt: skip
 
 
 def _row(parameters: RunParameters, seeds: int) -> dict:

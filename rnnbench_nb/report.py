@@ -281,7 +281,7 @@ class Report:
     def run_folders(self) -> list[Path]:
         """The folders of all runs that the protocol asks for, finished or not, in order."""
         return [self.folder / f"runs/{name}-seed{seed}" for name in self.variants
-                for seed in self.protocol.seeds]  # fmt: skip
+                for seed in self.protocol.seeds_of(name)]  # fmt: skip
 
     @cached_property
     def _read(self) -> tuple[list[Run], list[dict], list[dict]]:

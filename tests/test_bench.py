@@ -4,17 +4,17 @@ import sys
 from types import SimpleNamespace
 
 import pandas as pd
-import papermill
 import pytest
 import torch
 from conftest import rnnbench_here
+from in_process import execute
 from numbers_on_pages import shown, unexplained
 
 from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import NO_GPU, PROJECT
+from rnnbench_nb.experiment import NO_GPU
 
 
 def test_operations_by_hand():
@@ -151,10 +151,8 @@ def test_every_number_on_the_page_is_measured_or_in_a_table(tmp_path):
         "memory": {name: 100.0 + i for i, name in enumerate(names)},
     }  # fmt: skip
     (tmp_path / "speed.json").write_text(json.dumps(report))
-    executed = papermill.execute_notebook(
-        PROJECT / "notebooks/05_speed.ipynb", tmp_path / "out.ipynb",
-        {"measured": str(tmp_path / "speed.json")}, progress_bar=False, cwd=tmp_path,
-    )  # fmt: skip
+    measurement = str(tmp_path / "speed.json")
+    executed = execute("05_speed", tmp_path / "out.ipynb", measured=measurement)
     frames = dict(zip("abc", bench.tables(report), strict=True))
     frames["limit"] = pd.DataFrame({"GFLOP/s": [report["limits"]["highest"] / 1e9]})
     found = [*shown(executed)]

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from conftest import TINY
 from in_process import execute
@@ -541,10 +540,7 @@ def small(tmp_path_factory):
     ],
 )
 def test_every_number_on_the_page_is_in_the_saved_analysis(small, page, name, options, tmp_path):
-    executed = papermill.execute_notebook(
-        PROJECT / f"notebooks/{page}.ipynb", tmp_path / "out.ipynb",
-        {"output_dir": str(small), **options}, progress_bar=False, cwd=tmp_path,
-    )  # fmt: skip
+    executed = execute(page, tmp_path / "out.ipynb", output_dir=str(small), **options)
     saved = load(small / "analyses" / name)
     report = Report(small)
     assert analyse(name, report, **saved.options).findings == saved.findings

@@ -17,6 +17,7 @@ from rnnbench_nb.experiment import (
     run_parameters,
     to_yaml,
 )
+from rnnbench_nb.report import Report
 
 FILES = sorted((PROJECT / "params").glob("*.yaml"))
 
@@ -280,6 +281,18 @@ def test_what_a_notebook_is_given_goes_before_its_base_and_that_before_its_own_v
 def test_parameters_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         RunParameters(model="gru").epochs = 3
+
+
+def test_a_variant_may_have_fewer_seeds_than_the_others(tmp_path):
+    text = "models: [gru, lstm]\nseed: 5\nruns: 3\nvariants:\n  gru: {model: gru}\n"
+    protocol = load(tmp_path, text + "  lstm: {model: lstm, runs: 2}")
+    assert (protocol.seeds_of("gru"), protocol.seeds_of("lstm")) == ([5, 6, 7], [5, 6])
+    assert [own.run for own in protocol.at(7)] == ["gru-seed7"]
+    (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
+    found = Report(tmp_path)
+    assert [record["seed"] for record in found.lost if record["variant"] == "lstm"] == [5, 6]
+    with pytest.raises(UserError, match="variant 'lstm': runs: input should be greater"):
+        load(tmp_path, text + "  lstm: {model: lstm, runs: 0}")
 
 
 def test_two_runs_are_one_if_only_the_name_of_the_variant_differs():
