@@ -150,6 +150,8 @@ def entry(report: Report, words: Words) -> dict[str, Any]:
         anchor = f"#{name}-{row['group'].replace(' ', '-')}"
         if not row["group"] or anchor in words.questions.values():  # the others are on its page
             groups.setdefault(row["group"], []).append(row)
+    if groups:  # whose table has the verdicts
+        texts = [text for text in texts if not text.startswith("- **")]
     return {
         "name": name,
         "question": question(name),

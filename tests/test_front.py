@@ -233,5 +233,12 @@ def test_a_training_that_two_reports_hold_is_counted_once(page):
     assert f"{len(runs)} trainings in {len(reports)} reports" in page
 
 
+def test_a_verdict_stands_in_the_table_or_where_there_is_none_in_a_list():
+    told, table = (front.entry(Report(PUBLISHED / name), front.words_of(PUBLISHED))
+                   for name in ("permuted_mnist", "row_mnist"))  # fmt: skip
+    assert "- **" in told["texts"] and not told["groups"]
+    assert "- **" not in table["texts"] and table["groups"]
+
+
 def test_of_an_ablation_the_front_page_tells_what_its_questions_ask(page):
     assert 'id="ablation-gamma"' in page and 'id="ablation-epsilon"' not in page
