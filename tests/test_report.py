@@ -142,8 +142,8 @@ def test_failed_and_missing_runs_have_rows_and_reasons(tmp_path):
 
 WITH_FINGERPRINTS = {  # published since they are kept
     "adding", "agru_authors", "copying", "gradient_growth", "noise_controls",
-    "noise_padded", "noise_search", "noise_tuned", "permuted_mnist", "pixel_mnist",
-    "precision", "reset", "row_cells", "tuned_matched", "tuned_matched_search",
+    "noise_controls_search", "noise_padded", "noise_search", "noise_tuned", "permuted_mnist",
+    "pixel_mnist", "precision", "reset", "row_cells", "tuned_matched", "tuned_matched_search",
 }  # fmt: skip
 
 
