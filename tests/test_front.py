@@ -100,7 +100,11 @@ def test_every_report_is_in_the_chain_and_what_is_not_published_is_open(page):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("row_mnist", ""), ("row_cells", " --runs 5"), ("pixel_mnist", " --models agru,lstm,gru")],
+    [
+        ("row_mnist", ""),
+        ("row_cells", " --runs 5"),
+        ("pixel_mnist", " --models agru,lstm,gru,cornn"),
+    ],
 )
 def test_the_command_makes_the_published_runs_and_no_others(page, name, options):
     asked = front.command(Report(PUBLISHED / name))

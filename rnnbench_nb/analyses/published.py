@@ -42,9 +42,10 @@ def across(
     for report in reports:
         if not set(pair) <= {own.model for own in report.variants.values()}:
             continue
+        tests = test_sets(report)
         alone = [
             ours
-            for tested in test_sets(report)
+            for tested in tests
             for ours in [[n for n in tested if report.variants[n].model in pair]]
             if sorted(report.variants[n].model for n in ours) == sorted(pair)
         ]
@@ -54,7 +55,7 @@ def across(
                 name = report.folder.name
                 where = names.get(name, name.replace("_", " "))
                 both = [report.labels[row[side]] for side in "ab"]
-                several = f": {' − '.join(both)}" if len(alone) > 1 else ""
+                several = f": {' − '.join(both)}" if len(tests) > 1 else ""
                 row |= {"report": name, "label": where + several}
                 row |= {"long": PAGES["08_memory"](report.protocol)}
                 settings = str([report.variants[row[side]].model_dump(exclude={"variant", "seed"})
