@@ -378,7 +378,7 @@ def test_no_two_published_pages_contradict_each_other():
                              found.texts("pairs"), strict=True):  # fmt: skip
             assert text.endswith(f": {statistics.verdict_text(row, report.labels)}.")
             assert row["scope"] in text
-    assert len(said) == 12 + 12 + 15 + 19
+    assert len(said) == 12 + 12 + 15 + 25
     report, found = pages[0]  # the same page once more, one verdict the other way round
     table = found["comparison"].replace({"verdict": {"equivalent within 0.2 points": "better"}})
     other = (report, SimpleNamespace(frames={"comparison": table}))
