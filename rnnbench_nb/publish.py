@@ -142,7 +142,7 @@ def _whole(path: Path) -> bytes:
 def without_pictures(path: Path) -> str:
     """An executed notebook whose pictures are replaced by what they show, in words.
 
-    Of a table as HTML and as text the first stays; when and where a cell ran goes.
+    Of a table as HTML and as text the first stays; when and where a cell ran goes, and warnings.
     """
     notebook = nbformat.read(path, as_version=4)
     run = notebook.metadata.get("papermill", {})
@@ -150,6 +150,8 @@ def without_pictures(path: Path) -> str:
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":  # pages do not show what was warned of, with its paths, either
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
         for output in [o for o in cell.get("outputs", []) if "data" in o]:
             for kind in [kind for kind in output.data if kind.startswith("image/")]:
                 del output.data[kind]

@@ -54,6 +54,17 @@ def test_paired_differences_draws_every_seed_both_intervals_and_the_verdict():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["LSTM − GRU"]
 
 
+def test_long_names_leave_room_for_the_axes():
+    one, other = "lstm_rate_0.003_dropout_0.25", "lstm_rate_0.001_dropout_0.25"
+    both = runs(**{one: [0.980, 0.981, 0.985], other: [0.979, 0.979, 0.979]})
+    report = made_report(**dict.fromkeys((one, other), "lstm"))
+    figure = figures.paired_differences(stats.compare(both, 0.002), both, report)
+    figure.canvas.draw()  # a layout without room is a warning, which is an error here
+    (tick,) = figure.axes[0].get_yticklabels()
+    assert tick.get_text().split("\n") == [report.labels[one], f"− {report.labels[other]}"]
+    assert tick.get_window_extent().x0 >= 0
+
+
 def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead():
     two = THREE[THREE["seed"] < 2]
     ax = figures.paired_differences(stats.compare(two, 0.002).query("n > 0"), two, REPORT).axes[0]

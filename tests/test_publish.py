@@ -84,7 +84,8 @@ def test_a_published_notebook_says_its_pictures_in_words_and_a_table_once(tmp_pa
         "display_data", {"text/html": '<td id="T_1" >1</td>', "text/plain": "1"}
     )
     where = {"papermill": {"status": "completed"}, "execution": {"reply": "now"}, "tags": ["x"]}
-    cells = [nbformat.v4.new_code_cell("x", outputs=[shown, table], metadata=where)]
+    warned = nbformat.v4.new_output("stream", name="stderr", text="/somewhere/x.py:1: Warning")
+    cells = [nbformat.v4.new_code_cell("x", outputs=[warned, shown, table], metadata=where)]
     made = nbformat.v4.new_notebook(cells=cells)
     made.metadata.papermill = {"output_path": "/somewhere", "parameters": {"seed": 1}}
     nbformat.write(made, tmp_path / "a.ipynb")

@@ -85,6 +85,7 @@ def test_over_noise_each_has_what_the_search_found_best_for_it_on_validation(pro
         for name in (*searches, protocol)
     )
     search = searched[0] | searched[1]
+    assert scores["gru_rate_0.01"] < 0.15 and scores["gru_rate_0.03"] > 0.95  # the rate decides
     for name, ours in taken.items():
         plain = name.removesuffix(f"_{ours.padded_length}")
         alike = [each for each in search if each.startswith(f"{plain}_")]
@@ -95,3 +96,12 @@ def test_over_noise_each_has_what_the_search_found_best_for_it_on_validation(pro
         pair = {"found": search[scores[alike].idxmax()], name: ours}
         length = {"padded_length": ours.padded_length} if ours.padded_length != 250 else {}
         assert statistics.changes(pair, "found") == {name: length}
+
+
+def test_by_pixel_the_rates_of_gru_and_lstm_lie_at_the_edge_and_the_agrus_was_not_searched():
+    searched, taken = (load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
+                       for name in ("pixel_mnist_search", "pixel_mnist"))  # fmt: skip
+    rates = {model: {own.learning_rate for own in searched.values() if own.model == model}
+             for model in ("gru", "lstm", "agru")}  # fmt: skip
+    assert all(max(rates[model]) == taken[model].learning_rate for model in ("gru", "lstm"))
+    assert rates["agru"] == {taken["agru"].learning_rate}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MANY = 9  # variants of which bands and dodged points cannot be told apart
 
+LONG = 45  # characters of a pair's label: a longer one has two lines, or the axes would vanish
+
 
 def _score_axis(report: "Report", kind: str) -> str:
     """The task's score as an axis says it."""
@@ -207,9 +209,9 @@ def paired_differences(
         ax.text(1.02, y, verdict, transform=ax.get_yaxis_transform(), va="center", size=10)
         if groups is not None and y and groups[y] != groups[y - 1]:
             ax.axhline(y - 0.5, color="0.75", linewidth=0.8)
-    ax.set_yticks(
-        range(len(rows)), names or [f"{labels[row['a']]} − {labels[row['b']]}" for row in rows]
-    )
+    pairs = [f"{labels[row['a']]} − {labels[row['b']]}" for row in rows]
+    pairs = [pair if len(pair) <= LONG else pair.replace(" − ", "\n− ") for pair in pairs]
+    ax.set_yticks(range(len(rows)), names or pairs)
     ax.set(xlim=edges, ylim=(len(rows) - 0.5, -0.5))
     bases = {row["b"] for row in rows}
     better = f"better than {labels[bases.pop()] if len(bases) == 1 else 'its reference'}"
