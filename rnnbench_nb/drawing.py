@@ -17,7 +17,7 @@ from rnnbench_nb import site
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.figures.style import LIGHT_PAGE, dark, legible
+from rnnbench_nb.figures.theme import legible
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.report import COMPLETED, Run, labels
@@ -128,7 +128,7 @@ def build(folder: Path) -> Path | None:
         return None
     used = {model["cell"] for model in content["models"]}
     steps = {name: step for name, step in scripts().items() if name in used}
-    looks = {name: (legible(CELLS[name].colour, LIGHT_PAGE, 3), dark(CELLS[name].colour))
+    looks = {name: (legible(CELLS[name].colour), "#a5afb9")
              for name in steps if CELLS[name].colour}  # fmt: skip
     values = {
         **content,

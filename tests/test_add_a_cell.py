@@ -13,7 +13,7 @@ from conftest import write_tiny
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.figures.style import LIGHT_PAGE, legible
+from rnnbench_nb.figures.theme import legible
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PAGE = README[README.index("## Add a cell") : README.index("## Add a task")]
@@ -85,7 +85,7 @@ def test_a_report_with_them_beside_the_gru_is_whole(project, tmp_path):
     assert all(label in page for label in ("Elman", "oscillators", "GRU"))
     figure = (out / "figures/test_comparison.svg").read_text()
     assert "Elman" in (out / "index.html").read_text()
-    assert legible(CELLS["gru"].colour, LIGHT_PAGE, 3) in figure
+    assert legible(CELLS["gru"].colour) in figure
     code = (
         "from rnnbench_nb.report import Report; import sys; r = Report(sys.argv[1]); "
         "print(len({look.colour for look in r.looks.values()}))"

@@ -15,7 +15,6 @@ from rnnbench_nb import drawing, dynamics
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.figures.style import LIGHT_PAGE, dark, legible
 from rnnbench_nb.report import read_csv
 from rnnbench_nb.tasks import download
 

@@ -17,7 +17,7 @@ from conftest import RNNBENCH, write_tiny
 from rnnbench_nb import surroundings
 from rnnbench_nb.analyses.comparison import SHARED
 from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.figures import style
+from rnnbench_nb.figures import theme
 from rnnbench_nb.report import read_csv
 
 ON_PURPOSE = {
@@ -99,7 +99,7 @@ def test_figures_do_not_follow_a_matplotlibrc(monkeypatch):
     theme = dict(mpl.rcParams)
     monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 9.0)
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
-    importlib.reload(style)
+    importlib.reload(theme)
     assert dict(mpl.rcParams) == theme
 
 

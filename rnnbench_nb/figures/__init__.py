@@ -30,4 +30,4 @@ from rnnbench_nb.figures.results import (
     test_errors,
     training_curves,
 )
-from rnnbench_nb.figures.style import as_svg, save, say, show
+from rnnbench_nb.figures.theme import as_svg, save, say, show

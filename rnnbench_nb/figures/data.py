@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from rnnbench_nb.figures.style import legend_below
+from rnnbench_nb.figures.theme import legend_below
 
 
 def images(

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
-from rnnbench_nb.figures.style import few, legend_below, look, show
+from rnnbench_nb.figures.theme import few, legend_below, look, show
 
 if TYPE_CHECKING:
     from rnnbench_nb.report import Report

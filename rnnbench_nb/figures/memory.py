@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rnnbench_nb.figures.style import labelled, legend_below, look
+from rnnbench_nb.figures.theme import labelled, legend_below, look
 
 if TYPE_CHECKING:
     from rnnbench_nb.report import Report

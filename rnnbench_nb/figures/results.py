@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.figures.style import few, labelled, legend_below, look
+from rnnbench_nb.figures.theme import few, labelled, legend_below, look
 from rnnbench_nb.report import said
 from rnnbench_nb.statistics.intervals import t_interval, wilson
 from rnnbench_nb.statistics.verdicts import verdict_text
