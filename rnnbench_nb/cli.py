@@ -285,7 +285,7 @@ def publish_report(report, to, partial):
     that `rnnbench run` goes on from there on another machine. Where front.yaml lies beside it, the
     front page over all reports there is made again.
     """
-    from rnnbench_nb.publish import publish
+    from rnnbench_nb.site.publish import publish
 
     to = to or PROJECT / "reports/published" / report.resolve().name
     click.echo(str(publish(report, to, partial)))
@@ -304,8 +304,8 @@ def front_page(folder, draw, remake):
     With --draw RUN, once for each model, also the page on which one draws a digit that these runs
     read, with their weights beside it; without, that page is made again if its weights are there.
     """
-    from rnnbench_nb import drawing, front, publish
     from rnnbench_nb.report import load_run
+    from rnnbench_nb.site import drawing, front, publish
 
     for report in remake:
         click.echo(str(publish.remake(report)))

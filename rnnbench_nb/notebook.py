@@ -1,8 +1,6 @@
 """What the notebooks share: a report to read, sentences with numbers, figures and sliders."""
 
 import atexit
-import base64
-import io
 import os
 import shutil
 from collections.abc import Callable
@@ -10,19 +8,16 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
-from matplotlib.figure import Figure
-from PIL import Image
 
 from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
-from rnnbench_nb.figures import style  # noqa: F401 (sets the theme)
+from rnnbench_nb.figures.theme import show
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report
 
+__all__ = ["claim", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
 DEMONSTRATION = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "hidden_size": 32}
-COLOURS = 128  # of a figure's PNG: text and lines need few
 
 
 def open_report(output_dir: str) -> Report:
@@ -73,24 +68,6 @@ def claim(text: str, when: Any = True, **numbers: Any) -> None:
     """
     if when:
         display(Markdown(text.format(**numbers)))
-
-
-def show(figure: Figure, alt: str, caption: str = "", **place: Any) -> None:
-    """Show a figure as PNG and close it.
-
-    Args:
-        figure: The figure.
-        alt: What it shows, for people who cannot see it.
-        caption: What a page prints under it; the `alt` text if empty.
-        place: `display_id` and `update` of IPython's `display`, for a figure that changes.
-    """
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, format="png", optimize=True)
-    plt.close(figure)
-    words = {"alt": alt} | ({"caption": caption} if caption else {})
-    data = {"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": alt}
-    display(data, metadata={"image/png": words}, raw=True, **place)
 
 
 def sliders(draw: Callable[..., None], **controls: Any) -> None:

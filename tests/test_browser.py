@@ -11,11 +11,12 @@ from conftest import CHROMIUM
 from pypdf import PdfReader
 from test_drawing import made, reference  # noqa: F401 (a fixture)
 
-from rnnbench_nb import drawing, dynamics
+from rnnbench_nb import dynamics
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.report import read_csv
+from rnnbench_nb.site import drawing
 from rnnbench_nb.tasks import download
 
 sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

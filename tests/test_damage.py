@@ -12,9 +12,9 @@ from rnnbench_nb import analyses, cli, figures, launch, site
 from rnnbench_nb.cli import main
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import load_protocol
-from rnnbench_nb.publish import publish
 from rnnbench_nb.report import Report, load_run, write_tables
 from rnnbench_nb.runs import train_run
+from rnnbench_nb.site.publish import publish
 
 RUN = "runs/gru-seed1"
 FILES = ["protocol.yaml", "results.csv", f"{RUN}/run.json", f"{RUN}/history.csv",

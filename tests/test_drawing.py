@@ -8,7 +8,6 @@ import torch
 from conftest import one_sentence, rnnbench_here
 from made import write_made_report
 
-from rnnbench_nb import drawing
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS, module
 from rnnbench_nb.errors import UserError
@@ -16,6 +15,7 @@ from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.model import build_model
 from rnnbench_nb.recurrent import unroll
 from rnnbench_nb.report import load_run, write_tensors
+from rnnbench_nb.site import drawing
 
 
 def write_runs(folder, hidden_size=32):
@@ -121,7 +121,7 @@ def test_what_cannot_read_is_refused(made, tmp_path, monkeypatch):
 
 def test_the_command_writes_both(made, tmp_path, monkeypatch):
     folder, runs = made
-    monkeypatch.setattr("rnnbench_nb.front.render", lambda folder: "the front page")
+    monkeypatch.setattr("rnnbench_nb.site.front.render", lambda folder: "the front page")
     options = [part for run in runs for part in ("--draw", run.folder)]
     assert rnnbench_here("site", tmp_path, *options).returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"index.html", "draw.html", "models.js"}

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from conftest import one_sentence, rnnbench_here, write_tiny
 
-from rnnbench_nb import launch, site
+from rnnbench_nb import launch
 from rnnbench_nb.analyses import Analysis, Finding, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import load_protocol
-from rnnbench_nb.publish import publish, without_pictures
 from rnnbench_nb.report import Report, load_run, read_csv, write_tables
 from rnnbench_nb.runs import train_run
+from rnnbench_nb.site import render as site
+from rnnbench_nb.site.publish import publish, without_pictures
 
 
 def notebook(path):
@@ -57,7 +58,7 @@ def test_the_light_part_is_copied_and_nothing_else(made, tmp_path):
 
 
 def test_large_tables_are_compressed_and_read_as_before(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("rnnbench_nb.publish.LARGE", 100)
+    monkeypatch.setattr("rnnbench_nb.site.publish.LARGE", 100)
     folder = publish(made, tmp_path / "there").parent
     assert not (folder / "history.csv").exists() and (folder / "results.csv").exists()
     assert Report(folder).history.equals(Report(made).history)
@@ -72,7 +73,7 @@ def test_large_tables_are_compressed_and_read_as_before(made, tmp_path, monkeypa
 
 
 def test_of_many_variants_no_training_page_is_published(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("rnnbench_nb.publish.FEW", 0)
+    monkeypatch.setattr("rnnbench_nb.site.publish.FEW", 0)
     folder = publish(made, tmp_path / "there").parent
     assert not list(folder.glob("**/02_train*"))
 

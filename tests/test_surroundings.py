@@ -96,11 +96,11 @@ def test_a_command_starts_again_in_the_environment_of_the_projects_choosing(host
 
 
 def test_figures_do_not_follow_a_matplotlibrc(monkeypatch):
-    theme = dict(mpl.rcParams)
+    before = dict(mpl.rcParams)
     monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 9.0)
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
     importlib.reload(theme)
-    assert dict(mpl.rcParams) == theme
+    assert dict(mpl.rcParams) == before
 
 
 def shown(notebook):

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
-from rnnbench_nb import drawing, site
 from rnnbench_nb.analyses import load, published
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.experiment import PROJECT, load_protocol
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import Report, formatted, summary
+from rnnbench_nb.site import drawing
+from rnnbench_nb.site import render as site
 from rnnbench_nb.validation import Frozen, parse_yaml, read_yaml, validate
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import nbformat
 import papermill
 
-from rnnbench_nb import figures, front, runs, site
+from rnnbench_nb import figures, runs
 from rnnbench_nb.analyses import FEW, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT
@@ -24,6 +24,8 @@ from rnnbench_nb.report import (
     write_tables,
 )
 from rnnbench_nb.runs import CHECKPOINT
+from rnnbench_nb.site import front
+from rnnbench_nb.site import render as site
 
 PAGE_LIMIT = 600_000  # bytes
 LARGE = 20_000  # bytes, from which a table is compressed

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnbench_nb import site
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
@@ -21,6 +20,7 @@ from rnnbench_nb.figures.theme import legible
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.report import COMPLETED, Run, labels
+from rnnbench_nb.site import render as site
 
 PAGE, SCRIPT, BEGINNING = "draw.html", "models.js", "const MODELS = "
 EXAMPLES = 20  # test images to take instead of a drawing
