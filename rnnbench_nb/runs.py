@@ -2,18 +2,29 @@
 
 import hashlib
 import io
+import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from rnnbench_nb import report as results
+from rnnbench_nb import results as tables
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import NO_GPU, PROJECT, RunParameters, recorded_parameters, to_yaml
+from rnnbench_nb.experiment import (
+    NO_GPU,
+    PROJECT,
+    Protocol,
+    RunParameters,
+    recorded_parameters,
+    to_yaml,
+)
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.provenance import environment, fingerprint
@@ -23,6 +34,35 @@ from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import arithmetic, evaluate, fit
 
 CHECKPOINT = "checkpoint.pt"  # which `fit` writes
+
+
+def marker(name: str, protocol: Protocol) -> dict[str, Any]:
+    """The content of report.json, which readers of a report need instead of cells and tasks."""
+    variants = protocol.parameterisations
+    cells = {variant: CELLS[parameters.model] for variant, parameters in variants.items()}
+    labels, looks = tables.labels(cells), tables.looks(cells)
+    first = next(iter(variants.values()))
+    return {
+        "format": tables.FORMAT,
+        "protocol": name,
+        "metrics": TASKS[first.task].metrics,  # type: ignore[dict-item]
+        "note": protocol.note,
+        "models": {
+            cell.name: {"label": cell.label, "equation": cell.equation} for cell in cells.values()
+        },
+        "seeds": {variant: protocol.seeds_of(variant) for variant in variants},
+        "variants": {
+            variant: {
+                "label": labels[variant],
+                **looks[variant]._asdict(),
+                "model": parameters.model,
+                "task": parameters.task,
+                "group": json.dumps(parameters.asked),
+                "parameters": parameters.model_dump(),
+            }
+            for variant, parameters in variants.items()
+        },
+    }
 
 
 def by_hand(parameters: RunParameters) -> Path:
