@@ -1,33 +1,51 @@
-"""Intervals, tests and verdicts: scipy, scikit-learn and statsmodels put to use. No torch here."""
+"""Intervals, tests and verdicts on scores, without torch."""
 
-from rnnbench_nb.statistics.calibration import (
-    disagreements,
-    expected_calibration_error,
-    mcnemar_per_seed,
-    mcnemar_sentence,
-    reliability_table,
-)
-from rnnbench_nb.statistics.effects import changes, families, settings, validation_scores
+from rnnbench_nb.statistics.effects import changes, comparison, effects, families, validation_scores
 from rnnbench_nb.statistics.intervals import (
+    LEVEL,
     example_interval,
+    mcnemar_per_seed,
     prediction_interval,
+    reproduced,
     shown,
-    shown_range,
     summary,
-    summary_sentence,
     t_interval,
     time_to_score,
     two_way_interval,
     wilson,
-    with_unit,
 )
 from rnnbench_nb.statistics.verdicts import (
     COMPARISON_COLUMNS,
-    UNKNOWN,
+    LEAST_SEEDS,
+    Verdict,
     compare,
-    resolution_sentence,
     sentence,
     sign_flip_p,
     verdict,
-    verdict_text,
 )
+
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "LEAST_SEEDS",
+    "LEVEL",
+    "Verdict",
+    "changes",
+    "compare",
+    "comparison",
+    "effects",
+    "example_interval",
+    "families",
+    "mcnemar_per_seed",
+    "prediction_interval",
+    "reproduced",
+    "sentence",
+    "shown",
+    "sign_flip_p",
+    "summary",
+    "t_interval",
+    "time_to_score",
+    "two_way_interval",
+    "validation_scores",
+    "verdict",
+    "wilson",
+]

@@ -1,11 +1,11 @@
-"""Intervals over seeds, over examples and over both, and how numbers are worded.
+"""Intervals over seeds, over examples and over both.
 
-A score is one of which more is better, in the unit of `Score`: a fraction for accuracy, of which a
-point is 0.01. All intervals over seeds treat runs as independent. They share one training pool, so
-the true spread over new training sets is wider than any of them says.
+A score is a number of which more is better, in the unit of `Score`: a fraction for accuracy, where
+a point is 0.01. All intervals over seeds treat runs as independent. Runs share one training pool,
+so the spread over new training sets is wider than any of these intervals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,26 +15,27 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from rnnbench_nb.tasks.base import Score
 
-UNKNOWN = (np.nan, np.nan)
+LEVEL = 0.95  # coverage of every interval
+UNKNOWN = (np.nan, np.nan)  # the interval of what shows no spread
 ACCURACY = Score()
 
 
-def shown(value: float, score: Score, sign: str = "") -> str:
-    """A score or a difference as people read it, without its unit."""
-    return f"{score.scale * value:{sign}.{2 if score.scale > 1 else 4}f}"
+def shown(value: float, score: Score, sign: str = "", unit: str = "") -> str:
+    """Format a score or a difference in the score's unit, with a real minus sign.
+
+    Args:
+        value: The score, unscaled (0.9884).
+        score: The task's.
+        sign: `+` for a difference.
+        unit: What follows: `score.unit` for a score, `score.difference` for a difference.
+    """
+    if np.isnan(value):
+        return "unknown"
+    text = f"{score.scale * value:{sign}.{2 if score.scale > 1 else 4}f}".replace("-", "−")
+    return text + (unit if unit in ("", "%") else f" {unit}")
 
 
-def shown_range(low: float, high: float, score: Score, sign: str = "+") -> str:
-    """An interval as people read it."""
-    return f"{shown(low, score, sign)} to {shown(high, score, sign)}" if low == low else "unknown"
-
-
-def with_unit(text: str, score: Score) -> str:
-    """A number of scores with its unit: `98.1%`, but `0.2 nats`."""
-    return f"{text}{score.unit}" if score.unit in ("", "%") else f"{text} {score.unit}"
-
-
-def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Student's interval for the mean; NaN where fewer than two distinct values show no spread."""
     if np.unique(np.round(values, 12)).size < 2:  # 0.3 - 0.2 and 0.2 - 0.1 are one value
         return UNKNOWN
@@ -42,7 +43,7 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def prediction_interval(
-    mean: float, sd: float, n: int, runs: int, level: float = 0.95
+    mean: float, sd: float, n: int, runs: int, level: float = LEVEL
 ) -> tuple[float, float]:
     """Student's interval for the mean of `runs` further runs, by mean and sd (ddof 1) of n runs.
 
@@ -54,12 +55,36 @@ def prediction_interval(
     return mean - half, mean + half
 
 
-def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def reproduced(
+    printed: float, low: float, high: float, rounding: float = 0.5e-4, narrow: float = 0.002
+) -> str:
+    """Judge a published mean by a prediction interval for it.
+
+    A printed mean stands for every mean that rounds to it.
+
+    Args:
+        printed: The published mean.
+        low: Lower end of the prediction interval.
+        high: Upper end.
+        rounding: Half a unit of the last printed digit.
+        narrow: Half the width of the widest interval that can call a mean reproduced.
+
+    Returns:
+        "not reproduced" if none of these means lies in the interval, "reproduced" if all do and the
+        interval is narrow, else "undecided".
+    """
+    if printed + rounding < low or printed - rounding > high:
+        return "not reproduced"
+    inside = low <= printed - rounding and printed + rounding <= high
+    return "reproduced" if inside and high - low <= 2 * narrow else "undecided"
+
+
+def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval for one fitted model's accuracy, `correct` of `n` examples."""
     return proportion_confint(correct, n, alpha=1 - level, method="wilson")
 
 
-def example_interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def example_interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Interval of one fitted model's mean score over new examples, from those of N examples.
 
     Wilson's where each score is 0 or 1, Student's elsewhere.
@@ -70,7 +95,7 @@ def example_interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, fl
 
 
 def two_way_interval(
-    scores_a: np.ndarray, scores_b: np.ndarray, level: float = 0.95
+    scores_a: np.ndarray, scores_b: np.ndarray, level: float = LEVEL
 ) -> tuple[float, float]:
     """Interval of the difference in mean score over new seeds and new examples together.
 
@@ -104,8 +129,8 @@ def two_way_interval(
     return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
 
 
-def summary(results: pd.DataFrame, score: Score = ACCURACY, level: float = 0.95) -> pd.DataFrame:
-    """Each variant over its seeds; runs without a score (failed ones) do not count.
+def summary(results: pd.DataFrame, score: Score = ACCURACY, level: float = LEVEL) -> pd.DataFrame:
+    """Summarise each variant over its seeds; runs without a score (failed ones) do not count.
 
     Returns:
         One row a variant: `variant, n, mean, sd` (ddof 1), `low, high` (t interval of the mean),
@@ -120,23 +145,10 @@ def summary(results: pd.DataFrame, score: Score = ACCURACY, level: float = 0.95)
     ]
 
 
-def summary_sentence(row: Mapping, label: str, score: Score = ACCURACY) -> str:
-    """One row of `summary` in plain English."""
-    head = f"{label}: {with_unit(shown(row['mean'], score), score)}"
-    if row["n"] == 1:
-        return f"{head} with one seed, which shows no spread."
-    details = [f"sd {shown(row['sd'], score)}"]
-    if not np.isnan(row["low"]):
-        ends = shown_range(row["low"], row["high"], score, "")
-        details.append(f"{100 * row['level']:.3g}% interval {ends}")
-    details.append(f"runs {shown_range(row['min'], row['max'], score, '')}")
-    return f"{head} on average over {row['n']} seeds ({', '.join(details)})."
-
-
 def time_to_score(
     history: pd.DataFrame, levels: Sequence[float], score: Score = ACCURACY
 ) -> pd.DataFrame:
-    """When each run's validation score first reaches each level.
+    """Find when each run's validation score first reaches each level.
 
     Args:
         history: `variant, seed, epoch, split, seconds` and the score; `seconds` is what the split

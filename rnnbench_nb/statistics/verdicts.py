@@ -1,36 +1,53 @@
-"""Verdicts on pairs of variants over their common seeds, and the sentences that say them.
+"""Verdicts on pairs of variants over their common seeds.
 
-There is one rule. One interval decides, corrected for all comparisons of its family: "better" or
-"worse" if it excludes 0, "equivalent" if it lies inside the margin, "not distinguishable" else, and
-"without a verdict" where there is none, as of one seed.
+One interval decides, corrected for all comparisons that are made together: a difference is better
+or worse if the interval excludes 0, equivalent if the interval lies inside the margin, and
+undecided otherwise. There is no verdict under `LEAST_SEEDS` seeds, nor on data that stand in for
+those that were asked for.
 """
 
 from collections.abc import Hashable, Mapping
+from enum import StrEnum
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.statistics.intervals import (
-    ACCURACY,
-    shown,
-    shown_range,
-    t_interval,
-    two_way_interval,
-)
+from rnnbench_nb.statistics.intervals import ACCURACY, LEVEL, shown, t_interval, two_way_interval
 from rnnbench_nb.tasks.base import Score
 
 COMPARISON_COLUMNS = [
     "a", "b", "split", "n", "difference", "low", "high", "family_low", "family_high", "resolution",
-    "seeds_needed", "correlation", "p", "verdict", "scope", "margin", "level", "comparisons",
+    "seeds_needed", "correlation", "p", "verdict", "small", "reason", "new_examples", "margin",
+    "level", "comparisons",
 ]  # fmt: skip
+LEAST_SEEDS = 5  # below, there is no verdict
 LENT = 4  # degrees of freedom that a family's spread lends to each pair
 SIGNS = 2**17  # sign flips looked at: all of them up to 17 pairs
-MOST_SEEDS = 1000  # that are asked for
-UNKNOWN = "without a verdict"  # for want of an interval
+MOST_SEEDS = 1000  # that `seeds_needed` says
+NUMBERS = ("no common seed", "one seed", "two seeds", "three seeds", "four seeds")
+
+
+class Verdict(StrEnum):
+    """What an interval says of a difference a - b."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+    NONE = "none"
+
+
+def verdict(low: float, high: float, margin: float) -> Verdict:
+    """Judge a difference by the interval that decides; NONE where there is no interval."""
+    if np.isnan([low, high]).any():
+        return Verdict.NONE
+    if low > 0 or high < 0:
+        return Verdict.BETTER if low > 0 else Verdict.WORSE
+    return Verdict.EQUIVALENT if -margin < low and high < margin else Verdict.UNDECIDED
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
@@ -42,23 +59,29 @@ def sign_flip_p(differences: np.ndarray) -> float:
     def mean(values: np.ndarray, axis: int) -> np.ndarray:
         return np.round(np.mean(values, axis=axis), 12)  # sums that tie must tie in floats too
 
-    return stats.permutation_test(
-        (differences,), mean, permutation_type="samples", n_resamples=SIGNS, batch=2**14,
+    result = stats.permutation_test(
+        (differences,),
+        mean,
+        permutation_type="samples",
+        n_resamples=SIGNS,
+        batch=2**14,
         random_state=np.random.default_rng(0),
-    ).pvalue  # fmt: skip
+    )
+    return result.pvalue
 
 
 def compare(
     results: pd.DataFrame,
     margin: float,
     score: Score = ACCURACY,
-    level: float = 0.95,
+    level: float = LEVEL,
     reference: str | None = None,
     examples: Mapping[tuple[str, int], np.ndarray] | None = None,
-    tested_on: Mapping[str, Hashable] | None = None,
+    groups: Mapping[str, Hashable] | None = None,
     split: str = "test",
+    note: str = "",
 ) -> pd.DataFrame:
-    """Compare variants pairwise over their common seeds, with one verdict a pair (see `verdict`).
+    """Compare variants pairwise over their common seeds, with one verdict a pair.
 
     The interval that decides is Student's of the paired differences, corrected over the pairs
     (Bonferroni). Of two or three seeds the spread of one pair is hardly known, so each variance is
@@ -70,22 +93,24 @@ def compare(
     runs (in the tests), equal models were called different in at most 5 of 100 at 2, 3, 7 and 10
     seeds, and models that differ by the margin equivalent no more often.
 
-    Without `examples` a verdict is about new seeds on the same test examples. Two models equal on
-    all digits still differ on 10,000 of them, about as much as ten seeds leave open, and seeds
-    cannot show it. With `examples` it covers new seeds and new examples: the interval is then the
-    wider at each end of this one and of `two_way_interval`.
+    Without `examples` a verdict is about new seeds on the same examples. Two models equal on all
+    digits still differ on 10,000 of them, about as much as ten seeds leave open, and seeds cannot
+    show it. With `examples` it covers new seeds and new examples: the interval is then the wider at
+    each end of this one and of `two_way_interval`.
 
     Args:
         results: Columns `variant, seed` and the score, one row a run.
         margin: Half-width of the equivalence zone, in the unit of the score (0.002 = 0.2 points).
         score: What is compared, more being better.
         level: Coverage of the intervals, of the corrected ones over the whole family.
-        reference: Compare each other variant with this one only, and those that were tested on
-            other examples with the first of them; every pair if None.
-        examples: For each (variant, seed) the score of each test example (N,).
-        tested_on: The test examples of each variant, as any key; only pairs with the same ones are
-            compared, and all are if None.
-        split: On which examples the scores are.
+        reference: Compare each other variant of its group with this one only, and those of another
+            group with the first of that group; every pair if None.
+        examples: For each (variant, seed) the score of each example (N,).
+        groups: A key for each variant; only variants with equal keys are compared, and all are if
+            None.
+        split: The examples that the scores are of.
+        note: Says that other data stand in for those asked for; if it is not empty, there is no
+            verdict.
 
     Returns:
         `COMPARISON_COLUMNS`, one row a pair: `n` common seeds; mean `difference` a - b; `low, high`
@@ -93,10 +118,12 @@ def compare(
         half-width: the smallest difference that can be told from none; `seeds_needed` for one of
         the margin, as far as seeds can (at most `MOST_SEEDS`); `correlation` of the paired scores;
         `p` of the exact sign flips, uncorrected, which takes no spread for known and decides
-        nothing; `scope`, what the verdict covers.
+        nothing; `verdict`, a `Verdict`; `small`, whether the difference is below the margin though
+        better or worse; `reason` why there is no verdict; `new_examples`, whether the verdict
+        covers them.
 
     Raises:
-        UserError: The margin is not positive, the reference is no variant, or a run is twice there.
+        UserError: The margin is not positive, the reference is no variant, or a run is there twice.
     """
     if not margin > 0:
         raise UserError(f"The margin is {margin}, but must be above 0.")
@@ -106,47 +133,61 @@ def compare(
     scores = scores.pivot(index="seed", columns="variant", values=score.name)
     variants = list(results["variant"].unique())
     scores = scores.reindex(columns=variants)  # a variant whose runs all failed keeps its column
-    place = {name: (tested_on or {}).get(name) for name in variants}
-    if reference is None:
-        pairs = [(a, b) for a, b in combinations(variants, 2) if place[a] == place[b]]
-    elif reference in variants:
-        first = {place[name]: name for name in (*reversed(variants), reference)}
-        pairs = [(name, first[place[name]]) for name in variants if first[place[name]] != name]
-    else:
-        raise UserError(f"The reference {reference!r} is none of the variants {variants}.")
+    group = {name: (groups or {}).get(name) for name in variants}
+    pairs = _pairs(variants, group, reference)
     if not pairs:
         return pd.DataFrame(columns=COMPARISON_COLUMNS)
     both = [scores[[a, b]].dropna() for a, b in pairs]
     each = [(frame.iloc[:, 0] - frame.iloc[:, 1]).to_numpy() for frame in both]
+    family = 1 - (1 - level) / len(pairs)
+    spreads = _moderated(pairs, each, [group[a] for a, _ in pairs])
+    half = np.array([float(_half_width(spread, spread.d, family)) for spread in spreads])
     table = pd.DataFrame(pairs, columns=["a", "b"]).assign(
-        split=split, margin=margin, level=level, comparisons=len(pairs),
         n=[d.size for d in each],
         difference=[d.mean() if d.size else np.nan for d in each],
         correlation=[frame.iloc[:, 0].corr(frame.iloc[:, 1]) for frame in both],
         p=[sign_flip_p(d) if d.size > 1 else 1.0 for d in each],
-    )  # fmt: skip
+        family_low=lambda table: table["difference"] - half,
+        family_high=lambda table: table["difference"] + half,
+        seeds_needed=[_seeds_needed(spread, family, margin) for spread in spreads],
+    )
     table[["low", "high"]] = [t_interval(d, level) for d in each]
-    family = 1 - (1 - level) / len(pairs)
-    spreads = _moderated(pairs, each, [place[a] for a, _ in pairs])
-    half = np.array([float(_half_width(spread, spread.d, family)) for spread in spreads])
-    table["family_low"] = table["difference"] - half
-    table["family_high"] = table["difference"] + half
-    table["seeds_needed"] = [_seeds_needed(spread, family, margin) for spread in spreads]
-    scope = f"for new seeds on these {split} examples"
-    if examples is not None:
-        scope = f"for new seeds and new {split} examples"
-        for i, frame in enumerate(both):
-            if len(frame) > 1:
-                of_pair = [np.stack([examples[name, seed] for seed in frame.index])
-                           for name in pairs[i]]  # fmt: skip
-                low, high = two_way_interval(*of_pair, family)
-                table.loc[i, "family_low"] = np.fmin(table.loc[i, "family_low"], low)
-                table.loc[i, "family_high"] = np.fmax(table.loc[i, "family_high"], high)
+    for i, frame in enumerate(both if examples is not None else ()):
+        if len(frame) > 1:
+            a, b = (np.stack([examples[name, seed] for seed in frame.index]) for name in pairs[i])
+            low, high = two_way_interval(a, b, family)
+            table.loc[i, "family_low"] = np.fmin(table.loc[i, "family_low"], low)
+            table.loc[i, "family_high"] = np.fmax(table.loc[i, "family_high"], high)
     table["resolution"] = (table["family_high"] - table["family_low"]) / 2
-    table["scope"] = scope
-    ends = zip(table["family_low"], table["family_high"], strict=True)
-    table["verdict"] = [verdict(low, high, margin, score) for low, high in ends]
-    return table[COMPARISON_COLUMNS]
+    table = table.assign(split=split, margin=margin, level=level, comparisons=len(pairs))
+    judged = [_judge(row, note) for row in table.to_dict("records")]
+    table[["verdict", "small", "reason"]] = judged
+    return table.assign(new_examples=examples is not None)[COMPARISON_COLUMNS]
+
+
+def _pairs(
+    variants: list[str], group: Mapping[str, Hashable], reference: str | None
+) -> list[tuple[str, str]]:
+    """The pairs (a, b) that are compared."""
+    if reference is None:
+        return [(a, b) for a, b in combinations(variants, 2) if group[a] == group[b]]
+    if reference not in variants:
+        raise UserError(f"The reference {reference!r} is none of the variants {variants}.")
+    first = {group[name]: name for name in (*reversed(variants), reference)}
+    return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
+
+
+def _judge(row: Mapping[str, Any], note: str) -> tuple[Verdict, bool, str]:
+    """The verdict of a pair, whether its difference is small, and why there is no verdict."""
+    low, high, margin = row["family_low"], row["family_high"], row["margin"]
+    if note:
+        return Verdict.NONE, False, "stand-in data"
+    if row["n"] < LEAST_SEEDS:
+        return Verdict.NONE, False, NUMBERS[row["n"]]
+    kind = verdict(low, high, margin)
+    different = kind in (Verdict.BETTER, Verdict.WORSE)
+    small = different and abs(row["difference"]) < margin
+    return kind, small, "seeds that do not vary" if kind == Verdict.NONE else ""
 
 
 class _Spread(NamedTuple):
@@ -158,21 +199,21 @@ class _Spread(NamedTuple):
 
 
 def _moderated(
-    pairs: list[tuple[str, str]], each: list[np.ndarray], place: list[Hashable]
+    pairs: list[tuple[str, str]], each: list[np.ndarray], group: list[Hashable]
 ) -> list[_Spread]:
-    """The spread of each pair; the pairs of one place are a family."""
+    """The spread of each pair; the pairs of one group are a family."""
     own = [np.round(x.var(ddof=1), 24) if x.size > 1 else np.nan for x in each]
-    found = []
-    for x, variance, here in zip(each, own, place, strict=True):
-        family = [i for i, at in enumerate(place) if at == here and each[i].size > 1]
+    spreads = []
+    for x, variance, here in zip(each, own, group, strict=True):
+        family = [i for i, at in enumerate(group) if at == here and each[i].size > 1]
         others = len({name for i in family for name in pairs[i]}) - 2
         d, value = max(x.size - 1, 0), np.nan
         if d > 0:
             whole = np.average([own[i] for i in family], weights=[each[i].size - 1 for i in family])
             lent = min(LENT, others * d)
             value = (lent * whole + d * variance) / (lent + d) or np.nan
-        found.append(_Spread(value, d, others))
-    return found
+        spreads.append(_Spread(value, d, others))
+    return spreads
 
 
 def _half_width(spread: _Spread, d: int | np.ndarray, family: float) -> np.ndarray:
@@ -190,73 +231,28 @@ def _seeds_needed(spread: _Spread, family: float, margin: float) -> float:
     return float(seeds[enough.argmax()] if enough.any() else MOST_SEEDS)
 
 
-def verdict(low: float, high: float, margin: float, score: Score = ACCURACY) -> str:
-    """What an interval of a difference says: the one rule.
+def sentence(row: Mapping[str, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
+    """One row of `compare` as one short sentence.
 
-    - "better" or "worse": it excludes 0; ", by less than the margin" if it lies inside it too;
-    - "equivalent within m points": it lies inside the margin;
-    - "not distinguishable": neither;
-    - "without a verdict": there is no interval.
+    Args:
+        row: The row.
+        labels: The name of each variant for people.
+        score: The score that was compared.
     """
-    if np.isnan([low, high]).any():
-        return UNKNOWN
-    inside = -margin < low and high < margin
-    if low > 0 or high < 0:
-        return ("better" if low > 0 else "worse") + (", by less than the margin" if inside else "")
-    if inside:
-        return f"equivalent within {score.scale * margin:.3g} {score.difference}".rstrip()
-    return "not distinguishable"
-
-
-def verdict_text(row: Mapping, labels: Mapping[str, str]) -> str:
-    """The verdict of a row of `compare`, naming the better one."""
-    kind, comma, rest = row["verdict"].partition(",")
-    winner = {"better": row["a"], "worse": row["b"]}.get(kind)
-    return kind if winner is None else f"{labels[winner]} is better{comma}{rest}"
-
-
-def resolution_sentence(table: pd.DataFrame, score: Score = ACCURACY) -> str:
-    """What the seeds of a table of `compare` can tell, said once; "" for an empty table."""
-    if table.empty:
-        return ""
-    known = table.dropna(subset="resolution")
-    if known.empty:
-        return "One seed, or seeds that do not vary, tell nothing apart: `--runs 10` asks for more."
-    small, large = known["resolution"].min(), known["resolution"].max()
-    ends = list(dict.fromkeys(shown(value, score) for value in (small, large)))
-    seeds = " or ".join(str(n) for n in sorted(known["n"].unique()))
-    margin, unit = known["margin"].iloc[0], f" {score.difference}".rstrip()
-    text = (
-        f"With {seeds} common seeds the smallest difference that can be told from none is "
-        f"{' to '.join(ends)}{unit}{', by pair' * (len(known) > 1)}."
-    )
-    unable = known[known["resolution"] >= margin]
-    if len(unable):
-        needed = int(unable["seeds_needed"].max())
-        which = f"{len(unable)} of {len(table)} pairs could not be called equivalent if they were"
-        which = which if len(table) > 1 else "they could not be called equivalent if they were"
-        more = "more test examples could tell"
-        if needed > unable["n"].max():
-            more = f"this spread needs at least {needed} seeds (`--runs {needed}`)"
-        text += f" At a margin of {score.scale * margin:.3g}{unit} {which}: {more}."
-    return text
-
-
-def sentence(row: Mapping, labels: Mapping[str, str], score: Score = ACCURACY) -> str:
-    """One row of `compare` in plain English; labels are the variants' names for people."""
-    a, b, n = labels[row["a"]], labels[row["b"]], row["n"]
-    if n == 0:
-        return f"{a} and {b} have no seed in common, so they cannot be compared."
-    over = "in the one common seed" if n == 1 else f"on average over {n} common seeds"
-    details = []
-    if not np.isnan(row["low"]):
-        ends = shown_range(row["low"], row["high"], score)
-        details.append(f"{100 * row['level']:.3g}% interval {ends}")
-    if not np.isnan(row["family_low"]):
-        ends, pairs = shown_range(row["family_low"], row["family_high"], score), row["comparisons"]
-        corrected = f", corrected for {pairs} comparisons" if pairs > 1 else ""
-        details.append(f"{ends} {row['scope']}{corrected}")
-    unit = f" {score.difference}".rstrip()
-    head = f"{a} minus {b}: {shown(row['difference'], score, '+')}{unit} {over}"
-    brackets = f" ({'; '.join(details)})" if details else ""
-    return f"{head}{brackets}: {verdict_text(row, labels)}."
+    a, b = labels[row["a"]], labels[row["b"]]
+    unit, kind = score.difference, row["verdict"]
+    signed = shown(row["difference"], score, "+", unit)
+    if kind == Verdict.NONE:
+        start = f"{a} minus {b} is {signed}; " if row["n"] else f"{a} and {b}: "
+        return f"{start}{row['reason']}: no verdict."
+    ends = " to ".join(shown(row[end], score, "+") for end in ("family_low", "family_high"))
+    evidence = f"({ends}, {row['n']} seeds)"
+    margin = f"{score.scale * row['margin']:.3g} {unit}".rstrip()
+    if kind == Verdict.EQUIVALENT:
+        return f"{a} and {b} are equivalent within {margin}: {signed} {evidence}."
+    if kind == Verdict.UNDECIDED:
+        return f"{a} and {b} cannot be told apart: {signed} {evidence}."
+    better, worse = (a, b) if kind == Verdict.BETTER else (b, a)
+    amount = shown(abs(row["difference"]), score, "", unit)
+    below = f", less than the margin of {margin}" if row["small"] else ""
+    return f"{better} is better than {worse} by {amount}{below}: {signed} {evidence}."
