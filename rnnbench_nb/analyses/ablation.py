@@ -9,7 +9,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import Report, said
 
-VERDICTS = ("better", "worse", "equivalent", "not distinguishable", statistics.UNKNOWN)
+VERDICTS = ("better", "worse", "equivalent", "undecided", "none")
 SMALLER, LARGER = 0.95, 1.05  # times the free parameters: a difference worth a word
 
 
@@ -135,7 +135,7 @@ def _recommend(found: Analysis, report: Report, table: pd.DataFrame) -> None:
         )  # fmt: skip
     if better.empty:
         text = f"**Keep {report.labels[base]}:** no change is shown to be better."
-        if table["verdict"].eq(statistics.UNKNOWN).all():
+        if table["verdict"].eq("none").all():
             text = f"One seed shows of no change to {report.labels[base]} whether it is better."
         found.say(text, "recommendation")
     cheaper = table[table["verdict"].str.startswith("equivalent")]

@@ -20,12 +20,8 @@ from rnnbench_nb.figures.dynamics import (
 )
 from rnnbench_nb.figures.memory import error_by_length
 from rnnbench_nb.figures.results import (
-    accuracy_curves,
-    class_errors,
     error_curves,
-    learning_speed,
     paired_differences,
-    reliability,
     speed,
     test_errors,
     training_curves,

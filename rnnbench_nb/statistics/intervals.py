@@ -5,8 +5,6 @@ a point is 0.01. All intervals over seeds treat runs as independent. Runs share 
 so the spread over new training sets is wider than any of these intervals.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -60,28 +58,14 @@ def reproduced(
 ) -> str:
     """Judge a published mean by a prediction interval for it.
 
-    A printed mean stands for every mean that rounds to it.
-
-    Args:
-        printed: The published mean.
-        low: Lower end of the prediction interval.
-        high: Upper end.
-        rounding: Half a unit of the last printed digit.
-        narrow: Half the width of the widest interval that can call a mean reproduced.
-
-    Returns:
-        "not reproduced" if none of these means lies in the interval, "reproduced" if all do and the
-        interval is narrow, else "undecided".
+    A printed mean stands for every mean that rounds to it: those within `rounding` of it. It is
+    "not reproduced" if none of them lies in the interval, "reproduced" if all do and the interval
+    reaches at most `narrow` to each side, else "undecided".
     """
     if printed + rounding < low or printed - rounding > high:
         return "not reproduced"
     inside = low <= printed - rounding and printed + rounding <= high
     return "reproduced" if inside and high - low <= 2 * narrow else "undecided"
-
-
-def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval for one fitted model's accuracy, `correct` of `n` examples."""
-    return proportion_confint(correct, n, alpha=1 - level, method="wilson")
 
 
 def example_interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
@@ -90,7 +74,7 @@ def example_interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, f
     Wilson's where each score is 0 or 1, Student's elsewhere.
     """
     if np.isin(scores, (0, 1)).all():
-        return wilson(int(scores.sum()), len(scores), level)
+        return proportion_confint(scores.sum(), scores.size, 1 - level, method="wilson")
     return t_interval(scores, level)
 
 
@@ -143,30 +127,3 @@ def summary(results: pd.DataFrame, score: Score = ACCURACY, level: float = LEVEL
     return table.assign(level=level).reset_index()[
         ["variant", "n", "mean", "sd", "low", "high", "min", "max", "level"]
     ]
-
-
-def time_to_score(
-    history: pd.DataFrame, levels: Sequence[float], score: Score = ACCURACY
-) -> pd.DataFrame:
-    """Find when each run's validation score first reaches each level.
-
-    Args:
-        history: `variant, seed, epoch, split, seconds` and the score; `seconds` is what the split
-            took in that epoch, so an epoch costs the sum over its splits.
-        levels: Scores.
-        score: The task's.
-
-    Returns:
-        `variant, seed, level, epoch, seconds` (cumulative), one row a run and level; NaN if never.
-    """
-    run = ["variant", "seed"]
-    history = history.sort_values("epoch", kind="stable")
-    cost = history.groupby([*run, "epoch"], sort=False)["seconds"].sum()
-    cost = cost.groupby(run, sort=False).cumsum().reset_index()
-    curve = history.query("split == 'validation'").drop(columns="seconds").merge(cost)
-    rows = []
-    for key, epochs in curve.groupby(run, sort=False):
-        for level in levels:
-            reached = epochs.loc[epochs[score.name] >= level, ["epoch", "seconds"]]
-            rows.append([*key, level, *(reached.iloc[0] if len(reached) else UNKNOWN)])
-    return pd.DataFrame(rows, columns=[*run, "level", "epoch", "seconds"])
