@@ -278,6 +278,16 @@ class Report:
         return TASKS[first.task](first)
 
     @property
+    def score(self):
+        """The task's score."""
+        return self.task.score
+
+    @property
+    def metrics(self):
+        """What has a `loss_label`: the task."""
+        return self.task
+
+    @property
     def run_folders(self) -> list[Path]:
         """The folders of all runs that the protocol asks for, finished or not, in order."""
         return [self.folder / f"runs/{name}-seed{seed}" for name in self.variants

@@ -9,9 +9,9 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
 from rnnbench_nb import results, statistics
-from rnnbench_nb.files import PROJECT
 
 FROZEN = Path(__file__).with_name("data") / "frozen"
+PUBLISHED = Path(__file__).parents[1] / "reports/published"
 TABLES = sorted(path.relative_to(FROZEN) for path in FROZEN.glob("*/*.csv"))
 WORDS = ["verdict", "scope", "change"]  # of version 0.1
 
@@ -19,7 +19,7 @@ WORDS = ["verdict", "scope", "change"]  # of version 0.1
 @cache
 def tables(name: str) -> dict[str, pd.DataFrame]:
     """The tables that the package computes today from the records and predictions of a report."""
-    report = results.Report(Path("/tmp/pub") / name)
+    report = results.Report(PUBLISHED / name)
     scores = pd.DataFrame(
         [(*run.key, run.scores.mean()) for run in report.runs],
         columns=["variant", "seed", report.score.name],

@@ -4,7 +4,6 @@ Each takes a tidy frame, and the report that knows the label and the look of eac
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -16,24 +15,22 @@ from matplotlib.figure import Figure
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.figures.theme import labelled, legend_below, look
+from rnnbench_nb.results import COMPLETED, Report
 from rnnbench_nb.statistics import Verdict, shown, t_interval
-
-if TYPE_CHECKING:
-    from rnnbench_nb.results import Report
 
 MANY = 9  # variants whose bands and rows need less room
 LONG = 45  # characters of a row's label that fit one line
 REACH = 2.5  # how far intervals are drawn, in multiples of the farthest seed or the margin
 
 
-def training_curves(history: pd.DataFrame, report: "Report") -> Figure:
+def training_curves(history: pd.DataFrame, report: Report) -> Figure:
     """Training and validation loss by epoch: mean over seeds, band from lowest to highest."""
     label = report.metrics.loss_label.replace(")", ", log scale)")
     label = label if "log" in label else f"{label} (log scale)"
     return _curves(labelled(history, report).assign(shown=history["loss"]), report, label, log=True)
 
 
-def error_curves(history: pd.DataFrame, report: "Report") -> Figure:
+def error_curves(history: pd.DataFrame, report: Report) -> Figure:
     """Error by epoch on a log scale, or the score where it is no percentage."""
     values, label = errors(history[report.score.name], report)
     log = report.score.unit == "%"
@@ -47,7 +44,7 @@ def error_curves(history: pd.DataFrame, report: "Report") -> Figure:
     return figure
 
 
-def errors(scores: pd.Series, report: "Report") -> tuple[pd.Series, str]:
+def errors(scores: pd.Series, report: Report) -> tuple[pd.Series, str]:
     """Errors in percent where scores are percentages, else the scores; and the axis label."""
     score, scores = report.score, scores.astype(float)
     if score.unit == "%":
@@ -56,7 +53,7 @@ def errors(scores: pd.Series, report: "Report") -> tuple[pd.Series, str]:
     return score.scale * scores, f"{label} ({score.unit})" if score.unit else label
 
 
-def _curves(frame: pd.DataFrame, report: "Report", ylabel: str, log: bool) -> Figure:
+def _curves(frame: pd.DataFrame, report: Report, ylabel: str, log: bool) -> Figure:
     """The column `shown` by epoch, training on the left and validation on the right."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
     titles = {"train": "Training (mean over the epoch)", "validation": "Validation"}
@@ -81,9 +78,9 @@ def _curves(frame: pd.DataFrame, report: "Report", ylabel: str, log: bool) -> Fi
     return figure
 
 
-def test_errors(results: pd.DataFrame, report: "Report") -> Figure:
+def test_errors(results: pd.DataFrame, report: Report) -> Figure:
     """Test error of every seed, and each variant's mean with its 95% t interval from three on."""
-    frame = labelled(results[results["status"] == "completed"], report)
+    frame = labelled(results[results["status"] == COMPLETED], report)
     frame["shown"], xlabel = errors(frame[report.score.name], report)
     order = list(frame["label"].unique())
     figure, ax = plt.subplots(figsize=(7, (0.7 if len(order) < MANY else 0.4) * len(order) + 1.6))
@@ -103,7 +100,7 @@ def test_errors(results: pd.DataFrame, report: "Report") -> Figure:
     return figure
 
 
-def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: "Report") -> Figure:
+def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: Report) -> Figure:
     """Each pair's difference in every common seed, its mean, interval and verdict.
 
     The interval is the one that decides; there is none where there is no verdict. An interval that
@@ -152,7 +149,7 @@ def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: 
     return figure
 
 
-def _row_labels(rows: Sequence[dict], report: "Report") -> list[str]:
+def _row_labels(rows: Sequence[dict], report: Report) -> list[str]:
     """The pair of each row, or its change, with the reference where there are several."""
     labels, several = report.labels, len({row["b"] for row in rows}) > 1
     names = []

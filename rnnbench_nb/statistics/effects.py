@@ -1,25 +1,21 @@
 """Comparisons within a report: its variants on test examples, and changes of one reference."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.results import COMPLETED, Report
 from rnnbench_nb.statistics.verdicts import compare
-
-if TYPE_CHECKING:
-    from rnnbench_nb.results import Report
-
-COMPLETED = "completed"
 
 MARGIN = 0.002  # differences within it count as equivalent, in the unit of the score
 PAIRS = 4  # variants of a group that are compared pair by pair; of more, each with the first alone
 NO_CHANGE = {"seed", "device", "variant"}  # these parameters change no model
 
 
-def comparison(report: "Report", margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
+def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
     """Compare the variants of a report on their test examples, within each group.
 
     Args:
@@ -48,7 +44,7 @@ def comparison(report: "Report", margin: float = MARGIN, reference: str = "") ->
     )
 
 
-def effects(report: "Report", margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
+def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
     """Compare each variant with the reference of its family, at the epoch that each run chose.
 
     All is judged on validation examples, so that the test set can still judge what is chosen.
@@ -84,7 +80,7 @@ def effects(report: "Report", margin: float = MARGIN, reference: str = "") -> pd
     return pd.concat(tables, ignore_index=True)
 
 
-def families(report: "Report", reference: str = "") -> list[list[str]]:
+def families(report: Report, reference: str = "") -> list[list[str]]:
     """The variants with finished runs that are compared with one another, the reference first.
 
     The variants of a group are one family. If every model of the group has several variants, as in

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from rnnbench_nb.tasks.base import Score
+from rnnbench_nb.metrics import Score
 
 LEVEL = 0.95  # coverage of every interval
 UNKNOWN = (np.nan, np.nan)  # the interval of what shows no spread

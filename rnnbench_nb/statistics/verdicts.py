@@ -16,8 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.statistics.intervals import ACCURACY, LEVEL, shown, t_interval, two_way_interval
-from rnnbench_nb.tasks.base import Score
 
 COMPARISON_COLUMNS = [
     "a", "b", "split", "n", "difference", "low", "high", "family_low", "family_high", "resolution",
