@@ -51,20 +51,6 @@ def defect(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(matrix)
 
 
-def semicircle_edge(s: Tensor) -> Tensor:
-    """The largest frequency (...) of a large random S (..., H, H) with entries of this size.
-
-    Wigner's 2 sd sqrt(H), sd^2 being the mean square off the diagonal: 2 sqrt(2/3) = 1.63 for
-    S = W - W^T with W uniform on +-1/sqrt(H).
-    """
-    return 2 * torch.linalg.matrix_norm(s) / math.sqrt(max(s.shape[-1] - 1, 1))
-
-
-def semicircle(frequency: Tensor, edge: float | Tensor) -> Tensor:
-    """Wigner's density of the frequencies of a large random S: 0 beyond +-`edge`."""
-    return 2 / (math.pi * edge**2) * (edge**2 - frequency**2).clamp(min=0).sqrt()
-
-
 def largest_stable_step(eigenvalues: Tensor) -> Tensor:
     """The largest epsilon (...) at which an Euler step amplifies no mode, of A's modes (..., H).
 
@@ -209,9 +195,8 @@ def abnormality(operator: Tensor) -> Tensor:
 
 
 CAUSES = ("Euler step", "non-normality", "gates")
-# Each step that is looked at, and the causes of growth that are left in it; None for the two that
-# stand outside the attribution.
-REPLACEMENTS: dict[str, set[str] | None] = {
+# What stands in the place of the step's Jacobian, and the causes of growth that are left in it.
+REPLACEMENTS: dict[str, set[str]] = {
     "whole": set(CAUSES),
     "step of the path": {"Euler step", "non-normality"},
     "flow of the path, with gates": {"non-normality", "gates"},
@@ -220,8 +205,6 @@ REPLACEMENTS: dict[str, set[str] | None] = {
     "step of the balanced path": {"Euler step"},
     "flow of the balanced path, with gates": {"gates"},
     "flow of the balanced path": set(),
-    "step of the gates alone": None,
-    "flow of path and gates": None,
 }
 
 
@@ -234,10 +217,8 @@ def replaced(parts: Parts) -> dict[str, Tensor]:
     even = balanced(path, parts.matrix)
     step, flow = euler_step(path), exact_step(path)
     even_step, even_flow = euler_step(even), exact_step(even)
-    found = (
-        step + gates, step, flow + gates, flow, even_step + gates, even_step,
-        even_flow + gates, even_flow, euler_step(gates), exact_step(path + gates),
-    )  # fmt: skip
+    steps = (step, flow, even_step, even_flow)
+    found = [each for step in steps for each in (step + gates, step)]
     return dict(zip(REPLACEMENTS, found, strict=True))
 
 
@@ -420,57 +401,3 @@ def _size(vectors: Tensor) -> Tensor:
     """The norm over the last dimension, also of vectors whose squares would underflow."""
     largest = vectors.abs().amax(-1, keepdim=True)
     return largest[..., 0] * (vectors / largest.clamp(min=1e-300)).norm(dim=-1)
-
-
-def gradient_norms(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The first of the `sensitivities`: |dL/ds_t| for t = 0 ... T (B, T + 1)."""
-    return sensitivities(model, task, inputs, targets)[0]
-
-
-def trajectories(cell: nn.Module, inputs: Tensor) -> Tensor:
-    """All states (B, T + 1, n) of a cell that reads `inputs` (B, T, D), the zero start first."""
-    steps = list(walk(cell, inputs))
-    return torch.stack([steps[0].before, *(step.after for step in steps)], dim=1)
-
-
-def at(cell: nn.Module, **options: float) -> nn.Module:
-    """A copy of a cell in float64 with the same matrices, other options, and zero biases."""
-    values = {**cell.options.model_dump(), **options}
-    twin = type(cell)(cell.input_size, cell.hidden_size, **values).double()
-    twin.initialise(None)  # again, in float64: scalars such as a step size
-    matrices = {name: value for name, value in cell.state_dict().items() if value.dim() > 1}
-    twin.load_state_dict(matrices, strict=False)
-    return twin
-
-
-def growth_map(
-    cell: nn.Module, gammas: Sequence[float], epsilons: Sequence[float], start: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """Measured growth of a state without input or biases, over gamma and epsilon.
-
-    A small state meets the Jacobian at rest, I + epsilon M(gamma): theory draws its boundary at the
-    `largest_stable_step` of M. (Both gates of an A-GRU rest at 1/2, so its M is A/4.) A large state
-    saturates tanh and then grows by at most epsilon a step: start small.
-
-    Args:
-        cell: Whose weights to use, a cell with the options gamma and epsilon; its own values of
-            these, and its biases, are set aside.
-        gammas: Dampings.
-        epsilons: Step sizes, positive.
-        start: First states (B, n), none of them zero.
-        steps: Steps to take, T.
-
-    Returns:
-        Mean over the batch of log(|s_T| / |s_0|) / T, in nats a step (gammas, epsilons), and the
-        boundary of each gamma (gammas,).
-    """
-    silence = start.new_zeros(len(start), steps, cell.input_size)
-    rates, boundary = [], []
-    for gamma in gammas:
-        rest = next(walk(at(cell, gamma=float(gamma), epsilon=1.0), silence[:1, :1]))
-        m = jacobian(rest)[0] - torch.eye(start.shape[1], dtype=torch.float64)
-        boundary.append(largest_stable_step(torch.linalg.eigvals(m)))
-        for epsilon in epsilons:
-            *_, last = walk(at(cell, gamma=float(gamma), epsilon=float(epsilon)), silence, start)
-            rates.append((last.after.norm(dim=-1) / start.norm(dim=-1)).log().mean() / steps)
-    return torch.stack(rates).reshape(len(gammas), len(epsilons)), torch.stack(boundary)
