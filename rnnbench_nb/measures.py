@@ -21,12 +21,12 @@ from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.tasks import Task
 from rnnbench_nb.tasks.base import Split
 
-EXAMPLES, FEW = 32, 8  # examples of most measures, and of those that cost the most
+EXAMPLES, FEW = 32, 8  # examples of most measures, and of exponents
 JACOBIANS, FEWEST = 1024, 4  # steps of all examples of a measure, but at least so many examples
 SHORT = 100  # steps: up to here exponents come from the singular values of the whole product
 POINTS = 60  # most points along a curve
 REACH = 0.01  # of an example's largest gradient: an input with less no longer matters
-SAMPLES = 4  # steps of a sequence at which the least damping is looked for
+DAMPED, SAMPLES = 2, 4  # examples, and steps of each, at which the least damping is looked for
 BINS = 15  # of confidence
 
 
@@ -92,12 +92,15 @@ def measure(
     models = {"initial": initial, "trained": trained}
     models = {moment: copy.deepcopy(model).cpu().eval() for moment, model in models.items()}
     run = Finished(task, data, models, outputs.cpu(), matrices)
-    tables, failures = {}, {}
+    tables: dict[str, pd.DataFrame] = {}
+    failures = {}
     for part in (spectra, gradients, exponents, growth, damping, memoryless, reliability):
         try:
             tables |= part(run)
         except Exception as error:  # whatever a contributed cell raises costs its own tables alone
             failures[part.__name__] = f"{type(error).__name__}: {error}"
+    if {"memory", "lasting"} <= tables.keys():
+        tables["memory"] = tables["memory"].merge(tables.pop("lasting"), on="moment")
     for frame in tables.values():
         frame.insert(0, "variant", parameters.name)
         frame.insert(1, "seed", parameters.seed)
@@ -152,9 +155,9 @@ def gradients(run: Finished) -> dict[str, pd.DataFrame]:
 
     Returns:
         `along` (moment, step): `log10_gradient` of the loss with respect to the state after a
-        step, and `state_norm` of the part that is read out. `memory` (moment): `length`;
-        `decades`, by how many factors of ten the gradient grows on its way from the last step to
-        the start; and `reach` (see there).
+        step, and `state_norm` of the part that is read out. `memory` (moment): `decades`, by how
+        many factors of ten the gradient grows on its way from the last step to the start; and
+        `reach` (see there).
     """
     inputs, targets = run.examples()
 
@@ -174,8 +177,8 @@ def gradients(run: Finished) -> dict[str, pd.DataFrame]:
         frame = frame.iloc[thinned(len(frame))].reset_index()
         frame.insert(0, "moment", moment)
         along.append(frame)
-        memory.append([moment, run.length, size[0] - size[-1], reach(of_inputs)])
-    columns = ["moment", "length", "decades", "reach"]
+        memory.append([moment, size[0] - size[-1], reach(of_inputs)])
+    columns = ["moment", "decades", "reach"]
     return {"along": pd.concat(along), "memory": pd.DataFrame(memory, columns=columns)}
 
 
@@ -194,23 +197,34 @@ def exponents(run: Finished) -> dict[str, pd.DataFrame]:
 
     Returns:
         `exponents` (moment): `position` from 0, the largest, to 1, and `exponent` in nats a step.
-        Directions that a step erases are left out of the mean.
+        Directions that a step erases are left out of the mean. `lasting` (moment), which goes to
+        `memory`: `largest_exponent`, and `lasting`, the share of directions that lose less than a
+        factor e over the whole sequence.
     """
     inputs, _ = run.examples(run.count(FEW))
     short = run.length <= SHORT
     exponents_of = dynamics.singular_exponents if short else dynamics.lyapunov_exponents
 
-    def rows(model: SequenceModel) -> pd.DataFrame:
-        def along(x: Tensor) -> Tensor:
-            return exponents_of(map(dynamics.jacobian, dynamics.walk(model.cell, x)))
+    def rates(model: SequenceModel, x: Tensor) -> Tensor:
+        return exponents_of(map(dynamics.jacobian, dynamics.walk(model.cell, x)))
 
-        ranked = dynamics.over_examples(along, inputs, size=4).sort(descending=True).values.numpy()
-        rates = pd.DataFrame(ranked).replace(-np.inf, np.nan).mean()
-        places = thinned(len(rates))
-        positions = places / max(len(rates) - 1, 1)
-        return pd.DataFrame({"position": positions, "exponent": rates.to_numpy()[places]})
-
-    return {"exponents": run.by_moment(rows)}
+    means = {}
+    for moment, model in run.models.items():
+        each = dynamics.over_examples(partial(rates, model), inputs, size=4)
+        ranked = pd.DataFrame(each.sort(descending=True).values.numpy())
+        means[moment] = ranked.replace(-np.inf, np.nan).mean().rename_axis("position")
+    spectrum = pd.DataFrame(means).melt(
+        var_name="moment", value_name="exponent", ignore_index=False
+    )
+    n = len(means["trained"])
+    spectrum = spectrum[spectrum.index.isin(thinned(n))].reset_index()
+    spectrum["position"] /= max(n - 1, 1)
+    lasting = [[m, r.max(), (r > -1 / run.length).mean()] for m, r in means.items()]
+    columns = ["moment", "largest_exponent", "lasting"]
+    return {
+        "exponents": spectrum[["moment", "position", "exponent"]],
+        "lasting": pd.DataFrame(lasting, columns=columns),
+    }
 
 
 def growth(run: Finished) -> dict[str, pd.DataFrame]:
@@ -262,7 +276,7 @@ def damping(run: Finished) -> dict[str, pd.DataFrame]:
     """
     if not hasattr(run.models["trained"].cell, "jacobian_terms"):
         return {}
-    inputs, _ = run.examples(FEWEST)
+    inputs, _ = run.examples(DAMPED)
     chosen = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)
 
     def row(model: SequenceModel) -> pd.DataFrame:
@@ -283,17 +297,16 @@ def memoryless(run: Finished) -> dict[str, pd.DataFrame]:
     """The error without memory, by a formula or of a model that sees the last step alone.
 
     Returns:
-        `memoryless`: `length`; `measured`, the column of results.csv by which the task is judged
-        (its loss where a formula gives the least loss without memory, else its score); `right`,
-        that of right answers; and `floor`, by how much a model without memory misses it.
+        `memoryless`: `judged`, the column of results.csv that is judged (the loss where a formula
+        gives the least loss without memory, else the score); `right`, its value for right answers;
+        and `floor`, by how much a model without memory misses that.
     """
-    floor, measured, right = run.task.memoryless_loss(), "loss", 0.0
+    floor, judged, right = run.task.memoryless_loss(), "loss", 0.0
     if floor is None:
-        label, measured = run.data.test.targets.numpy(), run.task.score.name
+        label, judged = run.data.test.targets.numpy(), run.task.score.name
         right = float(run.task.scores(label, label).mean())
         floor = right - run.task.memoryless(run.data)
-    row = {"length": run.length, "measured": measured, "right": right, "floor": floor}
-    return {"memoryless": pd.DataFrame([row])}
+    return {"memoryless": pd.DataFrame([{"judged": judged, "right": right, "floor": floor}])}
 
 
 def reliability(run: Finished) -> dict[str, pd.DataFrame]:
