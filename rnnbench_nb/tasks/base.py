@@ -1,40 +1,20 @@
-"""What a task says of itself: its data, its loss, where the answer is read, and its score."""
+"""The interface of a task: its data, its loss and the kind of its answers."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from rnnbench_nb.plugins import torch
+from rnnbench_nb.metrics import METRICS, Score
 from rnnbench_nb.validation import Frozen
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-__all__ = ["Frozen", "Part", "Score", "Split", "Task", "torch"]
-
-
-class Score(NamedTuple):
-    """The score of one test example, of which more is better; a run's is their mean.
-
-    Attributes:
-        name: Of the column of results.csv that holds it.
-        scale: What it is multiplied by where people read it (100 for percent).
-        unit: What then follows the number, such as "%".
-        difference: What follows a difference of two, such as "points".
-    """
-
-    name: str = "accuracy"
-    scale: float = 100.0
-    unit: str = "%"
-    difference: str = "points"
 
 
 class Part(NamedTuple):
-    """N examples as they are stored, and what is to be answered, each with N rows."""
+    """N examples as they are stored, and their targets, N rows each."""
 
-    inputs: "Tensor"
-    targets: "Tensor"
+    inputs: Tensor
+    targets: Tensor
 
 
 class Split(NamedTuple):
@@ -45,109 +25,109 @@ class Split(NamedTuple):
     test: Part
 
 
-class Task:
+class Task(ABC):
     """One task. A subclass is one file.
 
     Attributes:
-        name: In parameter files.
-        label: In text.
-        read: "last" for an answer after the last step, "every" for one after each.
-        loss_label: The loss and its unit, on the axis of a figure.
-        score: What a test example is judged by.
-        metric_names: The columns of results.csv that judge a run, the mean score first.
+        name: Its name in parameter files.
+        label: Its name in text.
+        read: "last" if the answer is read after the last step, "every" if after each step.
+        metrics: The kind of metrics that judges the answers, a name in `METRICS`.
         tiny: Options that make it small enough for a test.
-        metrics_note: A sentence on what they mean, where it is not plain.
-        data_page: The notebook of a report that shows the data; it takes the task's options and
-            `seed`. None for no such page.
-        Options: The task's own parameters, with types, limits and defaults.
+        data_page: The notebook of a report that shows the data, if there is one. It takes the
+            task's options and `seed` as parameters.
+        Options: The task's own parameters with types, limits and defaults.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
-    read: ClassVar[str] = "last"
-    loss_label: ClassVar[str] = "Loss"
-    score: ClassVar[Score] = Score()
-    metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
+    read: ClassVar[Literal["last", "every"]] = "last"
+    metrics: ClassVar[str] = "classification"
     tiny: ClassVar[dict[str, Any]] = {}
-    metrics_note: ClassVar[str] = ""
     data_page: ClassVar[str | None] = None
 
     class Options(Frozen):
         """A task without options of its own."""
 
-    def __init__(self, options: Any):
-        """Take the options, any object that has all of `Options` as attributes."""
+    options: Any  # an instance of the subclass's Options
+
+    def __init__(self, options: Any) -> None:
+        """Copy the options from any object that has each of `Options` as an attribute."""
         self.options = self.Options(**{k: getattr(options, k) for k in self.Options.model_fields})
 
+    @property
+    def score(self) -> Score:
+        """What a test example is judged by."""
+        return METRICS[self.metrics].score
+
+    def scores(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """The score of each example (N,) from targets and answers."""
+        return METRICS[self.metrics].scores(label, predicted)
+
     def fetch(self) -> str:
-        """Have the data on this machine, and say so in a sentence.
+        """Download the data if they are not on this machine, and return a sentence about them.
 
         Raises:
-            UserError: The data are not there and cannot be had.
+            UserError: The data are missing and cannot be downloaded, or they are damaged.
         """
-        return f"The data of {self.label} need no fetching."
+        return f"The data of {self.label} need no download."
 
     def resolve(self) -> tuple[dict[str, Any], str]:
-        """Options that are settled by what this machine has, and a sentence if that is not asked.
+        """Settle what depends on the data that this machine has.
+
+        Returns:
+            The parameters of the run that are settled (options of the task, and others if other
+            data stand in), and a sentence that says so if that is not what was asked for.
 
         Raises:
-            UserError: The data are not there and cannot be had.
+            UserError: The data are missing and cannot be downloaded, or they are damaged.
         """
         return {}, ""
 
     def describe(self) -> dict[str, Any]:
-        """What run.json says of the data, plain values."""
+        """Plain values that describe the data in run.json."""
         return {}
 
     def sentence(self, data: dict[str, Any]) -> str:
-        """The data of a run in words, from run.json's `data`."""
+        """Describe the data of a run in words, from the `data` of its run.json."""
         return f"{self.label}: {data['steps']} steps of {data['input_size']}"
 
+    @abstractmethod
     def load(self, seed: int) -> Split:
-        """The three parts of the run with this seed; the test part is the same for every seed."""
-        raise TypeError(f"{type(self).__name__} has no load: write it.")
+        """Load the three parts of the run with this seed; the test part is equal for all seeds."""
 
-    def inputs(self, stored: "Tensor") -> "Tensor":
-        """A batch of stored examples as sequences, float32 (B, T, D)."""
+    def inputs(self, stored: Tensor) -> Tensor:
+        """Convert stored examples to sequences, float32 (B, T, D)."""
         return stored
 
-    def outputs(self) -> int:
-        """How many numbers the head gives, K."""
-        raise TypeError(f"{type(self).__name__} has no outputs: write it.")
+    def pictures(self, stored: Tensor) -> Tensor:
+        """Convert stored examples to pictures (B, h, w) with values from 0 to 1."""
+        return self.inputs(stored).mT  # (B, D, T): the inputs, step by step
 
-    def losses(self, outputs: "Tensor", targets: "Tensor", reduction: str = "none") -> "Tensor":
-        """The loss of each example (B,) in nats or squares, or their mean ("mean").
+    @abstractmethod
+    def outputs(self) -> int:
+        """The number of outputs of the head, K."""
+
+    @abstractmethod
+    def losses(
+        self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"] = "none"
+    ) -> Tensor:
+        """Compute the loss of each example (B,) in nats or squares, or their mean ("mean").
 
         Args:
-            outputs: Of the head, (B, K), or (B, T, K) where every step is read.
-            targets: Of these examples.
+            outputs: The outputs of the head, (B, K), or (B, T, K) if every step is read.
+            targets: The targets of these examples.
             reduction: "none" or "mean".
         """
-        raise TypeError(f"{type(self).__name__} has no losses: write it.")
 
-    def answers(self, outputs: "Tensor") -> "Tensor":
-        """What the outputs answer, to be kept and judged."""
-        return outputs
+    @abstractmethod
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Convert outputs to the answers that are kept and judged, (B,) or (B, symbols)."""
 
-    def scores(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """One score for each example (N,), more being better, from targets and answers."""
-        raise TypeError(f"{type(self).__name__} has no scores: write it.")
-
-    def metrics(self, label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-        """The values of `metric_names`, the mean score first."""
-        return {self.score.name: float(self.scores(label, predicted).mean())}
-
+    @abstractmethod
     def memoryless(self, split: Split) -> float:
-        """The validation score that a model reaches which sees the last step alone."""
-        raise TypeError(f"{type(self).__name__} has no memoryless: write it.")
+        """The validation score of a model that sees the last step alone."""
 
     def memoryless_loss(self) -> float | None:
-        """The least expected loss of a model without memory, where a formula gives it."""
+        """The least expected loss of a model without memory, if a formula gives it."""
         return None
-
-    def mistakes(self, examples: "Tensor", texts: list[str]) -> "Figure":
-        """Stored examples as a figure, each under its text: here the inputs, step by step."""
-        from rnnbench_nb.figures import images
-
-        pictures = 255 * self.inputs(examples).transpose(1, 2)  # (N, D, T)
-        return images(pictures.numpy(), texts, columns=4, size=2.3, aspect="auto")

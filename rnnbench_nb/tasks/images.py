@@ -2,55 +2,53 @@
 
 import hashlib
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import ValidationInfo, field_validator
+from torch import Tensor
+from torch.nn import functional as F
 
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.tasks import download
-from rnnbench_nb.tasks.base import Frozen, Part, Split, Task, torch
-from rnnbench_nb.validation import Size
+from rnnbench_nb.tasks import data
+from rnnbench_nb.tasks.base import Part, Split, Task
+from rnnbench_nb.validation import Frozen, Positive, Size
 
-VALIDATION_FRACTION = 0.15  # of the training images: 51,000 / 9,000 of MNIST
+VALIDATION_FRACTION = 0.15  # of the training images: 9,000 of MNIST's 60,000
 FITTED = 6000  # training images that are enough for a logistic regression
-BATCH = 500  # images that are sequences at once; long ones take memory
-
-# Reading: images float32 (B, h, w) in [0, 1] to sequences (B, T, D).
-READINGS = {
-    "row": lambda images: images,  # T = h steps of D = w pixels, from the top
-    "pixel": lambda images: images.flatten(1).unsqueeze(2),  # T = h * w steps of one pixel
-}
-
-# Orders of n pixels; "permuted MNIST" is each of these in another paper (see the names' sources).
-PERMUTATIONS = {
-    "torch_12008": lambda n: _torch_order(n, 12008),  # coRNN, LipschitzRNN
-    "torch_5544": lambda n: _torch_order(n, 5544),  # LEM, UnICORNN
-    "numpy_92916": lambda n: _numpy_order(n, 92916),  # expRNN
-    "numpy_0": lambda n: _numpy_order(n, 0),  # LMU
-    "bit_reversal": lambda n: _bit_reversal(n),  # S4
-}
+BATCH = 500  # images that are converted to sequences at once, since long ones take memory
 
 
-def _torch_order(n: int, seed: int):
+def _torch_order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def _numpy_order(n: int, seed: int):
+def _numpy_order(n: int, seed: int) -> Tensor:
     legacy = np.random.RandomState(seed)  # noqa: NPY002 (the published stream)
     return torch.from_numpy(legacy.permutation(n))
 
 
-def _bit_reversal(n: int):
+def _bit_reversal(n: int) -> Tensor:
     bits = (n - 1).bit_length()
     mirrored = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
     return torch.tensor([number for number in mirrored if number < n])
 
 
+# Orders of n pixels. "Permuted MNIST" is another of these in each paper (see the comments).
+PERMUTATIONS = {
+    "torch_12008": lambda n: _torch_order(n, 12008),  # coRNN, LipschitzRNN
+    "torch_5544": lambda n: _torch_order(n, 5544),  # LEM, UnICORNN
+    "numpy_92916": lambda n: _numpy_order(n, 92916),  # expRNN
+    "numpy_0": lambda n: _numpy_order(n, 0),  # LMU
+    "bit_reversal": _bit_reversal,  # S4
+}
+
+
 @cache
-def permutation(name: str, n: int):
-    """The order (n,) in which n pixels are read, int64: step t reads pixel `order[t]`.
+def permutation(name: str, n: int) -> Tensor:
+    """The order (n,), int64, in which n pixels are read: step t reads pixel `order[t]`.
 
     Raises:
         UserError: Unknown name.
@@ -59,37 +57,21 @@ def permutation(name: str, n: int):
 
 
 def permutation_hash(name: str, n: int) -> str:
-    """The first 16 digits of the SHA-256 of the order's int64 numbers, the lowest byte first."""
+    """The first 16 digits of the SHA-256 of the order as little-endian int64 numbers."""
     return hashlib.sha256(permutation(name, n).numpy().astype("<i8")).hexdigest()[:16]
 
 
-def as_sequence(images, reading: str):
-    """Read a batch of images as sequences.
+def split(images: data.Images, seed: int) -> Split:
+    """Draw the validation images from the training images.
+
+    The draw has its own generator, so every model of one seed gets the same split.
 
     Args:
-        images: uint8 (B, h, w); a batch at a time, since float32 takes four times the memory.
-        reading: A name in `READINGS`.
-
-    Returns:
-        float32 (B, T, D) in [0, 1]: (B, h, w) for 'row', (B, h w, 1) for 'pixel'.
-
-    Raises:
-        UserError: Unknown reading.
-    """
-    return lookup(READINGS, "reading", reading)(images.float() / 255)
-
-
-def split(images: download.Images, seed: int) -> Split:
-    """Draw the validation images from the training images; the test images stay as they are.
-
-    The draw has a generator of its own, so every model of one seed gets the same split.
-
-    Args:
-        images: The data set, N training images.
+        images: A data set with N training images.
         seed: The run's seed.
 
     Returns:
-        N - round(0.15 N) images to train on, round(0.15 N) to validate on, and all test images.
+        N - round(0.15 N) training images, round(0.15 N) validation images and all test images.
     """
     count = len(images.train_labels)
     order = torch.randperm(count, generator=generator(seed, "split"))
@@ -101,31 +83,38 @@ def split(images: download.Images, seed: int) -> Split:
     )
 
 
+class Fallback(Frozen):
+    """A data set that stands in, and the parameters of a run that change with it."""
+
+    dataset: Literal["digits", "mnist_5k"]
+    epochs: Size | None = None
+    batch_size: Size | None = None
+    learning_rate: Positive | None = None
+    schedule: Literal["plateau", "cosine", "none"] | None = None
+
+
 class ImageSequence(Task):
-    """Which class is the image that was read, after its last step?"""
+    """Which class has the image that was read? The answer is read after the last step."""
 
     name, label = "image_sequence", "image classification"
-    loss_label = "Cross entropy (nats)"
-    metric_names = ("accuracy", "precision", "recall", "f1")
-    metrics_note = "Precision, recall and F1 are means over the classes."
     data_page = "01_data"
     tiny = {"dataset": "digits"}
 
     class Options(Frozen):
-        """Which images, and how they are read.
+        """Which images are used, and how they are read.
 
         Attributes:
-            dataset: A data set of `download.DATASETS`.
-            offline_fallback: Taken, and said so, where the data set cannot be fetched.
-            reading: By row or by pixel.
-            permutation: Of the pixels, the same for all images; a name in `PERMUTATIONS`.
-            training_examples: The first so many that the split leaves to train on; None for all.
+            dataset: A data set of `data.DATASETS`.
+            offline_fallback: What stands in, with a note, if the data set cannot be downloaded.
+            reading: "row" for a row of pixels at each step, "pixel" for one pixel.
+            permutation: The order of the pixels for all images, a name in `PERMUTATIONS`.
+            training_examples: How many images of the split are trained on; None for all.
         """
 
-        dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-        offline_fallback: Literal["digits"] | None = None
+        dataset: Literal["mnist", "fashion_mnist", "mnist_5k", "digits"] = "mnist"
+        offline_fallback: Fallback | None = None
         reading: Literal["row", "pixel"] = "row"
-        permutation: Literal["none", *PERMUTATIONS] = "none"
+        permutation: Literal["none", *PERMUTATIONS] = "none"  # type: ignore[valid-type]
         training_examples: Size | None = None
 
         @field_validator("permutation")
@@ -135,102 +124,95 @@ class ImageSequence(Task):
                 raise ValueError("rows cannot be permuted; give reading: pixel, or none")
             return name
 
-    def fetch(self):
+    @property
+    def source(self) -> data.Source:
+        """Where the images come from."""
+        return data.DATASETS[self.options.dataset]
+
+    def fetch(self) -> str:
         """Download and verify what is missing of the data set."""
-        download.fetch(self.options.dataset)
-        folder = download.data_folder()
-        return f"{self.options.dataset} is complete and verified in {folder}."
+        data.fetch(self.options.dataset, into_named_folder=True)
+        where = f" in {data.data_folder()}" if self.source.sha256 else ""
+        return f"{self.source.title} is complete and verified{where}."
 
-    def resolve(self):
-        """The data set that is there: the one asked for, or its fallback."""
-        wanted = self.options.dataset
-        used = download.resolve(wanted, self.options.offline_fallback)
-        named = download.DATASETS[used].title
-        note = f"{wanted} is not there and could not be fetched: {named} instead"
-        return {"dataset": used, "offline_fallback": None}, note if used != wanted else ""
-
-    def describe(self):
-        """The data set, its reading and its classes; a permutation with its hash."""
-        source, order = download.DATASETS[self.options.dataset], self.options.permutation
-        found = {"dataset": self.options.dataset, "reading": self.options.reading}
-        if order != "none":
-            found |= {"permutation": order}
-            found |= {"permutation_hash": permutation_hash(order, source.pixels)}
-        names = list(source.class_names)
-        return {**found, "classes": len(names), "class_names": names}
-
-    def sentence(self, data):
-        """Such as `MNIST, read by row: 28 steps of 28`."""
-        title = download.DATASETS[data["dataset"]].title
-        steps = f"{data['steps']} steps of {data['input_size']}"
-        order = ""
-        if "permutation" in data:
-            order = f", permuted by {data['permutation']} ({data['permutation_hash']})"
-        return f"{title}, read by {data['reading']}{order}: {steps}"
-
-    def load(self, seed):
-        """The images of the data set, those of validation drawn by the seed."""
-        parts, wanted = split(download.load(self.options.dataset), seed), self.options
-        there = len(parts.train.targets)
-        if (wanted.training_examples or 0) > there:
-            raise UserError(
-                f"training_examples: {wanted.dataset} has {there:,}, not "
-                f"{wanted.training_examples:,}; give fewer, or null for all."
+    def resolve(self) -> tuple[dict[str, Any], str]:
+        """Settle on the data set, or on its fallback if it cannot be downloaded."""
+        fallback = self.options.offline_fallback
+        try:
+            data.fetch(self.options.dataset, data.SECONDS_WITH_FALLBACK if fallback else None)
+        except data.FetchError:
+            if fallback is None:
+                raise
+            title = data.DATASETS[fallback.dataset].title
+            note = (
+                f"{self.source.title} is not on this machine and could not be downloaded; "
+                f"{title} stand in for it"
             )
-        first = (tensor[: wanted.training_examples] for tensor in parts.train)
-        return parts._replace(train=Part(*first))
+            return {**fallback.model_dump(exclude_none=True), "offline_fallback": None}, note
+        return {"offline_fallback": None}, ""
 
-    def inputs(self, stored):
-        """Images uint8 (B, h, w) as sequences."""
-        sequences, name = as_sequence(stored, self.options.reading), self.options.permutation
-        return sequences if name == "none" else sequences[:, permutation(name, sequences.shape[1])]
+    def describe(self) -> dict[str, Any]:
+        """The data set, the reading, a permutation with its hash, and the classes."""
+        order, names = self.options.permutation, list(self.source.class_names)
+        values = {"dataset": self.options.dataset, "reading": self.options.reading}
+        if order != "none":
+            values["permutation"] = order
+            values["permutation_hash"] = permutation_hash(order, self.source.pixels)
+        return {**values, "classes": len(names), "class_names": names}
 
-    def outputs(self):
+    def sentence(self, data_of_run: dict[str, Any]) -> str:
+        """Describe the data, as in `MNIST, read by row: 28 steps of 28`."""
+        title = data.DATASETS[data_of_run["dataset"]].title
+        order = ""
+        if "permutation" in data_of_run:
+            order = ", permuted by {permutation} ({permutation_hash})".format(**data_of_run)
+        size = "{steps} steps of {input_size}".format(**data_of_run)
+        return f"{title}, read by {data_of_run['reading']}{order}: {size}"
+
+    def load(self, seed: int) -> Split:
+        """Load the images of the data set; the seed draws those of the validation part."""
+        parts, count = split(data.load(self.options.dataset), seed), self.options.training_examples
+        available = len(parts.train.targets)
+        if (count or 0) > available:
+            raise UserError(
+                f"training_examples: {self.options.dataset} has {available:,}, not {count:,}; "
+                "give fewer, or null for all."
+            )
+        return parts._replace(train=Part(*(tensor[:count] for tensor in parts.train)))
+
+    def inputs(self, stored: Tensor) -> Tensor:
+        """Convert images uint8 (B, h, w) to sequences float32 with values from 0 to 1."""
+        images = self.pictures(stored)
+        if self.options.reading == "row":
+            return images  # (B, h, w): T = h steps of D = w pixels, from the top
+        pixels = images.flatten(1).unsqueeze(2)  # (B, h w, 1)
+        name = self.options.permutation
+        return pixels if name == "none" else pixels[:, permutation(name, pixels.shape[1])]
+
+    def pictures(self, stored: Tensor) -> Tensor:
+        """Convert images uint8 (B, h, w) to float32 with values from 0 to 1."""
+        return stored.float() / 255
+
+    def outputs(self) -> int:
         """One class score for each class."""
-        return len(download.DATASETS[self.options.dataset].class_names)
+        return len(self.source.class_names)
 
-    def losses(self, outputs, targets, reduction="none"):
-        """Cross entropy of class scores (B, K), in nats."""
-        return torch.nn.functional.cross_entropy(outputs, targets, reduction=reduction)
+    def losses(self, outputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        """Compute the cross entropy of class scores (B, K) in nats."""
+        return F.cross_entropy(outputs, targets, reduction=reduction)
 
-    def answers(self, outputs):
-        """The class of the highest score."""
+    def answers(self, outputs: Tensor) -> Tensor:
+        """Return the class with the highest score."""
         return outputs.argmax(1)
 
-    def scores(self, label, predicted):
-        """1 for each image that is right, else 0."""
-        return (predicted == label).astype(float)
-
-    def metrics(self, label, predicted):
-        """Accuracy and macro precision, recall and F1, as fractions: those of scikit-learn."""
-        classes = np.union1d(label, predicted)
-        truth, answer = np.searchsorted(classes, label), np.searchsorted(classes, predicted)
-        found, there, said = (
-            np.bincount(labels, minlength=len(classes)).astype(float)
-            for labels in (truth[truth == answer], truth, answer)
-        )
-        values = {
-            "precision": found / np.maximum(said, 1),  # a class that is never said has none
-            "recall": found / np.maximum(there, 1),
-            "f1": 2 * found / (there + said),
-        }
-        return super().metrics(label, predicted) | {k: float(v.mean()) for k, v in values.items()}
-
-    def memoryless(self, split):
-        """That of a logistic regression on the last step of some training images."""
+    def memoryless(self, split: Split) -> float:
+        """The accuracy of a logistic regression on the last step of some training images."""
         from sklearn.linear_model import LogisticRegression
 
-        def last(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        def last_steps(part: Part) -> tuple[np.ndarray, np.ndarray]:
             batches = part.inputs[:FITTED].split(BATCH)
             steps = torch.cat([self.inputs(batch)[:, -1] for batch in batches])
             return steps.numpy(), part.targets[:FITTED].numpy()
 
-        return float(
-            LogisticRegression(max_iter=300).fit(*last(split.train)).score(*last(split.validation))
-        )
-
-    def mistakes(self, examples, texts):
-        """A grid of images."""
-        from rnnbench_nb.figures import images
-
-        return images(np.asarray(examples), texts)
+        regression = LogisticRegression(max_iter=300).fit(*last_steps(split.train))
+        return float(regression.score(*last_steps(split.validation)))

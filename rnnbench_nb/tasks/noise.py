@@ -1,11 +1,13 @@
-"""Images read by row, then rows of noise: what was seen must outlast them."""
+"""Images read by row, then rows of noise, through which the image has to be remembered."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from rnnbench_nb.tasks.base import Part, Split, torch
+from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.tasks.images import ImageSequence
 from rnnbench_nb.validation import Size
 
@@ -13,17 +15,21 @@ KEY = 8  # bytes
 
 
 class NoisePadded(ImageSequence):
-    """Which class is the image whose rows came first, before the noise? (Chang et al. 2019)."""
+    """Which class has the image whose rows came before the noise? (Chang et al. 2019)."""
 
     name, label = "noise_padded", "classification of images before noise"
     tiny = {"dataset": "digits", "padded_length": 28}
-    data_page = None  # that page shows images as they are
+    data_page = None  # the page of the images shows them without noise
 
     class Options(ImageSequence.Options):
-        """Which images, and how many steps with the noise; rows are read as they are.
+        """Which images are used, and how many steps there are with the noise.
 
-        Of the validation images so many are used, None for all: at 1,000 steps they would take as
-        long as a third of the training.
+        Attributes:
+            reading: Always by row.
+            permutation: Always none.
+            padded_length: Steps in all, T.
+            validation_examples: How many validation images are used, None for all. At 1,000
+                steps all of them would take a third of the time of the training.
         """
 
         reading: Literal["row"] = "row"
@@ -31,34 +37,34 @@ class NoisePadded(ImageSequence):
         padded_length: Annotated[int, Field(ge=28, le=100_000)] = 1000
         validation_examples: Size | None = None
 
-    def describe(self):
-        """That of the images, and the padded length."""
+    def describe(self) -> dict[str, Any]:
+        """The description of the images, and the padded length."""
         return {**super().describe(), "padded_length": self.options.padded_length}
 
-    def sentence(self, data):
-        """Such as `MNIST, read by row, then uniform noise: 1000 steps of 28`."""
-        return super().sentence(data).replace(": ", ", then uniform noise: ")
+    def sentence(self, data_of_run: dict[str, Any]) -> str:
+        """Describe the data, as in `MNIST, read by row, then uniform noise: 1000 steps of 28`."""
+        return super().sentence(data_of_run).replace(": ", ", then uniform noise: ")
 
-    def load(self, seed):
-        """The images, each with the key of its noise.
+    def load(self, seed: int) -> Split:
+        """Load the images, each with the key of its noise.
 
-        The noise of a training or validation image depends on the seed, the part and the image's
-        place in it; that of a test image on its place alone, since the test part is the same for
-        every seed.
+        The noise of a training or validation image depends on the seed, the part and the place
+        of the image in it. That of a test image depends on its place alone, since the test part
+        is equal for all seeds.
         """
-        parts, seeds = super().load(seed), (seed, seed, 0)
-        fewer = (tensor[: self.options.validation_examples] for tensor in parts.validation)
-        parts = parts._replace(validation=Part(*fewer))
+        parts, count = super().load(seed), self.options.validation_examples
+        validation = Part(*(tensor[:count] for tensor in parts.validation))
+        parts = parts._replace(validation=validation)
         return Split(
             *(
-                Part(_with_keys(part.inputs, seeds[number], number), part.targets)
-                for number, part in enumerate(parts)
+                Part(_with_keys(part.inputs, key_seed, number), part.targets)
+                for number, (part, key_seed) in enumerate(zip(parts, (seed, seed, 0), strict=True))
             )
         )
 
-    def inputs(self, stored):
-        """Images (B, h + 1, w) with their keys, as h rows and `padded_length` - h of noise."""
-        rows = super().inputs(stored[:, :-1])
+    def inputs(self, stored: Tensor) -> Tensor:
+        """Convert images with keys (B, h + 1, w) to h rows and T - h rows of noise each."""
+        rows = self.pictures(stored)
         size, height, width = rows.shape
         sequences = torch.empty(size, self.options.padded_length, width)
         sequences[:, :height] = rows
@@ -67,19 +73,19 @@ class NoisePadded(ImageSequence):
             np.random.Generator(np.random.Philox(key=key)).random(out=noise, dtype=np.float32)
         return sequences
 
-    def mistakes(self, examples, texts):
-        """A grid of the images, without their noise."""
-        return super().mistakes(examples[:, :-1], texts)
+    def pictures(self, stored: Tensor) -> Tensor:
+        """Convert the images to float32 with values from 0 to 1, without their keys."""
+        return super().pictures(stored[:, :-1])
 
 
-def _with_keys(images, seed: int, part: int):
-    """Images uint8 (N, h, w) with a row below them that begins with a key of 64 bits each.
+def _with_keys(images: Tensor, seed: int, part: int) -> Tensor:
+    """Append to images uint8 (N, h, w) a row that begins with a key of 64 bits each.
 
-    A key is the seed in 32 bits, the part's number in 2 and the image's place in 30, so no two
-    images of a run share one, nor two seeds a training image's.
+    A key is the seed in 32 bits, the part's number in 2 and the place of the image in 30. So no
+    two images of a run share a key, and no two seeds share that of a training image.
     """
     size, _, width = images.shape
     row = np.zeros((size, 1, width), np.uint8)
     keys = np.uint64(seed << 32 | part << 30) | np.arange(size, dtype=np.uint64)
     row[:, 0, :KEY] = keys.astype("<u8").view(np.uint8).reshape(size, KEY)
-    return torch.cat([images, torch.from_numpy(row)], 1)
+    return torch.cat([images, torch.from_numpy(row)], 1)  # (N, h + 1, w)
