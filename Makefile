@@ -48,7 +48,7 @@ $(READY): pyproject.toml
 		echo "Making the environment in .venv, once: some minutes, and several GB with PyTorch's"; \
 		echo "default build for Linux; \`make env TORCH=cpu\` takes the one without CUDA."; \
 		$(PYTHON) -I -m venv --clear .venv; }
-	@$(if $(filter cpu,$(TORCH)),$(INSTALL) torch torchvision \
+	@$(if $(filter cpu,$(TORCH)),$(INSTALL) torch \
 		--index-url https://download.pytorch.org/whl/cpu)
 	@$(INSTALL) -e ".[dev]"
 	@$(BIN)/python -I rnnbench_nb/relocate.py

@@ -11,6 +11,7 @@ import click
 
 from rnnbench_nb import surroundings
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.metrics import METRICS
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = click.Path(path_type=Path)
@@ -228,7 +229,7 @@ def show(run_folder):
     click.echo(f"{label}, seed {parameters.seed}, is {record['status']}.")
     if record["status"] == COMPLETED:
         scores = [f"{name} {score.scale * record['test'][name]:.4g}{score.unit}"
-                  for name in run.task.metric_names]  # fmt: skip
+                  for name in METRICS[run.task.metrics].names]  # fmt: skip
         click.echo(f"On {run.task.sentence(record['data'])}: {', '.join(scores)}.")
         click.echo(
             f"Epoch {record['best_epoch']} of {record['epochs']}, in {record['seconds']:.0f} s on "

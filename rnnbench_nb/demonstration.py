@@ -13,10 +13,10 @@ from IPython.display import DisplayHandle, Markdown
 from rnnbench_nb import figures
 from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
 from rnnbench_nb.files import write_file
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.progress import in_words
 from rnnbench_nb.report import Report, history_columns, said
 from rnnbench_nb.runs import CHECKPOINT, train_run
-from rnnbench_nb.tasks.base import Score
 
 SETTINGS = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "hidden_size": 32}
 

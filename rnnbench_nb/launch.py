@@ -237,7 +237,7 @@ def forget(out: Path, runs: list[str]) -> None:
 
 def _environment_in(out: Path) -> dict[str, str]:
     """The environment of the workflow: what Jupyter and IPython read and write is in `out`."""
-    from rnnbench_nb.tasks.download import data_folder
+    from rnnbench_nb.tasks.data import data_folder
 
     hidden = out / ".snakemake/rnnbench"
     profile = hidden / "ipython/profile_default/ipython_kernel_config.py"

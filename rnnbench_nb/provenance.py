@@ -22,7 +22,7 @@ SHARED = (
     "training.py", "model.py", "recurrent.py", "seeds.py", "cells/base.py", "tasks/base.py",
     "cells/kernels/cuda_graph.py",
 )  # fmt: skip
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pandas", "snakemake", "papermill")
+PACKAGES = ("torch", "numpy", "scikit-learn", "pandas", "snakemake", "papermill")
 
 
 def _stripped(path: Path) -> str:

@@ -23,6 +23,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import Protocol, RunParameters, recorded_parameters, recorded_protocol
 from rnnbench_nb.files import write_file
+from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -337,8 +338,8 @@ class Report:
     @cached_property
     def results(self) -> pd.DataFrame:
         """One row a run, failed and missing ones too, with the columns of results.csv."""
-        rows = [result_row(record, self.task.metric_names) for record in self._read[1]]
-        return pd.DataFrame(rows, columns=result_columns(self.task.metric_names))
+        rows = [result_row(record, METRICS[self.task.metrics].names) for record in self._read[1]]
+        return pd.DataFrame(rows, columns=result_columns(METRICS[self.task.metrics].names))
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -517,7 +518,7 @@ def formatted(table: pd.DataFrame, task: Task) -> pd.DataFrame:
         {
             "variant": table["variant"],
             "seeds": table["seeds"],
-            **{f"{said(name)}{unit}": both(name) for name in task.metric_names},
+            **{f"{said(name)}{unit}": both(name) for name in METRICS[task.metrics].names},
             "parameters": table["parameters"].map("{:,.0f}".format),
             "free parameters": table["free_parameters"].map("{:,.0f}".format),
             "epochs": table["epochs"].map("{:.1f}".format),
@@ -536,11 +537,11 @@ def verify(report: Report) -> pd.DataFrame:
         UserError: A number in results.csv is not what the predictions give, to the last digit.
     """
     path = report.folder / "results.csv"
-    results = read_csv(path, needs=result_columns(report.task.metric_names))
+    results = read_csv(path, needs=result_columns(METRICS[report.task.metrics].names))
     results = results[results["status"] == COMPLETED]
     for row in results.to_dict("records"):
         run = load_run(report.folder / f"runs/{row['variant']}-seed{row['seed']}")
-        for name, value in run.task.metrics(**run.predictions).items():
+        for name, value in METRICS[run.task.metrics].values(**run.predictions).items():
             if row[name] != value:
                 raise UserError(
                     f"{path}: {run.folder.name} has {name} {row[name]!r}, but its saved "

@@ -26,6 +26,7 @@ from rnnbench_nb.experiment import (
     to_yaml,
 )
 from rnnbench_nb.files import write_file
+from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.provenance import environment, fingerprint
 from rnnbench_nb.seeds import generator
@@ -250,7 +251,7 @@ def train_run(
         "status": results.COMPLETED,
         "epochs": state.progress["epoch"],
         "best_epoch": state.progress["best_epoch"],
-        "test": {**task.metrics(label, predicted), "loss": loss},
+        "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},
         "seconds": state.progress["seconds"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -17,7 +17,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.report import read_csv
 from rnnbench_nb.site import drawing
-from rnnbench_nb.tasks import download
+from rnnbench_nb.tasks import data as download
 
 sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")

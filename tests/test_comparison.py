@@ -17,9 +17,9 @@ from rnnbench_nb import runs, statistics
 from rnnbench_nb.analyses import Analysis, ablation, analyse, comparison, load, training
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import Report, write_tables
 from rnnbench_nb.runs import train_run
-from rnnbench_nb.tasks.base import Score
 
 TRUTH = [0, 0, 1, 1]
 # Right: gru 4 and 3 of 4, lstm 3 and 1, and the agru, on other examples, 3.

@@ -10,8 +10,8 @@ from made import made_report
 from rnnbench_nb import figures
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.figures import theme
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import history_columns, result_columns
-from rnnbench_nb.tasks.base import Score
 
 THREE = made_report("lstm", "gru", "agru")
 TWENTY = made_report(**{f"variant_{index}": "agru" for index in range(20)})

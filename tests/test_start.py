@@ -18,7 +18,7 @@ from in_process import execute
 
 from rnnbench_nb import demonstration
 from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.tasks.base import Score
+from rnnbench_nb.metrics import Score
 
 NAME = "00_start"
 SMALL = {"epochs": 2, "hidden_size": 8}

@@ -13,8 +13,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from rnnbench_nb import statistics as stats
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import read_csv
-from rnnbench_nb.tasks.base import Score
 
 NAMES = ["lstm", "gru", "agru"]
 LABELS = {"lstm": "LSTM", "gru": "GRU", "agru": "A-GRU", "a": "a", "b": "b", "c": "c"}

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import run_parameters
+from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.provenance import _sources
 from rnnbench_nb.report import Report, read_csv, said, verify, write_tables
 from rnnbench_nb.runs import train_run
-from rnnbench_nb.tasks import TASKS, download, images
+from rnnbench_nb.tasks import TASKS, images
+from rnnbench_nb.tasks import data as download
 from rnnbench_nb.training import evaluate
 
 QUIET = {"report": lambda line: None}
@@ -180,7 +182,7 @@ def test_errors_of_sums_by_hand():
     outputs, targets = torch.tensor([[1.0], [0.5]]), torch.tensor([0.5, 0.5])
     assert one.losses(outputs, targets).tolist() == [0.25, 0.0]
     assert one.losses(outputs, targets, "mean").item() == 0.125
-    found = one.metrics(targets.numpy(), one.answers(outputs).numpy())
+    found = METRICS[one.metrics].values(targets.numpy(), one.answers(outputs).numpy())
     assert found == {"negative_mse": -0.125}
 
 
@@ -228,7 +230,7 @@ def test_losses_of_symbols_are_means_over_all_steps():
     right = [[1.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0], [1.0] * 10]
     predicted = torch.where(torch.tensor(right) > 0, symbols, symbols % 8 + 1)
     assert one.scores(symbols.numpy(), predicted.numpy()).tolist() == [0.2, 1.0]
-    assert one.metrics(symbols.numpy(), predicted.numpy()) == {"recalled": pytest.approx(0.6)}
+    assert METRICS[one.metrics].values(symbols.numpy(), predicted.numpy()) == {"recalled": pytest.approx(0.6)}
 
 
 def test_without_memory_copying_costs_ten_symbols_of_eight():

@@ -7,6 +7,7 @@ import pandas as pd
 
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis
+from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.report import COMPLETED, Report, said
 
 BAND = "lines are means over {n}, bands one standard deviation"
@@ -66,7 +67,7 @@ def curves(report: Report, loss: bool) -> str:
     rows = history[history["split"] == "validation"].groupby(["variant", "seed"], sort=False)
     if loss:
         what, best = (
-            report.task.loss_label,
+            METRICS[report.task.metrics].loss_label,
             rows["loss"].min().groupby("variant", sort=False).mean(),
         )
         name = best.idxmin()

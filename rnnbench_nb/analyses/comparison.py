@@ -12,10 +12,10 @@ from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis, _examples
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import COMPLETED, Report, said
 from rnnbench_nb.report import summary as summary_of
 from rnnbench_nb.tasks import TASKS
-from rnnbench_nb.tasks.base import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -421,5 +421,7 @@ def pictures(alone: pd.DataFrame, report: Report) -> tuple["Figure", str]:
     texts = [f"{report.labels[row['variant']]}: {row['label']}\nnot {row['mistaken']}"
              for row in shown.to_dict("records")]  # fmt: skip
     examples = run.task.load(run.key[1]).test.inputs[shown["example"].tolist()]
+    from rnnbench_nb.figures import images
+
     alt = "Test examples that only one variant gets: " + "; ".join(texts).replace("\n", " ")
-    return run.task.mistakes(examples, texts), alt
+    return images(255 * run.task.pictures(examples).numpy(), texts), alt

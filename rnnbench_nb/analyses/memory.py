@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from rnnbench_nb import dynamics, training
 from rnnbench_nb.analyses import FEW, Analysis, examples, keyed, short, weighted
 from rnnbench_nb.analyses.gradients import MOMENTS, decades, exponents, thinned
+from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.report import Report, Run, labels, listed, looks
 
 SOLVED, LOST = 0.1, 0.9  # of the memoryless error: solved up to the first, lost from the second on
@@ -243,7 +244,8 @@ def _answers(found: Analysis, lined: SimpleNamespace) -> None:
         memoryless, budget = part["memoryless"].mean(), int(part["budget"].max())
         amount = f"an error of {task.score.scale * memoryless:.4g}{task.score.unit}"
         if task.memoryless_loss() is not None:
-            amount = f"{task.loss_label[0].lower()}{task.loss_label[1:]} of {memoryless:.4g}"
+            loss = METRICS[task.metrics].loss_label
+            amount = f"{loss[0].lower()}{loss[1:]} of {memoryless:.4g}"
         states = []
         for state in ("solved", "partly", "lost"):
             rows = part[part["state"] == state].sort_values("ratio")

@@ -10,8 +10,8 @@ from rnnbench_nb import statistics
 from rnnbench_nb.analyses import PAGES, Analysis, Finding, load
 from rnnbench_nb.analyses.comparison import PAIRS, test_sets
 from rnnbench_nb.cells import CELLS
+from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import Report
-from rnnbench_nb.tasks.base import Score
 
 
 def saved(name: str, report: Report) -> Analysis:

@@ -29,6 +29,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT, Protocol
 from rnnbench_nb.files import write_file
 from rnnbench_nb.launch import analysis_pages, provenance_notes
+from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.report import COMPLETED, Report, formatted, listed, result_row, said, summary
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -318,7 +319,7 @@ def summarise(report: Report) -> dict[str, Any]:
     runs = [{"reason": "no reason was recorded", **record, "run": folder.name}
             for folder, record in zip(report.run_folders, report.records, strict=True)]  # fmt: skip
     done = [run for run in runs if run["status"] == COMPLETED]
-    rows = [result_row(run, task.metric_names) for run in done]
+    rows = [result_row(run, METRICS[task.metrics].names) for run in done]
     table = pd.DataFrame(
         [{**row, "variant": report.labels.get(row["variant"], row["variant"])} for row in rows]
     )
@@ -331,6 +332,7 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         "protocol": protocol,
         "task": task,
+        "metrics": METRICS[task.metrics],
         "comment": comment(report.folder.resolve().name),
         "parameters": {key: _plain(value) for key, value in asked(protocol).items()},
         "models": listed([CELLS[model].label for model in protocol.models]),

@@ -222,7 +222,8 @@ def _read(path: Path, source: Source, name: str, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-        fault = "" if hashlib.sha256(content).hexdigest() == sha256 else _fault(content, source, name)
+        digest = hashlib.sha256(content).hexdigest()
+        fault = "" if digest == sha256 else _fault(content, digest, source, name)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -235,9 +236,8 @@ def _read(path: Path, source: Source, name: str, sha256: str) -> bytes:
     return content
 
 
-def _fault(content: bytes, source: Source, name: str) -> str:
+def _fault(content: bytes, digest: str, source: Source, name: str) -> str:
     """Say how a content differs from the published file of that name."""
-    digest = hashlib.sha256(content).hexdigest()
     for other in DATASETS.values():
         if digest in other.sha256:
             return f"holds {FILES[other.sha256.index(digest)]} of {other.title}"
@@ -310,11 +310,9 @@ def _mnist_5k() -> Images:
     values = torch.from_numpy(np.loadtxt(BytesIO(text), np.uint8, delimiter=","))  # (5000, 785)
     values = values[torch.randperm(5000, generator=generator(0, "test"))]
     by_class = values[values[:, -1].argsort(stable=True)].view(10, 500, 785)
-    train, test = (part.flatten(0, 1) for part in by_class.split((400, 100), dim=1))
-    return Images(
-        *(train[:, :-1].reshape(4000, 28, 28), train[:, -1].long()),
-        *(test[:, :-1].reshape(1000, 28, 28), test[:, -1].long()),
-    )
+    values = by_class.transpose(0, 1).flatten(0, 1)  # (5000, 785), the classes taking turns
+    images, labels = values[:, :-1].reshape(5000, 28, 28), values[:, -1].long()
+    return Images(images[1000:], labels[1000:], images[:1000], labels[:1000])
 
 
 def _digits() -> Images:
