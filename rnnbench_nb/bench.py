@@ -4,7 +4,6 @@ Every measurement goes round the models, so that a machine whose speed drifts sl
 alike; ratios of medians are the result, times alone are not.
 """
 
-import ctypes
 import json
 import math
 import subprocess
@@ -23,13 +22,13 @@ from scipy.stats import mannwhitneyu
 from torch import nn
 from torch.nn import functional as F
 
-from rnnbench_nb.cells import CELLS, module
+from rnnbench_nb.cells import CELLS, plain_loop
+from rnnbench_nb.cells.base import TorchCell
 from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.model import SequenceModel, build_model
 from rnnbench_nb.provenance import processor
-from rnnbench_nb.recurrent import plain_loop
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import DEFAULT, TASKS
 from rnnbench_nb.tasks.base import Part
@@ -38,7 +37,7 @@ from rnnbench_nb.training import arithmetic, evaluate
 OUTPUTS = 10
 WORK = ("train", "infer")
 LOOP = " loop"  # after a cell's name: the cell without its backends
-BASELINES = [name for name, cell in CELLS.items() if cell.torch_module]
+BASELINES = [name for name, cell in CELLS.items() if issubclass(cell, TorchCell)]
 KERNELS = Path(build.__file__).parent
 FAST = [name for name in CELLS if (KERNELS / f"{name}.cpp").exists()]  # have a compiled kernel
 TIMED = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
@@ -157,27 +156,6 @@ def operations(shape: Shape) -> int:
     return 2 * shape.steps * shape.batch * (2 * forward + 3 * shape.hidden**2)
 
 
-def arithmetic_limits(rounds: int = 7) -> dict[str, float]:
-    """Operations a second that one core reaches in multiply-adds, by precision; best of `rounds`.
-
-    At medium of bfloat16 products, where the processor has them. NaN where there is no C++
-    compiler.
-    """
-    try:
-        source = Path(build.__file__).with_name("arithmetic_limit.cpp")
-        library = ctypes.CDLL(str(build.build(source)))
-    except (build.Unavailable, OSError):
-        return dict(NO_LIMITS)
-    sink, best = np.zeros(1, np.float32), {"highest": 0.0, "medium": 0.0}
-    for precision in [*best] * rounds:
-        peak = library[f"peak_{precision}"]
-        peak.argtypes, peak.restype = [ctypes.c_int64, ctypes.c_void_p], ctypes.c_int64
-        start = time.perf_counter()
-        done = peak(2_000_000, sink.ctypes.data)
-        best[precision] = max(best[precision], done / (time.perf_counter() - start))
-    return best
-
-
 MEMORY = """
 import sys, torch
 from pathlib import Path
@@ -211,7 +189,7 @@ def summarise(rows: pd.DataFrame, limits: dict[str, float]) -> pd.DataFrame:
 
     Args:
         rows: The rows of `measure`.
-        limits: `arithmetic_limits` of one core.
+        limits: Operations a second of one core, by precision.
 
     Returns:
         One row a shape, task and model: `milliseconds` (median), `spread` (interquartile range
@@ -295,9 +273,9 @@ def run(
     """Measure these shapes on a device, saying each as done; those in `every` for all cells.
 
     Returns:
-        `machine`; `limits`, of `arithmetic_limits`; and `rows`, those of `measure`.
+        `machine`; `limits`, none known; and `rows`, those of `measure`.
     """
-    limits, rows = arithmetic_limits() if device == "cpu" else dict(NO_LIMITS), []
+    limits, rows = dict(NO_LIMITS), []
     found = {"machine": machine(device), "limits": limits, "rows": rows}
     report(_machine_sentence(found))
     for shape in shapes:
@@ -413,6 +391,12 @@ def caption(report: dict, table: pd.DataFrame) -> str:
     )
 
 
+def _served(name: str, hidden: int, device: str) -> str:
+    cell = CELLS[name](hidden, hidden, device=device)
+    cell(torch.zeros(2, 1, hidden, device=device))
+    return cell.served
+
+
 def machine(device: str = "cpu") -> dict:
     """What was measured on: its name, version of torch, and what runs each cell by precision."""
     where = processor() if device == "cpu" else torch.cuda.get_device_name(device)
@@ -420,7 +404,7 @@ def machine(device: str = "cpu") -> dict:
     for key, precision in (("paths", "highest"), ("medium_paths", "medium")):
         with arithmetic(precision):
             hidden = REFERENCE.hidden
-            found[key] = {name: module(name)(hidden, hidden).to(device).path() for name in CELLS}
+            found[key] = {name: _served(name, hidden, device) for name in CELLS}
     return found
 
 

@@ -3,32 +3,24 @@
 import torch
 from torch import Tensor, nn
 
-from rnnbench_nb.cells import module
-from rnnbench_nb.errors import UserError
+from rnnbench_nb.cells import CELLS, Cell
+from rnnbench_nb.cells.base import draw
+from rnnbench_nb.errors import lookup
 from rnnbench_nb.experiment import RunParameters
-from rnnbench_nb.recurrent import draw
 
 
 class SequenceModel(nn.Module):
     """A cell that reads a sequence, and a linear head on the state that is read out.
 
     Args:
-        cell: A module with the interface of `torch.nn.GRU` or `torch.nn.LSTM`, batch first.
+        cell: A cell, batch first.
         outputs: Numbers that the head gives, K.
         dropout: Probability in [0, 1) of dropping a unit before the head.
         read: "last" for an answer after the last step, "every" for one after each.
-
-    Raises:
-        UserError: The cell reads in two directions, of which a head on the last state sees one.
     """
 
-    def __init__(self, cell: nn.Module, outputs: int, dropout: float = 0.0, read: str = "last"):
+    def __init__(self, cell: Cell, outputs: int, dropout: float = 0.0, read: str = "last"):
         super().__init__()
-        if getattr(cell, "bidirectional", False):
-            raise UserError(
-                f"{type(cell).__name__} reads in two directions, and the last state of one of them "
-                "is read out: half of the model would never learn; make it read in one."
-            )
         self.cell = cell
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(cell.hidden_size, outputs)
@@ -74,11 +66,12 @@ def build_model(
     Raises:
         UserError: The cell is not in the table.
     """
-    kind = module(parameters.model)
+    kind = lookup(CELLS, "model", parameters.model)
     options = {name: getattr(parameters, name) for name in kind.Options.model_fields}
     cell = kind(input_size, parameters.hidden_size, batch_first=True, **options)
     model = SequenceModel(cell, outputs, parameters.dropout, read)
-    draw(model, parameters.hidden_size, generator, parameters.initialisation)
+    cell.draw(generator, parameters.initialisation)
+    draw(model.head, parameters.hidden_size, generator, parameters.initialisation)
     cell.initialise(generator)
     return model
 

@@ -1,29 +1,22 @@
-"""Tables of cells and tasks: one file an entry, found by looking into its folder."""
+"""Find the entries of a folder, one file an entry: the cells and the tasks."""
 
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import TypeVar
 
 from rnnbench_nb.errors import UserError
 
-
-class _Lazy:
-    """`torch`, imported when it is first used: names, options and results need none of it."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(importlib.import_module("torch"), name)
+T = TypeVar("T")
 
 
-torch = _Lazy()
-
-
-def discover(package: ModuleType, kind: type) -> dict[str, type]:
+def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
     """The subclasses of `kind` with a `name` that the files of a package define, by that name.
 
     Raises:
         UserError: A file cannot be imported, or a name is taken twice.
     """
-    found: dict[str, type] = {}
+    entries: dict[str, type[T]] = {}
     for _, file, is_folder in pkgutil.iter_modules(package.__path__):
         if is_folder:
             continue
@@ -36,7 +29,8 @@ def discover(package: ModuleType, kind: type) -> dict[str, type]:
             if not (isinstance(entry, type) and issubclass(entry, kind) and "name" in vars(entry)):
                 continue
             if entry.__module__ == module.__name__:
-                if entry.name in found:
-                    raise UserError(f"{path}: the name {entry.name!r} is taken; choose another.")
-                found[entry.name] = entry
-    return found
+                name = vars(entry)["name"]
+                if name in entries:
+                    raise UserError(f"{path}: the name {name!r} is taken; choose another.")
+                entries[name] = entry
+    return entries

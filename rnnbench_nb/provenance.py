@@ -19,7 +19,7 @@ from rnnbench_nb.tasks import TASKS, Task
 
 PACKAGE = Path(__file__).parent
 SHARED = (
-    "training.py", "model.py", "recurrent.py", "seeds.py", "cells/base.py", "tasks/base.py",
+    "training.py", "model.py", "seeds.py", "cells/base.py", "tasks/base.py",
     "cells/kernels/cuda_graph.py",
 )  # fmt: skip
 PACKAGES = ("torch", "numpy", "scikit-learn", "pandas", "snakemake", "papermill")

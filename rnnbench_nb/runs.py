@@ -219,7 +219,6 @@ def train_run(
                 "free_parameter_count": free,
                 "device": str(device),
                 "threads": torch.get_num_threads(),
-                "path": model.cell.path(),
                 "precision": torch.get_float32_matmul_precision(),
                 "data": _described(task, data),
             }
@@ -249,6 +248,7 @@ def train_run(
     results.write_csv(folder / "history.csv", history)
     record |= {
         "status": results.COMPLETED,
+        "path": state.progress.get("path", model.cell.served),
         "epochs": state.progress["epoch"],
         "best_epoch": state.progress["best_epoch"],
         "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},

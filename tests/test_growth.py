@@ -22,7 +22,7 @@ from test_gradients import folder  # noqa: F401 (a fixture)
 
 from rnnbench_nb import analyses
 from rnnbench_nb.analyses import growth
-from rnnbench_nb.cells import module
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.report import Report
 
@@ -133,7 +133,7 @@ def test_a_cell_whose_parts_fail_loses_its_own_rows(folder, monkeypatch):  # noq
     def broken(self, *tensors):
         raise ValueError("no terms")
 
-    monkeypatch.setattr(module("agru"), "jacobian_terms", broken)
+    monkeypatch.setattr(CELLS["agru"], "jacobian_terms", broken)
     analysis, report = analyses.Analysis(), Report(folder)
     growth.add(analysis, report, report.runs, count=1)
     assert analysis.frames == {}

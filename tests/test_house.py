@@ -2,13 +2,10 @@
 
 import ast
 import re
-import subprocess
-import sys
 
 import pytest
 
-import rnnbench_nb
-from rnnbench_nb.cells import CELLS, module
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.tasks import DEFAULT, TASKS
 
@@ -63,17 +60,6 @@ def test_no_message_advises_to_delete(path):
 def test_the_default_task_is_named_once():
     found = [path for path in OUTSIDE if DEFAULT in set(words(path))]
     assert not found and DEFAULT in TASKS
-
-
-def test_a_cells_module_is_looked_up_on_access():
-    code = (
-        "import sys, rnnbench_nb; assert 'torch' not in sys.modules; rnnbench_nb.AGRU; "
-        "assert 'torch' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert rnnbench_nb.AGRU is module("agru") and rnnbench_nb.__version__[0].isdigit()
-    with pytest.raises(AttributeError, match="no attribute 'NOBODY'"):
-        _ = rnnbench_nb.NOBODY
 
 
 def imports(path):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnbench_nb import dynamics
 from rnnbench_nb.analyses import Analysis, examples, keyed, short
-from rnnbench_nb.cells import module
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.dynamics import CAUSES, REPLACEMENTS
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.report import Report, Run
@@ -62,7 +62,7 @@ def add(analysis: Analysis, report: Report, runs: list[Run], count: int) -> None
     Findings are on `growth`, `words` and `lost`.
     """
     found, dampings, walked = [], [], {}
-    telling = sum(hasattr(module(run.parameters.model), "jacobian_terms") for run in runs)
+    telling = sum(hasattr(CELLS[run.parameters.model], "jacobian_terms") for run in runs)
     for run in runs:
         inputs, targets = examples(run, count)
         length = inputs.shape[1]

@@ -1,28 +1,21 @@
-"""The table of cells: one file a cell, found by name. `module` makes the torch module of one.
+"""The table of cells, found by looking into this folder: one file a cell.
 
 To add a cell, put one file here (README, "Add a cell"); nothing else is edited.
 """
 
 import sys
-from functools import cache
 
-from rnnbench_nb.cells.base import Cell
-from rnnbench_nb.errors import lookup
+from rnnbench_nb.cells.agru import AGRU
+from rnnbench_nb.cells.antisymmetric_rnn import AntisymmetricRNN
+from rnnbench_nb.cells.base import Cell, plain_loop
+from rnnbench_nb.cells.cornn import CoRNN
+from rnnbench_nb.cells.gated_antisymmetric_rnn import GatedAntisymmetricRNN
+from rnnbench_nb.cells.gru import GRU
+from rnnbench_nb.cells.gru_reset_before import GRUResetBefore
+from rnnbench_nb.cells.lem import LEM
+from rnnbench_nb.cells.lipschitz_rnn import LipschitzRNN
+from rnnbench_nb.cells.lstm import LSTM
+from rnnbench_nb.cells.mingru import MinGRU
 from rnnbench_nb.plugins import discover
 
-__all__ = ["CELLS", "Cell", "module"]
-
 CELLS: dict[str, type[Cell]] = discover(sys.modules[__name__], Cell)
-
-
-@cache
-def module(name: str) -> type:
-    """The torch module of a cell, with the interface of torch.nn.GRU as far as it is used.
-
-    Raises:
-        UserError: No file defines a cell of this name.
-    """
-    from rnnbench_nb import recurrent  # loads torch
-
-    cell = lookup(CELLS, "model", name)
-    return recurrent.module_of(cell)

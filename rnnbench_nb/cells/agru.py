@@ -1,9 +1,16 @@
 """The antisymmetric GRU (A-GRU), from its equations."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
-from rnnbench_nb.cells.base import Cell, Frozen, torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.base import Cell, Frozen, damped, parameter
+from rnnbench_nb.cells.kernels import Served
+from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.validation import Finite, NotNegative, Positive
 
 
@@ -54,39 +61,44 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
         initial_scale: NotNegative = 1.0
 
-    def weights(self):
-        """The recurrent weights, and the step size or its logarithm."""
-        h = self.hidden_size
-        scalar = "epsilon" if self.options.epsilon_itself else "log_epsilon"
-        return {"gate_weight": (2 * h, h), "candidate_weight": (h, h), scalar: ()}
+    options: Options
 
-    def initialise(self, generator):
-        """Set the step size, scale W, and leave untrained what the options say."""
-        start, itself = self.options.epsilon, self.options.epsilon_itself
-        scalar = self.epsilon if itself else self.log_epsilon
+    def declare(self) -> None:
+        """Declare the recurrent weights, and the step size or its logarithm."""
+        h, options = self.hidden_size, self.options
+        self.gate_weight = parameter(2 * h, h)
+        self.candidate_weight = parameter(h, h, trained=options.recurrence != "frozen")
+        scalar = parameter(trained=options.learnable_epsilon)
+        if options.epsilon_itself:
+            self.epsilon = scalar
+        else:
+            self.log_epsilon = scalar
+
+    def initialise(self, generator: torch.Generator | None) -> None:
+        """Set the step size, and scale W."""
+        start = self.options.epsilon
         with torch.no_grad():
-            scalar.fill_(start if itself else math.log(start))
+            if self.options.epsilon_itself:
+                self.epsilon.fill_(start)
+            else:
+                self.log_epsilon.fill_(math.log(start))
             self.candidate_weight.mul_(self.options.initial_scale)
-        scalar.requires_grad_(self.options.learnable_epsilon)
-        self.candidate_weight.requires_grad_(self.options.recurrence != "frozen")
 
-    def step_size(self):
+    def step_size(self) -> Tensor:
         """The current step size epsilon, a scalar tensor, positive unless trained as it is."""
         return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
 
-    def recurrent_matrix(self):
+    def recurrent_matrix(self) -> Tensor:
         """A (H, H) = W - W^T - gamma I, computed from the current W."""
         w = self.candidate_weight
-        identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
-        s = w if self.options.recurrence == "free" else w - w.T
-        return s - self.options.gamma * identity
+        return damped(w if self.options.recurrence == "free" else w - w.T, self.options.gamma)
 
-    def prepare(self):
+    def prepare(self) -> tuple[Tensor, ...]:
         """The gates' weights [U_z | U_r], A and epsilon."""
         return self.gate_weight, self.recurrent_matrix(), self.step_size()
 
     @staticmethod
-    def step(u, h, gate_weight, a, epsilon):
+    def step(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:
         """One step, sigma being the sigmoid and * elementwise.
 
             z  = sigma(W_z x + U_z h + b_z)        update gate
@@ -96,23 +108,21 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
 
         The reset gate acts before the matrix product; torch.nn.GRU's acts after it.
         """
-        linear, size = torch.nn.functional.linear, len(a)
+        linear, size = F.linear, len(a)
         gate_input, candidate_input = u.split([2 * size, size], dim=-1)
         z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, dim=-1)
         return h + epsilon * (z * torch.tanh(candidate_input + linear(r * h, a)))
 
-    def redundant(self):
+    def redundant(self) -> int:
         """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; a control as W."""
         n = self.hidden_size
         return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
 
-    def backends(self):
+    def kernels(self) -> list[Callable[..., Served | str]]:
         """The C++ kernel."""
-        from rnnbench_nb.cells.kernels import agru as kernel
+        return [kernel.run]
 
-        return [kernel]
-
-    def jacobian_terms(self, u, h, gate_weight, a, epsilon):
+    def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> dict[str, Tensor]:
         """The step Jacobian in three terms, J = I + epsilon K + epsilon G.
 
         With D = diag(z (1 - c^2)), K = D A diag(r) is the recurrent matrix between frozen gates:
@@ -123,7 +133,8 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         Returns:
             `identity` (H, H), `path` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
         """
-        linear, size = torch.nn.functional.linear, len(a)
+        gate_weight, a, epsilon = prepared
+        linear, size = F.linear, len(a)
         gate_input, candidate_input = u.split([2 * size, size], dim=-1)
         z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, dim=-1)
         c = torch.tanh(candidate_input + linear(r * h, a))
@@ -136,6 +147,7 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             "gates": epsilon * ((c * z * (1 - z))[..., None] * u_z + by_reset),
         }
 
-    def jacobian(self, u, h, *prepared):
+    def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
         """The step Jacobian (B, H, H), the sum of its terms, in a third of the automatic time."""
-        return sum(self.jacobian_terms(u, h, *prepared).values())
+        terms = self.jacobian_terms(u, state, *prepared)
+        return terms["identity"] + terms["path"] + terms["gates"]

@@ -1,8 +1,13 @@
 """The AntisymmetricRNN (Chang et al. 2019), an Euler step along an antisymmetric flow."""
 
 import math
+from typing import ClassVar
 
-from rnnbench_nb.cells.base import Cell, Start, torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.base import Cell, Start, damped, parameter
 from rnnbench_nb.validation import Finite, NotNegative, Positive
 
 
@@ -10,7 +15,8 @@ class AntisymmetricRNN(Cell):
     """h' = h + epsilon tanh(A h + V x + b), A = W - W^T - gamma I (Chang et al. 2019, eq. 11)."""
 
     name, label = "antisymmetric_rnn", "AntisymmetricRNN"
-    colour, dashes, marker = "#E60000", (7, 1), "p"
+    colour, marker = "#E60000", "p"
+    dashes: ClassVar[tuple[float, ...] | None] = (7, 1)
     equation = r"""
 (`rnnbench_nb.AntisymmetricRNN`; Chang et al. 2019, equation 11), a forward Euler
 step of size $\epsilon$ with the damping $\gamma$:
@@ -31,11 +37,13 @@ $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s 
         epsilon: Positive = 0.1
         initial_scale: NotNegative = 1.0
 
-    def weights(self):
-        """W (H, H)."""
-        return {"recurrent": (self.hidden_size, self.hidden_size)}
+    options: Options
 
-    def initialise(self, generator):
+    def declare(self) -> None:
+        """Declare W (H, H)."""
+        self.recurrent = parameter(self.hidden_size, self.hidden_size)
+
+    def initialise(self, generator: torch.Generator | None) -> None:
         """Its authors: V from N(0, 1/D) and W from N(0, 1/H), these being variances, b zero.
 
         Both starts learn (78% common, 84% source; gated 81% and 86%): common is the default.
@@ -46,24 +54,22 @@ $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s 
                     weight.normal_(0, 1 / math.sqrt(weight.shape[1]), generator=generator)
             self.recurrent.mul_(self.options.initial_scale)
 
-    def step_size(self):
+    def step_size(self) -> float:
         """The step size epsilon."""
         return self.options.epsilon
 
-    def recurrent_matrix(self):
+    def recurrent_matrix(self) -> Tensor:
         """A (H, H) = W - W^T - gamma I, computed from the current W."""
-        w = self.recurrent
-        identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
-        return w - w.T - self.options.gamma * identity
+        return damped(self.recurrent - self.recurrent.T, self.options.gamma)
 
-    def prepare(self):
+    def prepare(self) -> tuple[Tensor, ...]:
         """A."""
         return (self.recurrent_matrix(),)
 
-    def step(self, u, h, a):
+    def step(self, u: Tensor, h: Tensor, a: Tensor) -> Tensor:
         """One step; u = V x + b."""
-        return h + self.options.epsilon * torch.tanh(u + torch.nn.functional.linear(h, a))
+        return h + self.options.epsilon * torch.tanh(u + F.linear(h, a))
 
-    def redundant(self):
+    def redundant(self) -> int:
         """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2."""
         return self.hidden_size * (self.hidden_size + 1) // 2

@@ -1,25 +1,89 @@
-"""What a cell says of itself; the module around it and its loop are in `recurrent`."""
+"""The base of every cell: interface of torch.nn.GRU, loop over time, start, step Jacobian.
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+B sequences of T steps have D features; a state has `states` parts of H numbers each, the first of
+which is read out.
+"""
 
-from rnnbench_nb.plugins import torch
-from rnnbench_nb.validation import Count, Frozen
+import math
+import numbers
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+from torch.nn import functional as F
 
-__all__ = ["Cell", "Chrono", "Frozen", "Start", "torch"]
+from rnnbench_nb.cells.kernels import Served, cuda_graph
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.validation import Count, Frozen, validate
+
+__all__ = ["Cell", "Chrono", "Frozen", "Start", "TorchCell"]
+
+_switches = {"kernels": True}
+
+
+@contextmanager
+def plain_loop() -> Iterator[None]:
+    """Inside this context every cell of ours runs its plain loop, without a kernel."""
+    before, _switches["kernels"] = _switches["kernels"], False
+    try:
+        yield
+    finally:
+        _switches["kernels"] = before
+
+
+def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
+    """A parameter of this shape, whose values the start will set."""
+    return nn.Parameter(torch.empty(shape), requires_grad=trained)
+
+
+def damped(matrix: Tensor, gamma: float) -> Tensor:
+    """Matrix - gamma I, for a matrix (H, H)."""
+    return matrix - gamma * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def unroll(step: Callable[..., Tensor], drive: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
+    """The states (T, B, n) after each step, from the drive (T, B, blocks H) and a start (B, n)."""
+    states = []
+    for u in drive:
+        state = step(u, state, *prepared)
+        states.append(state)
+    return torch.stack(states)
+
+
+def draw(
+    module: nn.Module,
+    hidden_size: int,
+    generator: torch.Generator | None,
+    initialisation: str = "uniform",
+) -> None:
+    """The start that all cells share: every matrix uniform on +-1/sqrt(H), all else zero.
+
+    With the initialisation "xavier" each stored matrix is Xavier uniform instead; its fans are
+    those of the whole matrix, the gates stacked.
+    """
+    bound = 1 / math.sqrt(hidden_size)
+    for tensor in module.state_dict(keep_vars=True).values():
+        with torch.no_grad():
+            if tensor.dim() > 1 and initialisation == "xavier":
+                nn.init.xavier_uniform_(tensor, generator=generator)
+            elif tensor.dim() > 1:
+                tensor.uniform_(-bound, bound, generator=generator)
+            else:
+                tensor.zero_()
 
 
 class Start(Frozen):
     """The option of a cell whose authors start it in a way of their own.
 
     Attributes:
-        start: common, the policy of all cells (see `Cell.initialise`), or source, the authors' way
-            for the cell's own weights; the head has the common start either way. The default is
-            common where the cell learns with it: each file says how far both came in the first 300
-            steps of row MNIST (128 units, batch 128, Adam 1e-3, one seed, accuracy on 2,000
-            validation images), which shows that they learn and no more.
+        start: common, the start that all cells share (see `draw`), or source, the authors' start
+            of the cell's own weights; the head has the common start either way. The default is
+            common where the cell learns with it. Each file gives the accuracy of both after 300
+            steps of row MNIST (128 units, batch 128, Adam 1e-3, one seed, 2,000 validation
+            images), which shows that they learn and no more.
     """
 
     start: Literal["common", "source"] = "common"
@@ -35,34 +99,45 @@ class Chrono(Frozen):
 
     chrono: Count = 0
 
-    def draw_chrono(self, bias: "Tensor", generator: "torch.Generator | None") -> None:
+    def draw_chrono(self, bias: Tensor, generator: torch.Generator | None) -> None:
         """Set the bias (H,) of such a gate to log u, so that it keeps a state for some u steps.
 
-        u is uniform on 1 to chrono - 1 (their equations 14 and 16); where `chrono` is 0 the bias
-        stays as it is.
+        u is uniform on 1 to chrono - 1 (their equations 14 and 16). If `chrono` is 0, the bias does
+        not change.
         """
         if self.chrono:
             with torch.no_grad():
                 bias.uniform_(1, max(self.chrono - 1, 1), generator=generator).log_()
 
 
-class Cell:
-    """One recurrent cell: its name, options, weights and one step. A subclass is one file.
+class Cell(nn.Module):
+    """A recurrent cell with the interface of torch.nn.GRU: one layer, one direction.
 
-    B sequences of T steps have D features; a state has `states` parts of H numbers each, the first
-    of which is read out. `drive` computes, for all steps at once, what depends on the input alone:
-    u = W x + b, with `blocks` blocks of H numbers; the step adds the rest.
+    A subclass is one file. It declares its parameters (`declare`) and one step,
+    `step(u, state, *prepared)`: the state (B, states H) after the step, from u (B, blocks H), the
+    state before it, and what `prepare` gave.
+
+    Args:
+        input_size: Number of input features D.
+        hidden_size: Number of hidden units H.
+        num_layers, bias, dropout, bidirectional: As torch.nn.GRU has them by default.
+        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
+        device, dtype: Of the parameters.
+        options: The cell's own options, as its `Options` describes them.
 
     Attributes:
-        name: In parameter files and folder names.
-        label: In tables and figures.
-        colour, dashes, marker: Its look in figures; None for one that nothing else uses.
-        equation: Markdown with LaTeX, as the notebooks print it.
+        name: Name in parameter files and folders.
+        label: Name in tables and figures.
+        colour, dashes, marker: Look in figures; None lets the report choose one.
+        equation: Markdown with LaTeX.
         blocks: Blocks of H numbers in u.
         states: Blocks of H numbers in the state.
-        no_decay: Names of the parameters that know no weight decay.
-        torch_module: The class of `torch.nn` that runs the loop; None where `step` does.
-        Options: The cell's own parameters, with types, limits and defaults.
+        no_decay: Names of the parameters without weight decay.
+        Options: The cell's own options, with types, limits and defaults.
+        served: What served the last call: a kernel, or the loop and why no kernel did.
+
+    Raises:
+        UserError: An argument is out of its range, or the cell does not have it.
     """
 
     name: ClassVar[str]
@@ -74,44 +149,249 @@ class Cell:
     blocks: ClassVar[int] = 1
     states: ClassVar[int] = 1
     no_decay: ClassVar[tuple[str, ...]] = ()
-    torch_module: ClassVar[str | None] = None
 
-    class Options(Frozen):
-        """A cell without options of its own."""
+    Options: ClassVar[type[Frozen]] = Frozen
 
     options: Any
-    hidden_size: int
+    step: Callable[..., Tensor]
+    weight_ih: nn.Parameter
+    bias: nn.Parameter | None
 
-    def weights(self) -> dict[str, tuple[int, ...] | None]:
-        """The shape of each parameter besides `weight_ih` (blocks H, D) and `bias` (blocks H,).
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._accept(input_size, hidden_size, num_layers, bias, dropout, bidirectional, options)
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.batch_first = batch_first
+        self.weight_ih = parameter(self.blocks * hidden_size, input_size)
+        self.declare()
+        self.bias = parameter(self.blocks * hidden_size) if self.has_bias() else None
+        self.to(device=device, dtype=dtype)
+        self.reset_parameters()
 
-        A cell without a bias says `{"bias": None}`.
-        """
-        return {}
+    def _accept(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        dropout: float,
+        bidirectional: bool,
+        options: dict[str, Any],
+    ) -> None:
+        """Check the arguments, and set `options`."""
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, size in sizes.items():
+            if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
+                raise UserError(f"{name} must be a positive integer, got {size!r}")
+        given = (num_layers, bias, dropout, bidirectional)
+        served = {"num_layers": 1, "bias": True, "dropout": 0, "bidirectional": False}
+        for (name, only), value in zip(served.items(), given, strict=True):
+            if value != only:
+                raise UserError(f"{self.label} has {name}={only} alone, got {value!r}")
+        self.options = validate(self.Options, options, self.label)
+        self.served = "not called yet"
 
-    def initialise(self, generator: "torch.Generator | None") -> None:
-        """Change what the common policy drew: matrices uniform on +-1/sqrt(H), all else zero."""
+    # What a cell's file may override.
 
-    def prepare(self) -> tuple["Tensor", ...]:
+    def declare(self) -> None:
+        """Declare the parameters besides `weight_ih` (blocks H, D) and `bias` (blocks H,)."""
+
+    def has_bias(self) -> bool:
+        """Whether u has a bias."""
+        return True
+
+    def initialise(self, generator: torch.Generator | None) -> None:
+        """Change what the common start drew: matrices uniform on +-1/sqrt(H), all else zero."""
+
+    def drive(self, x: Tensor) -> Tensor:
+        """The part of all steps that depends on the input x (..., D) alone: u (..., blocks H)."""
+        return F.linear(x, self.weight_ih, self.bias)
+
+    def prepare(self) -> tuple[Tensor, ...]:
         """What a sequence needs once, computed from the current weights; `step` takes it."""
         return ()
 
-    def step(self, u: "Tensor", state: "Tensor", *prepared: "Tensor") -> "Tensor":
-        """The state (B, states H) after one step, from u (B, blocks H) and the state before it."""
-        raise TypeError(f"{type(self).__name__} has no step: write it.")
+    def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
+        """The exact step Jacobian (B, n, n): entry [b, i, j] is d after_i / d before_j."""
+
+        def advance(state: Tensor, u: Tensor) -> Tensor:
+            return self.step(u, state, *prepared)
+
+        return vmap(jacrev(advance))(state, u)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers n in a state, states H."""
+        return self.states * self.hidden_size
+
+    def zero_state(self, batch: int) -> Tensor:
+        """The start (B, n) of a sequence, all zeros."""
+        return next(self.parameters()).new_zeros(batch, self.state_size)
 
     def redundant(self) -> int:
         """How many trained parameters act only together with others, and are no capacity."""
         return 0
 
-    def recurrent_matrix(self) -> "Tensor | None":
-        """The matrix (H, H) of the flow that the cell steps along, where it has one."""
+    def recurrent_matrix(self) -> Tensor | None:
+        """The matrix (H, H) of the flow that the cell steps along, if it has one."""
         return None
 
-    def step_size(self) -> "Tensor | float":
+    def step_size(self) -> Tensor | float:
         """The size of the forward Euler step along that flow."""
         return 1.0
 
-    def backends(self) -> list:
-        """Faster ways to run the loop, best first; see `rnnbench_nb.recurrent`."""
+    def kernels(self) -> list[Callable[..., Served | str]]:
+        """Faster ways to run the loop, best first; each answers with states or why it cannot."""
         return []
+
+    # What every cell has.
+
+    def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
+        """Give the weights the start that all cells share."""
+        draw(self, self.hidden_size, generator, initialisation)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew; what is trained and what is frozen stays so."""
+        self.draw(generator)
+        self.initialise(generator)
+
+    def flatten_parameters(self) -> None:
+        """Lay out the weights for cuDNN where torch.nn runs the cell; else do nothing."""
+        getattr(super(), "flatten_parameters", lambda: None)()
+
+    def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The trained parameters with weight decay, and those without."""
+        parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+        for name, tensor in self.named_parameters():
+            if tensor.requires_grad:
+                parts[name in self.no_decay].append(tensor)
+        return parts
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the cell over a batch of sequences.
+
+        Args:
+            input: Inputs (T, B, D), (B, T, D) with batch_first, or (T, D) without a batch.
+            hx: Initial state h_0 (1, B, states H), or (1, states H) without a batch; zeros if None.
+
+        Returns:
+            The part that is read out after every step, laid out like the input with H in place of
+            D, and the state after the last step, laid out like h_0.
+
+        Raises:
+            UserError: The input or h_0 has the wrong kind, number of dimensions, size or dtype, or
+                the sequence is empty.
+        """
+        if not isinstance(input, Tensor):
+            raise UserError(
+                f"{self.label} takes a tensor, not a {type(input).__name__}: sequences of unequal "
+                "length are padded (pad_packed_sequence) and run one length at a time."
+            )
+        if input.dim() not in (2, 3):
+            raise UserError(f"input must have 2 or 3 dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            raise UserError(
+                f"input.size(-1) must be input_size {self.input_size}, got {input.shape[-1]}"
+            )
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(1)
+        if batched and self.batch_first:
+            x = x.transpose(0, 1)  # (T, B, D)
+        if x.shape[0] == 0:
+            raise UserError("input must have at least one time step, got 0")
+        expected = (1, *((x.shape[1],) if batched else ()), self.state_size)
+        dtype = next(self.parameters()).dtype
+        if hx is None:
+            state = self.zero_state(x.shape[1])
+        elif hx.shape != expected:
+            raise UserError(f"h_0 must have the shape {expected}, got {tuple(hx.shape)}")
+        elif hx.dtype != dtype:
+            raise UserError(f"h_0 must be {dtype} as the weights are, got {hx.dtype}")
+        else:
+            state = hx[0] if batched else hx
+        states, last = self._run(x, state)
+        output = states[..., : self.hidden_size]
+        if not batched:
+            return output.squeeze(1), last
+        return (output.transpose(0, 1) if self.batch_first else output), last.unsqueeze(0)
+
+    def loop(self, x: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
+        """The states (T, B, n) of inputs (T, B, D) and a start (B, n), one step at a time."""
+        return unroll(self.step, self.drive(x), state, *prepared)
+
+    def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """All states (T, B, n) and the last (B, n), by the first kernel that serves the call."""
+        prepared, refusals = self.prepare(), []
+        kernels = [*self.kernels(), *([cuda_graph.run] if x.is_cuda else [])]
+        for kernel in kernels if _switches["kernels"] else []:
+            answer = kernel(self, x, state, *prepared)
+            if isinstance(answer, Served):
+                self.served = answer.path
+                return answer.states, answer.last
+            refusals.append(answer)
+        if not torch.compiler.is_compiling():
+            self.served = ": ".join(["loop", *refusals])
+        states = self.loop(x, state, *prepared)
+        return states, states[-1]
+
+    def extra_repr(self) -> str:
+        """Describe the module by its arguments, as torch's recurrent modules do."""
+        parts = [f"{self.input_size}, {self.hidden_size}"] + ["batch_first=True"] * self.batch_first
+        changed = self.options.model_dump(exclude_defaults=True).items()
+        return ", ".join(parts + [f"{name}={value!r}" for name, value in changed])
+
+
+class TorchCell(Cell):
+    """A cell that torch.nn runs, for a subclass of one of its modules too.
+
+    Its `step` is the equation of torch's module, for what is computed step by step.
+    """
+
+    weight_ih_l0: Tensor
+    bias_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_hh_l0: Tensor
+    mode: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        self._accept(input_size, hidden_size, num_layers, bias, dropout, bidirectional, options)
+        super(Cell, self).__init__(
+            input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype
+        )
+
+    def drive(self, x: Tensor) -> Tensor:
+        """The part of all steps that depends on the input x (..., D) alone: u (..., blocks H)."""
+        return F.linear(x, self.weight_ih_l0, self.bias_ih_l0)
+
+    def prepare(self) -> tuple[Tensor, ...]:
+        """Torch's recurrent weights (blocks H, H) and second biases (blocks H,)."""
+        return self.weight_hh_l0, self.bias_hh_l0
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run torch's module."""
+        self.served = f"torch.nn.{self.mode}"
+        return super(Cell, self).forward(input, hx)

@@ -2,7 +2,11 @@
 
 import math
 
-from rnnbench_nb.cells.base import Cell, Start, torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.base import Cell, Start, parameter
 from rnnbench_nb.validation import NotNegative, Positive
 
 
@@ -48,28 +52,30 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
         stiffness: NotNegative = 2.7
         damping: NotNegative = 4.7
 
-    def weights(self):
-        """W and W_z side by side."""
-        return {"recurrent": (self.hidden_size, 2 * self.hidden_size)}
+    options: Options
 
-    def initialise(self, generator):
+    def declare(self) -> None:
+        """Declare W and W_z side by side."""
+        self.recurrent = parameter(self.hidden_size, 2 * self.hidden_size)
+
+    def initialise(self, generator: torch.Generator | None) -> None:
         """Its authors: everything uniform on +-1/sqrt(D + 2H), one layer of torch's for [x|z|y].
 
         Both starts learn alike (41% common, 40% source): common is the default.
         """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.input_size + 2 * self.hidden_size)
-            for tensor in (self.weight_ih, self.recurrent, self.bias):
-                torch.nn.init.uniform_(tensor, -bound, bound, generator=generator)
+            for tensor in self.parameters():
+                nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
-    def prepare(self):
+    def prepare(self) -> tuple[Tensor, ...]:
         """[W | W_z]."""
         return (self.recurrent,)
 
-    def step(self, u, state, recurrent):
+    def step(self, u: Tensor, state: Tensor, recurrent: Tensor) -> Tensor:
         """One step; u = V x + b."""
         y, z = state.chunk(2, -1)
         options = self.options
-        force = torch.tanh(u + torch.nn.functional.linear(state, recurrent))
+        force = torch.tanh(u + F.linear(state, recurrent))
         z = z + options.dt * (force - options.stiffness * y - options.damping * z)
         return torch.cat([y + options.dt * z, z], -1)

@@ -1,7 +1,10 @@
 """The AntisymmetricRNN with a gate (Chang et al. 2019), which costs no second product."""
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from rnnbench_nb.cells.antisymmetric_rnn import AntisymmetricRNN
-from rnnbench_nb.cells.base import torch
 
 
 class GatedAntisymmetricRNN(AntisymmetricRNN):
@@ -23,9 +26,9 @@ $$z_s = \sigma(A h_{s-1} + V_z x_s + b_z)$$
 $$h_s = h_{s-1} + \epsilon\, z_s \odot \tanh(A h_{s-1} + V x_s + b)$$
 """
 
-    def step(self, u, h, a):
+    def step(self, u: Tensor, h: Tensor, a: Tensor) -> Tensor:
         """One step; u = [V_z x + b_z | V x + b]."""
         gate_input, candidate_input = u.chunk(2, -1)
-        shared = torch.nn.functional.linear(h, a)
+        shared = F.linear(h, a)
         z = torch.sigmoid(gate_input + shared)
         return h + self.options.epsilon * z * torch.tanh(candidate_input + shared)

@@ -4,7 +4,11 @@ torch.nn.GRU resets after the product, so that it differs from the A-GRU in two 
 differs in the candidate's free matrix and the convex mix of old and new alone.
 """
 
-from rnnbench_nb.cells.base import Cell, Start, torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.base import Cell, Start, parameter
 
 
 class GRUResetBefore(Cell):
@@ -31,31 +35,31 @@ $$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
 $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot \tanh\left(V x_s + W (r_s \odot h_{s-1}) + b\right)$$
 """
 
-    class Options(Start):
-        """The start alone."""
+    Options = Start
+    options: Start
 
-    def weights(self):
-        """The recurrent weights."""
+    def declare(self) -> None:
+        """Declare the recurrent weights."""
         h = self.hidden_size
-        return {"gate_weight": (2 * h, h), "candidate_weight": (h, h)}
+        self.gate_weight, self.candidate_weight = parameter(2 * h, h), parameter(h, h)
 
-    def initialise(self, generator):
+    def initialise(self, generator: torch.Generator | None) -> None:
         """Its authors: input weights from N(0, 0.01^2), each recurrent matrix orthogonal.
 
         Both starts learn alike (86% either way); common, the A-GRU's, is the default.
         """
         if self.options.start == "source":
-            torch.nn.init.normal_(self.weight_ih, std=0.01, generator=generator)
+            nn.init.normal_(self.weight_ih, std=0.01, generator=generator)
             for matrix in (*self.gate_weight.chunk(2), self.candidate_weight):
-                torch.nn.init.orthogonal_(matrix, generator=generator)
+                nn.init.orthogonal_(matrix, generator=generator)
 
-    def prepare(self):
+    def prepare(self) -> tuple[Tensor, ...]:
         """[U_z | U_r] and W."""
         return self.gate_weight, self.candidate_weight
 
-    def step(self, u, h, gate_weight, w):
+    def step(self, u: Tensor, h: Tensor, gate_weight: Tensor, w: Tensor) -> Tensor:
         """One step; u has the rows of ``weight_ih``."""
-        linear, size = torch.nn.functional.linear, len(w)
+        linear, size = F.linear, len(w)
         gate_input, candidate_input = u.split([2 * size, size], -1)
         z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, -1)
         return torch.lerp(h, torch.tanh(candidate_input + linear(r * h, w)), z)

@@ -2,7 +2,11 @@
 
 import math
 
-from rnnbench_nb.cells.base import Cell, Start, torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.base import Cell, Start, parameter
 from rnnbench_nb.validation import Positive
 
 
@@ -45,29 +49,41 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
 
         dt: Positive = 1.0
 
-    def weights(self):
-        """The recurrent weights, and the second biases."""
-        h = self.hidden_size
-        return {"recurrent": (3 * h, h), "memory_weight": (h, h), "recurrent_bias": (4 * h,)}
+    options: Options
 
-    def initialise(self, generator):
+    def declare(self) -> None:
+        """Declare the recurrent weights, and the second biases."""
+        h = self.hidden_size
+        self.recurrent, self.memory_weight = parameter(3 * h, h), parameter(h, h)
+        self.recurrent_bias = parameter(4 * h)
+
+    def initialise(self, generator: torch.Generator | None) -> None:
         """Its authors: all uniform on +-1/sqrt(H), biases too; their Kaiming head is left out.
 
         Both starts learn (86% common, 89% source): common is the default.
         """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.hidden_size)
-            for bias in (self.recurrent_bias, self.bias):  # the matrices have that start already
-                torch.nn.init.uniform_(bias, -bound, bound, generator=generator)
+            for tensor in self.parameters():
+                if tensor.dim() == 1:  # the matrices have that start already
+                    nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
-    def prepare(self):
+    def prepare(self) -> tuple[Tensor, ...]:
         """The recurrent weights, each with its biases."""
         h = self.hidden_size
         return self.recurrent, self.memory_weight, *self.recurrent_bias.split([3 * h, h])
 
-    def step(self, u, state, recurrent, memory_weight, bias, memory_bias):
+    def step(
+        self,
+        u: Tensor,
+        state: Tensor,
+        recurrent: Tensor,
+        memory_weight: Tensor,
+        bias: Tensor,
+        memory_bias: Tensor,
+    ) -> Tensor:
         """One step; u = V x + b, rows as in ``weight_ih``."""
-        linear, size = torch.nn.functional.linear, len(memory_bias)
+        linear, size = F.linear, len(memory_bias)
         y, z = state.chunk(2, -1)
         u_y, u_z = u.split([3 * size, size], -1)
         gates, inner = (u_y + linear(y, recurrent, bias)).split([2 * size, size], -1)
@@ -76,6 +92,6 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
         y = torch.lerp(y, torch.tanh(u_z + linear(z, memory_weight, memory_bias)), a)
         return torch.cat([y, z], -1)
 
-    def redundant(self):
+    def redundant(self) -> int:
         """The two bias vectors act as their sum."""
         return 4 * self.hidden_size

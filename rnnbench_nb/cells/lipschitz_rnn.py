@@ -3,9 +3,12 @@
 import math
 from typing import Annotated
 
+import torch
 from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, torch
+from rnnbench_nb.cells.base import Cell, Start, damped, parameter
 from rnnbench_nb.validation import Finite, NotNegative, Positive
 
 
@@ -46,12 +49,14 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
         epsilon: Positive = 0.03
         initial_scale: NotNegative = 1.0
 
-    def weights(self):
-        """B and C."""
-        square = (self.hidden_size, self.hidden_size)
-        return {"linear_weight": square, "tanh_weight": square}
+    options: Options
 
-    def initialise(self, generator):
+    def declare(self) -> None:
+        """Declare B and C."""
+        h = self.hidden_size
+        self.linear_weight, self.tanh_weight = parameter(h, h), parameter(h, h)
+
+    def initialise(self, generator: torch.Generator | None) -> None:
         """Its authors: B and C of standard deviation 1/H; U and b as torch's, +-1/sqrt(D).
 
         Both starts learn (67% common, 68% source): common is the default.
@@ -59,36 +64,35 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
         with torch.no_grad():
             if self.options.start == "source":
                 bound = 1 / math.sqrt(self.input_size)
-                for tensor in (self.weight_ih, self.bias):
-                    tensor.uniform_(-bound, bound, generator=generator)
+                for name in ("weight_ih", "bias"):
+                    self.get_parameter(name).uniform_(-bound, bound, generator=generator)
                 for matrix in (self.linear_weight, self.tanh_weight):
                     matrix.normal_(0, 1 / self.hidden_size, generator=generator)
             self.linear_weight.mul_(self.options.initial_scale)
             self.tanh_weight.mul_(self.options.initial_scale)
 
-    def step_size(self):
+    def step_size(self) -> float:
         """The step size epsilon."""
         return self.options.epsilon
 
-    def recurrent_matrix(self):
+    def recurrent_matrix(self) -> Tensor:
         """M_B (H, H): since tanh is bounded, whether states stay bounded is for M_B to decide."""
         return self._mixed(self.linear_weight)
 
-    def _mixed(self, w):
+    def _mixed(self, w: Tensor) -> Tensor:
         """The mix, beta (W - W^T) + (1 - beta) (W + W^T) = W + (1 - 2 beta) W^T, less gamma I."""
-        identity = torch.eye(self.hidden_size, dtype=w.dtype, device=w.device)
-        return w + (1 - 2 * self.options.beta) * w.T - self.options.gamma * identity
+        return damped(w + (1 - 2 * self.options.beta) * w.T, self.options.gamma)
 
-    def prepare(self):
+    def prepare(self) -> tuple[Tensor, ...]:
         """M_B and M_C, in one matrix (2H, H) for one product a step."""
         return (torch.cat([self._mixed(self.linear_weight), self._mixed(self.tanh_weight)]),)
 
-    def step(self, u, h, both):
+    def step(self, u: Tensor, h: Tensor, both: Tensor) -> Tensor:
         """One step; u = U x + b."""
-        linear, inner = torch.nn.functional.linear(h, both).chunk(2, -1)
+        linear, inner = F.linear(h, both).chunk(2, -1)
         return h + self.options.epsilon * (linear + torch.tanh(inner + u))
 
-    def redundant(self):
+    def redundant(self) -> int:
         """At beta 1 and 0 only one part of B and C acts; else every entry does."""
         n = self.hidden_size
         return {1.0: n * (n + 1), 0.0: n * (n - 1)}.get(self.options.beta, 0)

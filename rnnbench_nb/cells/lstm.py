@@ -1,13 +1,17 @@
 """The LSTM (Hochreiter and Schmidhuber 1997), which is torch.nn's own."""
 
-from rnnbench_nb.cells.base import Cell, Chrono, torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.base import Chrono, TorchCell
 from rnnbench_nb.validation import Finite
 
 
-class LSTM(Cell):
+class LSTM(TorchCell, nn.LSTM):  # type: ignore[misc]  # torch's `bias` is a bool
     """torch.nn.LSTM; the state is [h | c], of which h is read out."""
 
-    name, label, torch_module = "lstm", "LSTM", "LSTM"
+    name, label = "lstm", "LSTM"
     colour, dashes, marker = "#0072B2", (4, 1.5), "s"
     blocks, states = 4, 2
     equation = r"""
@@ -32,7 +36,9 @@ $$h_s = o_s \odot \tanh c_s$$
 
         forget_bias: Finite = 1.0
 
-    def initialise(self, generator):
+    options: Options
+
+    def initialise(self, generator: torch.Generator | None) -> None:
         """Set the bias of the forget gate, second of i, f, g, o; chrono, the first's against it."""
         with torch.no_grad():
             enters, keeps = self.bias_ih_l0.view(4, -1)[:2]
@@ -41,21 +47,17 @@ $$h_s = o_s \odot \tanh c_s$$
             if self.options.chrono:
                 enters.copy_(-keeps)
 
-    def prepare(self):
-        """Torch's recurrent weights and second biases."""
-        return self.weight_hh_l0, self.bias_hh_l0
-
-    def step(self, u, state, u_h, b_h):
+    def step(self, u: Tensor, state: Tensor, u_h: Tensor, b_h: Tensor) -> Tensor:
         """One step of the equation; u_h (4H, H) and b_h (4H,) are torch's."""
         h, c = state.chunk(2, -1)
-        i, f, g, o = (u + torch.nn.functional.linear(h, u_h, b_h)).chunk(4, -1)
+        i, f, g, o = (u + F.linear(h, u_h, b_h)).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
 
-    def jacobian(self, u, state, u_h, b_h):
+    def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
         """The step Jacobian (B, 2H, 2H) by hand: a quarter of the automatic one's time."""
-        h, c = state.chunk(2, -1)
-        i, f, g, o = (u + torch.nn.functional.linear(h, u_h, b_h)).chunk(4, -1)
+        (h, c), (u_h, b_h) = state.chunk(2, -1), prepared
+        i, f, g, o = (u + F.linear(h, u_h, b_h)).chunk(4, -1)
         i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
         u_i, u_f, u_g, u_o = u_h.chunk(4)
         tanh_c = torch.tanh(f * c + i * g)
@@ -66,6 +68,6 @@ $$h_s = o_s \odot \tanh c_s$$
         h_rows = torch.cat([h_by_h, torch.diag_embed(h_by_c * f)], -1)  # (B, H, 2H)
         return torch.cat([h_rows, torch.cat([c_by_h, torch.diag_embed(f)], -1)], -2)
 
-    def redundant(self):
+    def redundant(self) -> int:
         """Torch's two bias vectors act as their sum in all four gates."""
         return 4 * self.hidden_size

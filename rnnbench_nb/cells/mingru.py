@@ -2,7 +2,10 @@
 
 import math
 
-from rnnbench_nb.cells.base import Cell, Start, torch
+import torch
+from torch import Tensor, nn
+
+from rnnbench_nb.cells.base import Cell, Start
 
 
 class MinGRU(Cell):
@@ -35,11 +38,13 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
 
         biases: bool = True
 
-    def weights(self):
-        """No recurrent weights; no biases where they are left out."""
-        return {} if self.options.biases else {"bias": None}
+    options: Options
 
-    def initialise(self, generator):
+    def has_bias(self) -> bool:
+        """Whether u has biases."""
+        return self.options.biases
+
+    def initialise(self, generator: torch.Generator | None) -> None:
         """As torch starts a linear layer: everything uniform on +-1/sqrt(D), biases too.
 
         Both starts learn, slowly at 1e-3 (38% either way; 79% with common at 1e-2): common is the
@@ -48,21 +53,15 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.input_size)
             for tensor in self.parameters():
-                torch.nn.init.uniform_(tensor, -bound, bound, generator=generator)
+                nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
-    def drive(self, x):
+    def drive(self, x: Tensor) -> Tensor:
         """What needs no state: u = [z | c] (..., 2H)."""
         gate_input, v = super().drive(x).chunk(2, -1)
         candidate = torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
         return torch.cat([torch.sigmoid(gate_input), candidate], -1)
 
-    def step(self, u, h):
+    def step(self, u: Tensor, h: Tensor) -> Tensor:
         """One step; u = [z | c]."""
         z, c = u.chunk(2, -1)
         return torch.lerp(h, c, z)  # (1 - z) h + z c
-
-    def backends(self):
-        """The parallel scan."""
-        from rnnbench_nb.cells.kernels import mingru as scan
-
-        return [scan]

@@ -1,1 +1,28 @@
-"""Compiled loops, one Python file and one C++ source a cell."""
+"""Faster ways to run a cell's loop. A kernel answers a call with states, or says why it cannot."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+class Served(NamedTuple):
+    """The answer of a kernel that served a call."""
+
+    path: str  # what ran, such as "kernel (AVX-512)"
+    states: Tensor  # after each step (T, B, n)
+    last: Tensor  # after the last step (B, n)
+
+
+def transformed(tensors: list[Tensor], device: str) -> str:
+    """Why no kernel can take these tensors, whatever the cell; empty if one might."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "the call is compiled or traced"
+    if torch._C._are_functorch_transforms_active():  # as torch's own Function asks
+        return "a torch.func transform is at work"
+    if torch.is_autocast_enabled(device):
+        return "autocast is on"
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        return "forward-mode differentiation is on"
+    return ""

@@ -1,8 +1,7 @@
-"""The fast path of the A-GRU: agru.cpp, compiled on first use, called on float32 tensors.
+"""The kernel of the A-GRU: agru.cpp, compiled on first use, for float32 tensors on the CPU.
 
-A backend says by itself whether it serves a call (`refusal`), what it is (`name`), and runs it.
-Where it cannot be built, the A-GRU runs its plain loop, and one line of the logger ``rnnbench_nb``
-says so.
+Where it cannot be compiled, the A-GRU runs its plain loop, and one line of the logger
+``rnnbench_nb`` says so.
 """
 
 import ctypes
@@ -11,18 +10,18 @@ import math
 import threading
 import weakref
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.agru import AGRU
+from rnnbench_nb.cells.kernels import Served, transformed
 from rnnbench_nb.cells.kernels.build import Unavailable, build
-from rnnbench_nb.recurrent import unroll
 
 SOURCE = Path(__file__).with_name("agru.cpp")
 
@@ -30,7 +29,24 @@ SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
 
 logger = logging.getLogger("rnnbench_nb")
 _load_lock = threading.Lock()
-_spare = defaultdict(list)  # memory given back, by the power of two of its size
+# Memory that was given back, by the logarithm of its size to the base 2.
+_spare: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+
+
+class Layer(NamedTuple):
+    """What the equation takes, for T steps, B sequences, D features and H units."""
+
+    x: Tensor  # inputs (T, B, D)
+    h_0: Tensor  # (B, H)
+    weight_ih: Tensor  # (3H, D), rows [W_z | W_r | V]
+    gate_weight: Tensor  # (2H, H), rows [U_z | U_r]
+    a: Tensor  # (H, H)
+    bias: Tensor | None  # (3H,), rows [b_z | b_r | b]
+    epsilon: Tensor  # a scalar
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [tensor for tensor in self if tensor is not None]
 
 
 @cache
@@ -51,23 +67,24 @@ def _load_once() -> ctypes.CDLL | str:
     return library
 
 
-def _load() -> ctypes.CDLL | str:
+def load() -> Any:
+    """The library, or in a few words why there is none."""
     with _load_lock:
         return _load_once()
 
 
-def name(parameters: list[Tensor]) -> str:
-    """What runs a cell with these parameters where nothing is refused, as ``kernel (AVX-512)``.
-
-    At torch's precision "medium" it says what its products are computed in as well.
-    """
-    vectors, unit = _load().agru_name().decode(), _load().agru_bfloat16().decode()
-    if torch.get_float32_matmul_precision() != "medium":
-        return f"kernel ({vectors})"
-    rounded = _bfloat16(max(len(tensor) for tensor in parameters if tensor.dim()) // 3)
-    return (
-        f"kernel ({vectors}, {f'bfloat16 products by {unit}' if rounded else 'float32 products'})"
-    )
+def refusal(layer: Layer) -> str:
+    """Why the kernel cannot run a layer here and now; empty if it can."""
+    for tensor in layer.tensors():
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"it does not take a {type(tensor).__name__}"
+        if tensor.dtype != torch.float32:
+            return f"it computes in float32, not {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.device.type != "cpu":
+            return f"it runs on the CPU, not on {tensor.device.type}"
+    reason = transformed(layer.tensors(), "cpu")
+    library = "" if reason else load()
+    return reason or (library if isinstance(library, str) else "")
 
 
 def _bfloat16(hidden_size: int) -> bool:
@@ -76,109 +93,84 @@ def _bfloat16(hidden_size: int) -> bool:
     Fewer units than a vector holds gain nothing by it, and their short sums lose digits.
     """
     asked = torch.get_float32_matmul_precision() == "medium"
-    library = _load()
-    return asked and bool(library.agru_bfloat16()) and hidden_size >= library.agru_lanes()
+    return asked and bool(load().agru_bfloat16()) and hidden_size >= load().agru_lanes()
 
 
-def refusal(tensors: list[Tensor]) -> str:
-    """Why the kernel cannot run a layer on these tensors here and now; empty if it can."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "the call is compiled or traced"
-    if torch._C._are_functorch_transforms_active():  # as torch's own Function asks
-        return "a torch.func transform is at work"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
-    for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"it does not take a {type(tensor).__name__}"
-        if tensor.dtype != torch.float32:
-            return f"it computes in float32, not {str(tensor.dtype).removeprefix('torch.')}"
-        if tensor.device.type != "cpu":
-            return f"it runs on the CPU, not on {tensor.device.type}"
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            return "forward-mode differentiation is on"
-    library = _load()
-    return library if isinstance(library, str) else ""
+def _path(hidden_size: int) -> str:
+    """The kernel's name as ``kernel (AVX-512)``; at torch's "medium" with that of its products."""
+    vectors, unit = load().agru_name().decode(), load().agru_bfloat16().decode()
+    if torch.get_float32_matmul_precision() != "medium":
+        return f"kernel ({vectors})"
+    products = f"bfloat16 products by {unit}" if _bfloat16(hidden_size) else "float32 products"
+    return f"kernel ({vectors}, {products})"
 
 
-def run(cell: AGRU, x: Tensor, h_0: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor):
-    """Run the cell on x (T, B, D) from h_0 (B, H): all states (T, B, H), and the last (B, H)."""
-    layer = (x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in layer):
-        return _KernelLayer.apply(*layer)
-    states, _ = forward(*layer, keep=False, bfloat16=_bfloat16(h_0.shape[1]))
-    return states, states[-1]
-
-
-def loop(
-    x: Tensor,
-    h_0: Tensor,
-    weight_ih: Tensor,
-    gate_weight: Tensor,
-    recurrent: Tensor,
-    bias: Tensor | None,
-    epsilon: Tensor,
-) -> Tensor:
-    """The states (T, B, H) by the equation itself, one step at a time: what the kernel must give.
-
-    Args:
-        x: Inputs (T, B, D).
-        h_0: Initial state (B, H).
-        weight_ih: Input weights (3H, D), rows [W_z | W_r | V].
-        gate_weight: Recurrent weights of the gates (2H, H), rows [U_z | U_r].
-        recurrent: Recurrent matrix A of the candidate (H, H).
-        bias: Biases (3H,), rows [b_z | b_r | b], or None for none.
-        epsilon: Step size, a scalar tensor.
-    """
-    return unroll(AGRU.step, F.linear(x, weight_ih, bias), h_0, gate_weight, recurrent, epsilon)
+def run(
+    cell: Any, x: Tensor, h_0: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor
+) -> Served | str:
+    """Run an A-GRU on x (T, B, D) from h_0 (B, H), or say why the kernel cannot."""
+    layer = Layer(x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon)
+    reason = refusal(layer)
+    if reason:
+        return reason
+    hidden_size = h_0.shape[1]
+    path, bfloat16 = _path(hidden_size), _bfloat16(hidden_size)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in layer.tensors()):
+        return Served(path, *_KernelLayer.apply(cell.step, bfloat16, *layer))
+    states, _ = forward(layer, keep=False, bfloat16=bfloat16)
+    return Served(path, states, states[-1])
 
 
 class _KernelLayer(torch.autograd.Function):
-    """`loop` by the kernel: returns the states (T, B, H) and the last of them (B, H).
+    """A layer's states (T, B, H) and the last of them (B, H), by the kernel.
 
     The last state is returned by itself so that a loss on it alone needs no gradient of the
     size of all states.
     """
 
     @staticmethod
-    def forward(ctx, *layer: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, step: Callable[..., Tensor], bfloat16: bool, *tensors: Any
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.bfloat16 = _bfloat16(layer[1].shape[1])
-        output, gates = forward(*layer, keep=True, bfloat16=ctx.bfloat16)
-        ctx.save_for_backward(*layer, output, gates)
-        return output, output[-1].clone()
+        ctx.step, ctx.bfloat16 = step, bfloat16
+        states, gates = forward(Layer(*tensors), keep=True, bfloat16=bfloat16)
+        ctx.save_for_backward(*tensors, states, gates)
+        return states, states[-1].clone()
 
     @staticmethod
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *layer, output, gates = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, states, gates = ctx.saved_tensors
+        layer, needed = Layer(*tensors), ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
-            return _loop_gradients(layer, ctx.needs_input_grad, grads)
+            return None, None, *_loop_gradients(ctx.step, layer, needed, grads)
         if grads == (None, None):
-            return (None,) * len(layer)
-        return backward(
-            *layer,
-            output=output,
-            gates=gates,
-            grad_output=grads[0],
-            grad_last=grads[1],
-            need_x=ctx.needs_input_grad[0],
-            need_h_0=ctx.needs_input_grad[1],
-            bfloat16=ctx.bfloat16,
+            return (None,) * (2 + len(layer))
+        of_layer = backward(
+            layer, states, gates, grads[0], grads[1], needed[0], needed[1], ctx.bfloat16
         )
+        return None, None, *of_layer
 
 
 def _loop_gradients(
-    layer: list[Tensor | None], needed: tuple[bool, ...], grads: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
+    step: Callable[..., Tensor],
+    layer: Layer,
+    needed: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
     """Return the gradients of `_KernelLayer` by the loop, which can be differentiated again."""
     # Aliases, so that an argument computed from another one does not pass its gradient on here.
-    layer = [None if tensor is None else tensor.view_as(tensor) for tensor in layer]
-    states = loop(*layer)
-    pairs = [(s, g) for s, g in zip((states, states[-1]), grads, strict=True) if g is not None]
-    outputs, outer = zip(*pairs, strict=True)
-    wanted = [tensor for tensor, need in zip(layer, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True))
-    return tuple(next(found) if need else None for need in needed)
+    aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in layer]
+    layer = Layer(*aliases)
+    state, states = layer.h_0, []
+    for u in F.linear(layer.x, layer.weight_ih, layer.bias):
+        state = step(u, state, layer.gate_weight, layer.a, layer.epsilon)
+        states.append(state)
+    pairs = zip((torch.stack(states), states[-1]), grads, strict=True)
+    outputs, outer = zip(*((s, g) for s, g in pairs if g is not None), strict=True)
+    wanted = [tensor for tensor, need in zip(aliases, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
 
 
 def _empty(*shape: int) -> Tensor:
@@ -226,7 +218,8 @@ class _Gradients(ctypes.Structure):
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Return the tensor (T, B, N), copied only if its last dimension is not contiguous."""
+    """Return the tensor, copied if its rows are not contiguous or its signs not yet turned."""
+    tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -234,87 +227,73 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _layer(
-    x: Tensor,
-    h_0: Tensor,
-    weight_ih: Tensor,
-    gate_weight: Tensor,
-    recurrent: Tensor,
-    bias: Tensor | None,
-    epsilon: Tensor,
-    bfloat16: bool,
-) -> tuple[_Layer, list[Tensor]]:
+def _layer(layer: Layer, bfloat16: bool) -> tuple[Any, list[Tensor]]:
     """Describe a layer by its struct, and by the tensors that must outlive it."""
-    bias = torch.zeros(len(weight_ih)) if bias is None else bias
-    weights = torch.cat([torch.cat([gate_weight, recurrent]), weight_ih, bias[:, None]], 1)
-    held = [_rows(x), h_0.contiguous(), weights]
-    sizes = (*x.shape, h_0.shape[1], held[0].data_ptr(), *held[0].stride()[:2])
-    how = (epsilon.item(), torch.get_num_threads(), bfloat16)
+    bias = torch.zeros(len(layer.weight_ih)) if layer.bias is None else layer.bias
+    recurrent = torch.cat([layer.gate_weight, layer.a])
+    weights = torch.cat([recurrent, layer.weight_ih, bias[:, None]], 1)
+    held = [_rows(layer.x), layer.h_0.resolve_neg().contiguous(), weights]
+    sizes = (*layer.x.shape, layer.h_0.shape[1], held[0].data_ptr(), *held[0].stride()[:2])
+    how = (layer.epsilon.item(), torch.get_num_threads(), bfloat16)
     return _Layer(*sizes, *map(_pointer, held[1:]), *how), held
 
 
-def forward(
-    x: Tensor, *weights_and_epsilon: Tensor | None, keep: bool, bfloat16: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Run a layer as `loop` does.
+def forward(layer: Layer, keep: bool, bfloat16: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Run a layer.
 
     Args:
-        x: Inputs (T, B, D).
-        weights_and_epsilon: The other arguments of `loop`, in its order.
+        layer: The layer.
         keep: Whether to return what `backward` needs.
         bfloat16: Whether products are in bfloat16, which the library must have.
 
     Returns:
         The states after each step (T, B, H), and z, r, c of each step, or None.
     """
-    library, (layer, _held) = _load(), _layer(x, *weights_and_epsilon, bfloat16)
-    lanes = library.agru_lanes()
-    padded = math.ceil(layer.hidden / lanes) * lanes
-    output = _empty(layer.steps, layer.batch, layer.hidden)
-    gates = _empty(layer.steps, layer.batch, 3, padded) if keep else None
-    library.agru_forward(ctypes.byref(layer), output.data_ptr(), _pointer(gates))
-    return output, gates
+    struct, _held = _layer(layer, bfloat16)
+    lanes = load().agru_lanes()
+    padded = math.ceil(struct.hidden / lanes) * lanes
+    states = _empty(struct.steps, struct.batch, struct.hidden)
+    gates = _empty(struct.steps, struct.batch, 3, padded) if keep else None
+    load().agru_forward(ctypes.byref(struct), states.data_ptr(), _pointer(gates))
+    return states, gates
 
 
 def backward(
-    x: Tensor,
-    *weights_and_epsilon: Tensor | None,
-    output: Tensor,
+    layer: Layer,
+    states: Tensor,
     gates: Tensor,
-    grad_output: Tensor | None,
+    grad_states: Tensor | None,
     grad_last: Tensor | None,
     need_x: bool,
     need_h_0: bool,
     bfloat16: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the arguments of `forward`, in their order.
+    """Return the gradients of what the layer holds, in its order.
 
     Args:
-        x: Inputs (T, B, D).
-        weights_and_epsilon: The other arguments of `loop`, in its order.
-        output: The states that `forward` returned (T, B, H).
+        layer: The layer.
+        states: The states that `forward` returned (T, B, H).
         gates: What else it returned.
-        grad_output: Gradient of the states (T, B, H), or None for zero.
+        grad_states: Gradient of the states (T, B, H), or None for zero.
         grad_last: Gradient to be added at the last state (B, H), or None for zero.
         need_x: Whether the gradient of x is wanted; it is None otherwise.
         need_h_0: Whether that of h_0 is wanted.
         bfloat16: As it was in `forward`.
     """
-    layer, (_, h_0, weights) = _layer(x, *weights_and_epsilon, bfloat16)
-    *_, bias, epsilon = weights_and_epsilon
-    grad_output = None if grad_output is None else _rows(grad_output)
-    grad_last = None if grad_last is None else grad_last.contiguous()
+    struct, (x, h_0, weights) = _layer(layer, bfloat16)
+    grad_states = None if grad_states is None else _rows(grad_states)
+    grad_last = None if grad_last is None else grad_last.resolve_neg().contiguous()
     grad_x = _empty(*x.shape) if need_x else None
     grad_h_0 = torch.empty_like(h_0) if need_h_0 else None
     grad_weights = torch.empty_like(weights)
-    strides = (0, 0) if grad_output is None else grad_output.stride()[:2]
+    strides = (0, 0) if grad_states is None else grad_states.stride()[:2]
     pointers = map(_pointer, (grad_last, grad_x, grad_h_0, grad_weights))
-    gradients = _Gradients(_pointer(grad_output), *strides, *pointers)
-    _load().agru_backward(
-        ctypes.byref(layer), output.data_ptr(), gates.data_ptr(), ctypes.byref(gradients)
+    gradients: Any = _Gradients(_pointer(grad_states), *strides, *pointers)
+    load().agru_backward(
+        ctypes.byref(struct), states.data_ptr(), gates.data_ptr(), ctypes.byref(gradients)
     )
-    of_h, of_x, of_one = grad_weights.split((layer.hidden, layer.input, 1), 1)
-    gate_weight, recurrent = of_h.split((2 * layer.hidden, layer.hidden))
-    of_bias = None if bias is None else of_one[:, 0]
-    of_epsilon = torch.full_like(epsilon, gradients.epsilon)
-    return grad_x, grad_h_0, of_x, gate_weight, recurrent, of_bias, of_epsilon
+    of_h, of_x, of_one = grad_weights.split((struct.hidden, struct.input, 1), 1)
+    of_gates, of_a = of_h.split((2 * struct.hidden, struct.hidden))
+    of_bias = None if layer.bias is None else of_one[:, 0]
+    of_epsilon = torch.full_like(layer.epsilon, gradients.epsilon)
+    return grad_x, grad_h_0, of_x, of_gates, of_a, of_bias, of_epsilon
