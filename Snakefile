@@ -118,7 +118,6 @@ rule render:
         expand("{run}/02_train.ipynb", run=runs),
     output:
         "index.html",
-        directory("pages"),
     log:
         "logs/render.txt",
     shell:

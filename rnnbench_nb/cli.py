@@ -77,12 +77,13 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
     protocol = load_protocol(params, _overrides(seed, runs, models, settings))
     protocol = protocol.quick() if quick else protocol
 
-    from rnnbench_nb import launch  # what is refused need not wait for these
+    from rnnbench_nb import folders, launch  # what is refused need not wait for these
     from rnnbench_nb.progress import Progress
     from rnnbench_nb.report import Report
 
     name = Path(params).stem + ("-quick" if quick else "")
-    out = Path(output_dir).resolve() if output_dir else PROJECT / "reports" / name
+    place = PROJECT / "reports" / name if output_dir is None else output_dir
+    out = folders.output_folder(place)
     folder = launch.profile_folder(profile)
     protocol = protocol.resolved()
     if protocol.note:
@@ -98,11 +99,9 @@ def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, 
         click.echo(launch.outline(out, protocol, differing))
         return
     with launch.claim(out):
-        launch.write_parameters(out, protocol)
-        launch.write_sources(out)
+        launch.prepare(out, protocol, name)
         differing = Report(out).differing() if again else []
         _say(launch.outline(out, protocol, differing))
-        launch.tidy(out, protocol)
         launch.forget(out, differing)
         index = out / "index.html"
         before = index.stat().st_mtime_ns if index.exists() else None
@@ -251,10 +250,10 @@ def show(run_folder):
 @click.argument("report", type=MADE)
 def collect(report):
     """Write the tables and figures of REPORT from the runs that are there."""
-    from rnnbench_nb import figures
+    from rnnbench_nb import figures, folders
     from rnnbench_nb.report import Report, write_tables
 
-    found = Report(report)
+    found = Report(folders.own_report(report))
     write_tables(found)
     drawn = {
         "training_curves": figures.training_curves(found.history, found),
@@ -269,16 +268,17 @@ def collect(report):
 @click.argument("report", type=MADE)
 def render(report):
     """Render the executed notebooks of REPORT and its index page to HTML."""
-    from rnnbench_nb import site
+    from rnnbench_nb import folders, site
 
-    click.echo(str(site.build(report)))
+    click.echo(str(site.build(folders.own_report(report))))
 
 
 @main.command("publish")
 @click.argument("report", type=MADE)
 @click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
 @click.option("--partial", is_flag=True, help="Of a REPORT that is not finished: what there is.")
-def publish_report(report, to, partial):
+@click.option("--replace", is_flag=True, help="Even if published runs are lost or changed.")
+def publish_report(report, to, partial, replace):
     """Copy the light part of a finished REPORT to reports/published/<its name>.
 
     Pages, notebooks, figures, tables, analyses, records and predictions; no weights. With
@@ -289,7 +289,7 @@ def publish_report(report, to, partial):
     from rnnbench_nb.site.publish import publish
 
     to = to or PROJECT / "reports/published" / report.resolve().name
-    click.echo(str(publish(report, to, partial)))
+    click.echo(str(publish(report, to, partial, replace)))
 
 
 @main.command("site")
@@ -361,6 +361,8 @@ def bench(path, full, shapes, compare, device):
         named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
     except (TypeError, ValueError) as error:
         raise UserError("--shape: write four whole numbers, such as 28,128,128,1.") from error
+    if path and path.exists():
+        bench.read(path)  # a file of the user's is not overwritten
     if device == "cuda" and not launch.has_gpu():
         raise UserError(NO_GPU)
     every = (bench.REFERENCE, bench.LONG) if full else ()

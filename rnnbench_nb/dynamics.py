@@ -18,7 +18,7 @@ returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 

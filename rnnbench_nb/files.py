@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rnnbench_nb.errors import UserError
 
+PROJECT = Path(__file__).resolve().parent.parent
+
 
 def write_file(path: Path | str, data: bytes | str) -> None:
     """Write `data` to `path` atomically, making parent folders as needed.

@@ -15,7 +15,7 @@ import platformdirs
 import psutil
 from filelock import FileLock, Timeout
 
-from rnnbench_nb import surroundings
+from rnnbench_nb import folders, surroundings
 from rnnbench_nb.analyses import PAGES
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import (
@@ -27,6 +27,7 @@ from rnnbench_nb.experiment import (
 )
 from rnnbench_nb.files import unexecuted, write_file
 from rnnbench_nb.report import Report, completed
+from rnnbench_nb.runs import CHECKPOINT, marker
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.validation import read_yaml
 
@@ -82,7 +83,7 @@ def claim(out: Path) -> FileLock:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
+        lock = FileLock(out / folders.LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise UserError(
@@ -190,7 +191,7 @@ def parameter_files(out: Path, protocol: Protocol) -> dict[Path, str]:
 
 
 def write_parameters(out: Path, protocol: Protocol) -> None:
-    """Write protocol.yaml and variants/; analyses of another protocol's runs go.
+    """Write protocol.yaml and variants/.
 
     Raises:
         UserError: The folder holds runs of a variant with other parameters.
@@ -199,7 +200,6 @@ def write_parameters(out: Path, protocol: Protocol) -> None:
         write_file(path, text)
     path, text = out / "protocol.yaml", to_yaml(protocol.dump())
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        shutil.rmtree(out / "analyses", ignore_errors=True)
         write_file(path, text)
 
 
@@ -218,21 +218,64 @@ def write_sources(out: Path) -> None:
             os.utime(path, (when, when))
 
 
-def tidy(out: Path, protocol: Protocol) -> None:
-    """Remove the notebooks that failed, and those that the protocol no longer asks for."""
-    for marker in out.glob("**/*.failed"):  # what failed is tried again
-        marker.with_suffix("").unlink(missing_ok=True)
-        marker.unlink()
-    ours = {*PAGES, *(task.data_page for task in TASKS.values() if task.data_page)}
-    for name in ours.difference(data_pages(protocol), analysis_pages(protocol)):
-        for path in (f"notebooks/{name}.ipynb", f"logs/{name}.txt", f"pages/{name}.html"):
-            (out / path).unlink(missing_ok=True)
+def written(out: Path, protocol: Protocol) -> set[str]:
+    """The names of all files and folders that a report of this protocol writes in its folder."""
+    asked = [parameters.run for seed in protocol.seeds for parameters in protocol.at(seed)]
+    pages = {*data_pages(protocol), *analysis_pages(protocol)}
+    shown = pages | {path.stem for path in out.glob("notebooks/*.ipynb")}  # the user's own, too
+    drawn = ("training_curves", "error_curves", "test_comparison")
+    return {
+        *("protocol.yaml", "index.html", "results.csv", "history.csv", "results_summary.md"),
+        *(".snakemake/", ".sources/", "analyses/"),
+        *(f"variants/{name}.yaml" for name in protocol.parameterisations),
+        *(f"figures/{name}.{kind}" for name in drawn for kind in ("png", "svg")),
+        *(f"notebooks/{page}.ipynb{ending}" for page in pages for ending in ("", ".failed")),
+        *(f"pages/{page}.html" for page in shown),
+        *(f"pages/02_train-{run}.html" for run in asked),
+        *(f"logs/{job}.txt" for job in (*pages, *asked, "collect", "render", "snakemake")),
+        *(f"runs/{run}/" for run in asked),
+    }
+
+
+def prepare(out: Path, protocol: Protocol, name: str) -> None:
+    """Mark an output folder as the report of a protocol, and write what the workflow reads.
+
+    Files of an earlier protocol that this one does not write are removed, if the list of the
+    folder names them; runs stay.
+
+    Raises:
+        UserError: The folder holds runs of a variant with other parameters, or a file of the
+            user's where the report writes one.
+    """
+    parameter_files(out, protocol)
+    folders.mark(out, marker(name, protocol))
+    names = written(out, protocol)
+    folders.own(out, names)
+    retry(out)
+    stays = {name for name in folders.listed(out) if name.startswith(("runs/", "variants/"))}
+    folders.remove(out, folders.listed(out) - names - stays - {folders.LIST})
+    write_parameters(out, protocol)
+    write_sources(out)
+
+
+def retry(out: Path) -> None:
+    """Remove the notebooks that stopped with an error, so that they are executed again."""
+    pages = [out / name for name in folders.listed(out) if name.endswith(".failed")]
+    runs = [out / name / "02_train.ipynb.failed" for name in _run_folders(out)]
+    for path in filter(Path.exists, (*pages, *runs)):
+        path.with_suffix("").unlink(missing_ok=True)
+        path.unlink()
+
+
+def _run_folders(out: Path) -> list[str]:
+    return [name for name in folders.listed(out) if name.startswith("runs/")]
 
 
 def forget(out: Path, runs: list[str]) -> None:
-    """Remove finished runs, so that they are trained again."""
-    for run in runs:
-        shutil.rmtree(out / "runs" / run, ignore_errors=True)
+    """Remove the records of finished runs, so that they are trained again."""
+    for run in (name for name in _run_folders(out) if name.split("/")[1] in runs):
+        for file in ("run.json", "02_train.ipynb", CHECKPOINT):
+            (out / run / file).unlink(missing_ok=True)
 
 
 def _environment_in(out: Path) -> dict[str, str]:
@@ -319,8 +362,8 @@ def reason(log: str) -> str:
 def problems(report: Report) -> list[str]:
     """One sentence for each run that did not complete and each notebook that failed."""
     found = report.lost_sentences()
-    for marker in sorted(report.folder.glob("notebooks/*.failed")):
-        notebook = marker.with_suffix("")
+    for path in sorted(report.folder.glob("notebooks/*.failed")):
+        notebook = path.with_suffix("")
         log = report.folder / "logs" / f"{notebook.stem}.txt"
         found.append(f"{notebook} stopped with an error, which its page and {log} show.")
     return found

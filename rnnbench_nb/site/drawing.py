@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnnbench_nb import folders
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
@@ -102,6 +103,7 @@ def write(folder: Path, runs: list[Run]) -> Path:
         "images": [base64.b64encode(bytes(image.tolist())).decode() for image in pixels],
         "targets": targets.tolist(),
     }
+    folders.own(folder, {SCRIPT})
     write_file(folder / SCRIPT, f"{BEGINNING}{json.dumps(content)};\n")
     return folder / SCRIPT
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
+from rnnbench_nb import folders
 from rnnbench_nb.analyses import load, published
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
@@ -54,8 +55,10 @@ def build(folder: Path) -> Path:
 
     The page of drawn digits is written beside it, where its script is (`drawing`).
     """
+    page = render(folder)
+    folders.own(folder, {"index.html", drawing.PAGE})
     drawing.build(folder)
-    write_file(folder / "index.html", render(folder))
+    write_file(folder / "index.html", page)
     return folder / "index.html"
 
 

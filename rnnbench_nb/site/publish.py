@@ -1,20 +1,20 @@
 """The light part of a report: what is committed, and read by others."""
 
 import lzma
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
 import papermill
 
-from rnnbench_nb import figures, runs
+from rnnbench_nb import figures, folders, runs
 from rnnbench_nb.analyses import FEW, load
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.files import write_file
 from rnnbench_nb.report import (
     HISTORY_KEYS,
+    PREDICTED,
     Report,
     read_csv,
     verify,
@@ -35,7 +35,7 @@ LIGHT = (*RECORDS, *TABLES, "results.csv", "*.md", "speed.json", f"figures/{site
          "analyses/*/*.json")  # fmt: skip
 
 
-def publish(report: Path, folder: Path, partial: bool = False) -> Path:
+def publish(report: Path, folder: Path, partial: bool = False, replace: bool = False) -> Path:
     """Copy the light part of a finished report: no weights, at most one training page.
 
     Notebooks are left without their pictures, which are in the pages; of few variants one run has
@@ -45,10 +45,11 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
 
     Args:
         report: The report's folder.
-        folder: Where to; what an earlier publication left there goes.
+        folder: Where to; the files of an earlier publication that this one lacks are removed.
         partial: Publish a report that is not finished: the records and tables alone, and the last
             checkpoint and history of each run that is under way, from which `rnnbench run` goes on
             on another machine.
+        replace: Whether runs of the earlier publication may be lost or changed.
 
     Returns:
         The path of the published index.html.
@@ -69,10 +70,7 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
             f"{report}: the report is not finished, or published already; run it again before "
             "publishing, or publish what there is with --partial."
         )
-    if report.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise UserError(f"{folder} is in the report itself; name another with --to.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "protocol.yaml").exists():
-        raise UserError(f"{folder} holds other things than a report; name another with --to.")
+    folder = folders.output_folder(folder, "--to", publishing=True)
     started = {run.name: runs.partial(run) for run in under_way}  # a damaged file stops all this
     asked = {run.name for run in found.run_folders}
     example = site.first_seed(found)[:1] if len(found.variants) <= FEW else []
@@ -85,7 +83,11 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
             place = path.relative_to(report)
             if place.parts[0] != "runs" or place.parts[1] in asked:
                 content[place] = _whole(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    _check_runs(folder, content, replace)
+    before, names = folders.listed(folder), _names(content, list(started))
+    marker = folders.marker(report) or {"format": 2, "protocol": report.resolve().name}
+    folders.mark(folder, {**marker, "published": True})
+    folders.own(folder, names)
     for place, data in content.items():
         write_file(folder / place, data)
     write_predictions(folder, found)
@@ -97,19 +99,45 @@ def publish(report: Path, folder: Path, partial: bool = False) -> Path:
         write_csv(folder / "history.csv", found.history)
         write_tables(Report(folder))
     under_front = (folder.parent / "front.yaml").exists()
+    folders.remove(folder, before - names)
     pack(folder)
     index = site.build(folder, under_front, PAGE_LIMIT)
-    for path in folder.glob("**/*.ipynb"):
+    for path in (folder / place for place in content if place.suffix == ".ipynb"):
         write_file(path, without_pictures(path))
     if under_front:
         front.build(folder.parent)
     return index
 
 
+def _check_runs(folder: Path, content: dict[Path, bytes], replace: bool) -> None:
+    """Refuse to lose or change a published run, unless the user asked for it."""
+    places = {path.relative_to(folder): path for path in folder.glob("runs/*/run.json")}
+    other = [place.parent.name for place, path in sorted(places.items())
+             if content.get(place) != path.read_bytes()]  # fmt: skip
+    if other and not replace:
+        raise UserError(
+            f"{folder}: publishing would lose or change {len(other)} published runs, such as "
+            f"{other[0]}; name another folder with --to, or give --replace."
+        )
+
+
+def _names(content: dict[Path, bytes], partial: list[str]) -> set[str]:
+    """The names of all files that a publication writes."""
+    names = {place.as_posix() for place in content}
+    names |= {f"{name}.xz" for name in names if name.endswith(".csv")}
+    for place in (place for place in content if place.suffix == ".ipynb"):
+        run = f"-{place.parts[1]}" if place.parts[0] == "runs" else ""
+        names.add(f"pages/{place.stem}{run}.html")
+    names |= {f"runs/{name}/{file}" for name in partial
+              for file in ("run.json", "history.csv", CHECKPOINT)}  # fmt: skip
+    return names | {"index.html", "results.csv", "history.csv", "results_summary.md", PREDICTED}
+
+
 def pack(folder: Path) -> None:
     """Compress the large tables of a published report."""
+    ours = folders.listed(folder)
     for path in (path for pattern in TABLES for path in folder.glob(pattern)):
-        if path.stat().st_size > LARGE:
+        if path.relative_to(folder).as_posix() in ours and path.stat().st_size > LARGE:
             write_file(path.with_name(f"{path.name}.xz"), lzma.compress(path.read_bytes()))
             path.unlink()
 

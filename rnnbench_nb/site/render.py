@@ -160,7 +160,7 @@ class _Exporter(HTMLExporter):
 
 
 def build(report: Path | str, front: bool = False, limit: int = PAGE_LIMIT) -> Path:
-    """Write `pages/*.html` and `index.html` of a report folder; remove pages of no notebook.
+    """Write `pages/*.html` and `index.html` of a report folder.
 
     The notebooks are those of `notebooks/` and `runs/<run>/02_train.ipynb`. One that failed lies
     there too, as far as it got, with an empty file of its name and `.failed` beside it.
@@ -205,9 +205,6 @@ def write(report: Path, pages: dict[str, "Page"], front: bool, limit: int) -> Pa
                 f"notebook's outputs under {limit / 1e6:.2g} MB with fewer or smaller figures."
             )
         write_file(report / "pages" / f"{page.name}.html", html)
-    for path in (report / "pages").glob("*.html"):
-        if path.stem not in names:
-            path.unlink()
     kept = all(run.has("best") for run in found.runs)
     without = [] if kept else [name for name in analysis_pages(found.protocol) if name not in names]
     values = {**shared, **summarise(found), "without": without, "page": None, "root": ""}

@@ -1,0 +1,186 @@
+"""Which folder a command may write to, and which files in it are the project's.
+
+A report's folder has a marker, `report.json`, and a list, `files.json`, of every file and folder
+that the project writes there. A command writes only to a folder that is new, empty or so marked;
+it overwrites and removes only what the list names. All other files are the user's.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT, write_file
+
+MARKER, LIST, LOCK = "report.json", "files.json", ".rnnbench.lock"
+ADVICE = "name a new folder, such as {option} reports/mine"
+
+
+def marker(folder: Path) -> dict[str, Any] | None:
+    """The marker of a report's folder, or None if the folder is no report of this version."""
+    try:
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(content, dict) and content.get("format") == 2
+    return content if is_ours and isinstance(content.get("protocol"), str) else None
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder is a published report."""
+    content = marker(folder)
+    return bool(content and content.get("published")) or (folder / "runs.json").exists()
+
+
+def absolute(path: Path | str, option: str) -> Path:
+    """The folder that an option names, `~` expanded and symbolic links followed.
+
+    Raises:
+        UserError: It names nothing, or the home of a user who is not known.
+    """
+    if not str(path):
+        raise UserError(f"{option} is empty; {ADVICE.format(option=option)}.")
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{option} {path}: {error}; {ADVICE.format(option=option)}.") from error
+
+
+def output_folder(path: Path | str, option: str = "--output-dir", publishing: bool = False) -> Path:
+    """The folder that a command may write a report to; nothing is made.
+
+    Args:
+        path: The folder as the user named it.
+        option: The option that named it, for the error.
+        publishing: Whether the folder is to hold a published report, not one that is worked on.
+
+    Raises:
+        UserError: The folder is neither new nor empty nor a report of the kind asked for, or it
+            serves another purpose.
+    """
+    folder = absolute(path, option)
+    advice = ADVICE.format(option=option)
+    reports, published = PROJECT / "reports", PROJECT / "reports/published"
+    reserved = {
+        Path("/"): "the root of the file system",
+        Path.home().resolve(): "the home folder",
+        PROJECT: "the project's own folder",
+        reports: "the folder of all reports",
+        published: "the folder of the published reports",
+    }
+    if folder in reserved:
+        raise UserError(f"{folder} is {reserved[folder]}; {advice}.")
+    if not publishing and published in folder.parents:
+        raise UserError(f"{folder} is the place of a published report; {advice}.")
+    for parent in folder.parents:
+        if marker(parent):
+            raise UserError(f"{folder} lies in the report {parent}; {advice}.")
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not _is_lock(entry))
+    except FileNotFoundError:
+        return folder
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used ({error.strerror}); {advice}.") from error
+    if not names:
+        return folder
+    if marker(folder) is None:
+        if (folder / "protocol.yaml").exists() and any(folder.glob("runs/*/run.json")):
+            raise UserError(
+                f"{folder} is a report of rnnbench 0.1, which the tag v0.1 goes on with; {advice}."
+            )
+        raise UserError(
+            f"{folder} holds files that are no report of rnnbench, such as {names[0]}; {advice}."
+        )
+    if is_published(folder) != publishing:
+        kind = "a report that is not published" if publishing else "a published report"
+        raise UserError(f"{folder} is {kind}; {advice}.")
+    return folder
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether a file is the lock of a command, which a kill may leave in an empty folder."""
+    return path.name == LOCK and path.is_file() and not path.stat().st_size
+
+
+def own_report(path: Path | str) -> Path:
+    """The folder of a report that is worked on, whose tables and pages a command writes.
+
+    Raises:
+        UserError: It is none.
+    """
+    folder = absolute(path, "REPORT")
+    if marker(folder) is None or is_published(folder):
+        raise UserError(f"{folder} is no report that `rnnbench run` made here; name one.")
+    return folder
+
+
+def listed(folder: Path) -> set[str]:
+    """The names that the project writes in a folder, relative to it; folders end in a slash.
+
+    Raises:
+        UserError: The list is damaged.
+    """
+    path = folder / LIST
+    if not path.exists():
+        return set()
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        if not all(_inside(name) for name in names):
+            raise ValueError
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; move the folder away and start a new one.") from error
+    return set(names)
+
+
+def _inside(name: str) -> bool:
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+
+
+def own(folder: Path, names: Iterable[str]) -> None:
+    """Add names to the list of a folder, before anything is written under them.
+
+    Args:
+        folder: Of a report, or of the published reports.
+        names: Files, and folders with a slash at their end, relative to the folder.
+
+    Raises:
+        UserError: A file of such a name is there and is not on the list, so it is not ours.
+    """
+    before, names = listed(folder), {*names, LIST}
+    for name in sorted(names - before - {LIST}):
+        path = folder / name
+        if path.exists() or path.is_symlink():
+            raise UserError(
+                f"{path} is in the way: rnnbench did not write it and would write a file of that "
+                "name; move it elsewhere."
+            )
+    if names - before:
+        write_file(folder / LIST, json.dumps(sorted(before | names), indent=0) + "\n")
+
+
+def mark(folder: Path, content: dict[str, Any]) -> None:
+    """Write the marker of a report's folder, unless it says the same already."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    if marker(folder) != json.loads(text):
+        write_file(folder / MARKER, text)
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder that its list names, and folders that are empty then.
+
+    Files that the list does not name stay, and so does every listed folder.
+    """
+    before = listed(folder)
+    gone = {name for name in names if name in before and not name.endswith("/")}
+    for name in gone:
+        path = folder / name
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+        for parent in path.parents:
+            if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
+    if gone:
+        write_file(folder / LIST, json.dumps(sorted(before - gone), indent=0) + "\n")
