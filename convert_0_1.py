@@ -10,9 +10,9 @@ from io import StringIO
 from pathlib import Path
 
 import pandas as pd
+from rnnbench_nb.experiment import recorded_parameters, recorded_protocol, to_yaml
 
 from rnnbench_nb import results, runs
-from rnnbench_nb.experiment import recorded_parameters, recorded_protocol, to_yaml
 from rnnbench_nb.metrics import METRICS as METRICS_OF
 
 PUBLISHED = Path("reports/published")

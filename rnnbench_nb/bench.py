@@ -26,8 +26,8 @@ from rnnbench_nb.cells import CELLS, plain_loop
 from rnnbench_nb.cells.base import TorchCell
 from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.model import SequenceModel, build_model
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.provenance import processor
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import DEFAULT, TASKS
@@ -417,7 +417,7 @@ def epoch_parts(model: str, examples: int = 51_000, evaluated: int = 9_000) -> d
         clipping) and `evaluation` of the validation images.
     """
     classifier = model_of(model, REFERENCE)
-    task = TASKS[DEFAULT](run_parameters({"model": model}, "bench"))
+    task = TASKS[DEFAULT](run_parameters({"model": model}, "bench").task_options)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-4, fused=True)
     random = generator(0, "order")
     pictures = torch.randint(256, (examples, 28, 28), generator=random).byte()

@@ -72,7 +72,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, again, dry_run):
     """Run the notebooks of PARAMS and make the HTML report."""
-    from rnnbench_nb.experiment import NO_GPU, load_protocol
+    from rnnbench_nb.protocol import NO_GPU, load_protocol
 
     protocol = load_protocol(params, _overrides(seed, runs, models, settings))
     protocol = protocol.quick() if quick else protocol
@@ -146,7 +146,8 @@ def _short_table(report) -> str:
 @click.option("--hours", is_flag=True, help="The plan instead: what each variant takes here.")
 def check(params, hours):
     """Print the validated parameters of PARAMS, or how long it will take on this machine."""
-    from rnnbench_nb.experiment import load_protocol, to_yaml
+    from rnnbench_nb.parameters import to_yaml
+    from rnnbench_nb.protocol import load_protocol
 
     protocol = load_protocol(params)
     if not hours:
@@ -163,11 +164,12 @@ def check(params, hours):
 @click.argument("params")
 def data(params):
     """Fetch and verify the data of PARAMS."""
-    from rnnbench_nb.experiment import load_protocol
+    from rnnbench_nb.protocol import load_protocol
     from rnnbench_nb.tasks import TASKS
 
     variants = load_protocol(params).parameterisations.values()
-    for sentence in dict.fromkeys(TASKS[variant.task](variant).fetch() for variant in variants):
+    tasks = [TASKS[variant.task](variant.task_options) for variant in variants]
+    for sentence in dict.fromkeys(task.fetch() for task in tasks):
         click.echo(sentence)
 
 
@@ -218,7 +220,7 @@ def _finished(report) -> tuple[str, str]:
 @click.argument("run_folder", type=MADE)
 def show(run_folder):
     """Say what the run in RUN_FOLDER is, and how it scored."""
-    from rnnbench_nb.experiment import to_yaml
+    from rnnbench_nb.parameters import to_yaml
     from rnnbench_nb.provenance import fingerprint
     from rnnbench_nb.report import COMPLETED, labels, load_run
 
@@ -243,7 +245,7 @@ def show(run_folder):
     click.echo(f"Made by {code}, at commit {record.get('commit', 'unknown')}.")
     if "taken_from" in record:
         click.echo(f"Taken from {record['taken_from']}.")
-    click.echo("\n" + to_yaml(parameters.model_dump()), nl=False)
+    click.echo("\n" + to_yaml(parameters.flat()), nl=False)
 
 
 @main.command()
@@ -351,8 +353,8 @@ def test_cell(name):
 def bench(path, full, shapes, compare, device):
     """Time training steps and inference of the models, in turn in one process."""
     from rnnbench_nb import bench, launch
-    from rnnbench_nb.experiment import NO_GPU
     from rnnbench_nb.files import write_file
+    from rnnbench_nb.protocol import NO_GPU
 
     if compare:
         click.echo(bench.compare(*map(bench.read, compare)).to_string(index=False))
@@ -385,7 +387,7 @@ def _models(text: str) -> list[str]:
 
 def _overrides(seed, runs, models, settings) -> dict:
     """The values that the options lay over the parameter file; each key at most once."""
-    from rnnbench_nb.validation import parse_yaml
+    from rnnbench_nb.parameters import parse_yaml
 
     pairs = [("seed", value) for value in seed]
     pairs += [("runs", runs)] if runs is not None else []

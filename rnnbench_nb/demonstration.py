@@ -11,10 +11,11 @@ import torch
 from IPython.display import DisplayHandle, Markdown
 
 from rnnbench_nb import figures
-from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.metrics import Score
+from rnnbench_nb.parameters import to_yaml
 from rnnbench_nb.progress import in_words
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report, history_columns, said
 from rnnbench_nb.runs import CHECKPOINT, train_run
 

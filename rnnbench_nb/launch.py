@@ -18,18 +18,12 @@ from filelock import FileLock, Timeout
 from rnnbench_nb import folders, surroundings
 from rnnbench_nb.analyses import PAGES
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import (
-    PROJECT,
-    Protocol,
-    RunParameters,
-    recorded_parameters,
-    to_yaml,
-)
-from rnnbench_nb.files import unexecuted, write_file
+from rnnbench_nb.files import PROJECT, unexecuted, write_file
+from rnnbench_nb.parameters import read_yaml, to_yaml
+from rnnbench_nb.protocol import Protocol, RunParameters, recorded_parameters
 from rnnbench_nb.report import Report, completed
 from rnnbench_nb.runs import CHECKPOINT, marker
 from rnnbench_nb.tasks import TASKS
-from rnnbench_nb.validation import read_yaml
 
 OUTPUT = "RNNBENCH_AT_WORK_ON"  # in the environment of what works on an output folder
 FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
@@ -47,7 +41,7 @@ def data_pages(protocol: Protocol) -> dict[str, RunParameters]:
 
 def data_options(parameters: RunParameters) -> str:
     """What a notebook that shows the data takes: the options of the task and the seed, as YAML."""
-    options = TASKS[parameters.task](parameters).options.model_dump()
+    options = parameters.task_options.model_dump()
     return to_yaml({**options, "seed": parameters.seed})
 
 
@@ -179,14 +173,14 @@ def parameter_files(out: Path, protocol: Protocol) -> dict[Path, str]:
             if there.same_as(parameters):  # a key that has come since has its default
                 continue
             if any(out.glob(f"runs/{name}-seed*")):
-                old, new = there.model_dump(), parameters.model_dump()
+                old, new = there.flat(), parameters.flat()
                 key = next(key for key in new if old.get(key) != new[key])
                 raise UserError(
                     f"{out}: it holds runs of {name} with other parameters ({key}: "
                     f"{old.get(key)!r} there, {new[key]!r} asked for); name another "
                     "--output-dir."
                 )
-        found[path] = to_yaml(parameters.model_dump())
+        found[path] = to_yaml(parameters.grouped())
     return found
 
 

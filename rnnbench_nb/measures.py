@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rnnbench_nb import dynamics
-from rnnbench_nb.experiment import RunParameters
 from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.tasks import Task
 from rnnbench_nb.tasks.base import Split
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.cells.base import draw
 from rnnbench_nb.errors import lookup
-from rnnbench_nb.experiment import RunParameters
+from rnnbench_nb.protocol import RunParameters
 
 
 class SequenceModel(nn.Module):
@@ -67,7 +67,7 @@ def build_model(
         UserError: The cell is not in the table.
     """
     kind = lookup(CELLS, "model", parameters.model)
-    options = {name: getattr(parameters, name) for name in kind.Options.model_fields}
+    options = parameters.cell_options.model_dump()
     cell = kind(input_size, parameters.hidden_size, batch_first=True, **options)
     model = SequenceModel(cell, outputs, parameters.dropout, read)
     cell.draw(generator, parameters.initialisation)

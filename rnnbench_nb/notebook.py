@@ -10,9 +10,10 @@ from typing import Any
 
 from IPython.display import Markdown, display
 
-from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
 from rnnbench_nb.figures.theme import show
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report
 
 __all__ = ["claim", "open_report", "show", "sliders"]

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from rnnbench_nb.experiment import Protocol, RunParameters
+from rnnbench_nb.protocol import Protocol, RunParameters
 from rnnbench_nb.runs import device_of, started
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.tasks.base import Part, Split
@@ -28,7 +28,7 @@ def hours(protocol: Protocol) -> pd.DataFrame:
 
 
 def _row(parameters: RunParameters, seeds: int) -> dict:
-    task = TASKS[parameters.task](parameters)
+    task = TASKS[parameters.task](parameters.task_options)
     data = task.load(parameters.seed)
     examples, checked = len(data.train.targets), len(data.validation.targets)
     small = Split(

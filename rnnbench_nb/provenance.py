@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnbench_nb.cells import CELLS, Cell
-from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.files import unexecuted
+from rnnbench_nb.files import PROJECT, unexecuted
 from rnnbench_nb.tasks import TASKS, Task
 
 PACKAGE = Path(__file__).parent

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import Protocol, RunParameters, recorded_parameters, recorded_protocol
 from rnnbench_nb.files import write_file
 from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.protocol import Protocol, RunParameters, recorded_parameters, recorded_protocol
 from rnnbench_nb.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task that was learned."""
-        return TASKS[self.parameters.task](self.parameters)
+        return TASKS[self.parameters.task](self.parameters.task_options)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -276,7 +276,7 @@ class Report:
     def task(self) -> Task:
         """The task of the protocol, with the options of its first variant."""
         first = next(iter(self.variants.values()))
-        return TASKS[first.task](first)
+        return TASKS[first.task](first.task_options)
 
     @property
     def score(self):

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,17 +16,11 @@ from rnnbench_nb import report as results
 from rnnbench_nb import results as tables
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import (
-    NO_GPU,
-    PROJECT,
-    Protocol,
-    RunParameters,
-    recorded_parameters,
-    to_yaml,
-)
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, recorded_parameters
 from rnnbench_nb.provenance import environment, fingerprint
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
@@ -58,8 +51,8 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
                 **looks[variant]._asdict(),
                 "model": parameters.model,
                 "task": parameters.task,
-                "group": json.dumps(parameters.asked),
-                "parameters": parameters.model_dump(),
+                "group": parameters.group,
+                "parameters": parameters.flat(),
             }
             for variant, parameters in variants.items()
         },
@@ -71,7 +64,7 @@ def by_hand(parameters: RunParameters) -> Path:
 
     So a run that was killed goes on when it is given again, and one of other values is another.
     """
-    said = to_yaml(parameters.model_dump()) + fingerprint(parameters.model, parameters.task)
+    said = to_yaml(parameters.flat()) + fingerprint(parameters.model, parameters.task)
     digest = hashlib.sha256(said.encode()).hexdigest()[:8]
     return PROJECT / "reports/by_hand" / f"{parameters.run}-{digest}"
 
@@ -164,11 +157,11 @@ def partial(folder: Path) -> tuple[dict, pd.DataFrame, bytes]:
     except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
             pickle.UnpicklingError) as error:  # fmt: skip
         raise UserError(f"{path} is damaged; move it away, or train that run again.") from error
-    task = TASKS[parameters.task](parameters)
+    task = TASKS[parameters.task](parameters.task_options)
     reason = f"it has had {epochs} epoch{'s' * (epochs > 1)}, and its checkpoint goes on from there"
     record = {
         "variant": parameters.name, "model": parameters.model, "seed": parameters.seed,
-        "status": results.PARTIAL, "reason": reason, "parameters": parameters.model_dump(),
+        "status": results.PARTIAL, "reason": reason, "parameters": parameters.flat(),
         "fingerprint": made_by, "epochs": epochs,
         "data": _described(task, task.load(parameters.seed)),
     }  # fmt: skip
@@ -202,18 +195,18 @@ def train_run(
     record = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
     record |= {"status": results.FAILED, **environment()}
     try:
-        changed, note = TASKS[parameters.task](parameters).resolve()
+        changed, note = TASKS[parameters.task](parameters.task_options).resolve()
         if note:
             report(f"{note}.")
-            parameters = parameters.model_copy(update=changed)
+            parameters = parameters.changed(**changed)
         with arithmetic(parameters.precision):
-            task = TASKS[parameters.task](parameters)
+            task = TASKS[parameters.task](parameters.task_options)
             data = task.load(parameters.seed)
             device = device_of(parameters)
             model = started(parameters, task, data.train).to(device)
             total, free = count(model)
             record |= {
-                "parameters": parameters.model_dump(),
+                "parameters": parameters.flat(),
                 "fingerprint": fingerprint(parameters.model, parameters.task),
                 "parameter_count": total,
                 "free_parameter_count": free,
@@ -280,7 +273,7 @@ def _take(
     results.write_csv(folder / "history.csv", history)
     found = results.load_run(source)
     origin = source.relative_to(PROJECT).as_posix()
-    record = {**found.record, **names, "parameters": parameters.model_dump(), "taken_from": origin}
+    record = {**found.record, **names, "parameters": parameters.flat(), "taken_from": origin}
     results.write_record(folder, record)
     report(f"{parameters.run} is finished in {origin}: it is taken from there, not trained again.")
     return results.load_run(folder)

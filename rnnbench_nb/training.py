@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import RunParameters
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.provenance import fingerprint
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import Task
@@ -141,7 +141,7 @@ class _State:
 
     def save(self, path: Path) -> None:
         content = {
-            "parameters": self.parameters.model_dump(),
+            "parameters": self.parameters.flat(),
             "fingerprint": self.fingerprint,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -171,7 +171,7 @@ class _State:
                 pickle.UnpicklingError):  # fmt: skip
             report(f"{path} is damaged: training starts again from the first epoch.")
             return
-        if there != self.parameters.model_dump():
+        if there != self.parameters.flat():
             raise UserError(
                 f"{path.parent} holds a run with other parameters; name another output folder."
             )

@@ -23,7 +23,8 @@ from click.testing import CliRunner  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 from rnnbench_nb.cli import main  # noqa: E402
-from rnnbench_nb.experiment import PROJECT, RunParameters, run_parameters  # noqa: E402
+from rnnbench_nb.files import PROJECT  # noqa: E402
+from rnnbench_nb.protocol import RunParameters, run_parameters  # noqa: E402
 
 RNNBENCH = str(Path(sys.executable).with_name("rnnbench"))
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.pylabtools import select_figure_formats
 from papermill.parameterize import parameterize_notebook
 
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 
 
 def execute(name: str, target: Path, **parameters) -> nbformat.NotebookNode:

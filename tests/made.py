@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from rnnbench_nb.experiment import run_parameters, to_yaml
 from rnnbench_nb.files import write_file
 from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.report import (
     COMPLETED,
     Report,
@@ -31,7 +32,7 @@ def made_report(*variants: str, **models: str) -> SimpleNamespace:
     first = next(iter(parameters.values()))
     return SimpleNamespace(
         variants=parameters, labels=labels(parameters), looks=looks(parameters),
-        task=TASKS[first.task](first),
+        task=TASKS[first.task](first.task_options),
     )  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def write_made_report(folder, variants, answers, history=None, outputs=None, see
     for (variant, seed), (label, predicted) in answers.items():
         values = {"dataset": "digits", **variants[variant], "variant": variant, "seed": seed}
         parameters = run_parameters(values, "a test")
-        task = TASKS[parameters.task](parameters)
+        task = TASKS[parameters.task](parameters.task_options)
         label, predicted = np.array(label, np.uint8), np.array(predicted, np.uint8)
         curve = (history or {}).get((variant, seed), [0.5])
         keys = {"variant": variant, "model": parameters.model, "seed": seed}
@@ -77,7 +78,7 @@ def write_made_report(folder, variants, answers, history=None, outputs=None, see
         size = parameters.hidden_size
         data = {**task.describe(), "steps": 8, "input_size": 8, "class_names": CLASSES}
         data |= {"train": 9, "validation": 1, "test": len(label)}
-        record = {**keys, "status": COMPLETED, "parameters": parameters.model_dump(), "data": data}
+        record = {**keys, "status": COMPLETED, "parameters": parameters.flat(), "data": data}
         record |= {"parameter_count": 10 * size, "free_parameter_count": 9 * size}
         record |= {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1}
         record |= {"seconds": 10.0 * len(curve), "device": "cpu", "threads": 1}

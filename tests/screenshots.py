@@ -6,8 +6,7 @@ from conftest import CHROMIUM
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
 
 PUBLISHED = PROJECT / "reports/published"
 PICTURES = {"front": ("index.html", ""), "draw": ("draw.html", "text=Take a test image")}

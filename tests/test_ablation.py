@@ -5,7 +5,7 @@ import pytest
 
 from rnnbench_nb import statistics as ablation
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import run_parameters
+from rnnbench_nb.protocol import run_parameters
 
 
 def parameters(model="agru", **values):

@@ -12,8 +12,8 @@ import pytest
 from conftest import write_tiny
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.experiment import PROJECT
 from rnnbench_nb.figures.theme import legible
+from rnnbench_nb.files import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PAGE = README[README.index("## Add a cell") : README.index("## Add a task")]

@@ -10,7 +10,9 @@ from rnnbench_nb import analyses
 from rnnbench_nb.analyses import PAGES, Analysis, analyse, load, open_report
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, run_parameters, to_yaml
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.report import Report, write_tables
 from rnnbench_nb.runs import train_run
 

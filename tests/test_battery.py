@@ -11,10 +11,10 @@ from conftest import TINY
 from torch.nn import functional as F
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.cells.base import plain_loop, unroll
-from rnnbench_nb.experiment import RunParameters, run_parameters
+from rnnbench_nb.cells.base import unroll
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import build_model, count
+from rnnbench_nb.protocol import RunParameters, run_parameters
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS

@@ -14,7 +14,7 @@ from rnnbench_nb import bench
 from rnnbench_nb.bench import REFERENCE, Shape
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import NO_GPU
+from rnnbench_nb.protocol import NO_GPU
 
 
 def test_operations_by_hand():

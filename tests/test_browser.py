@@ -14,7 +14,7 @@ from test_drawing import made, reference  # noqa: F401 (a fixture)
 from rnnbench_nb import dynamics
 from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.report import read_csv
 from rnnbench_nb.site import drawing
 from rnnbench_nb.tasks import data as download

@@ -5,14 +5,14 @@ from itertools import product
 
 import pytest
 import torch
-from rnnbench_nb.recurrent import plain_loop
 from torch import nn
 from torch.func import functional_call
 
 from rnnbench_nb.cells import CELLS, module
 from rnnbench_nb.cells.kernels import mingru as parallel
-from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.model import build_model, count
+from rnnbench_nb.protocol import run_parameters
+from rnnbench_nb.recurrent import plain_loop
 from rnnbench_nb.seeds import generator
 
 # A reading takes the weights by name, x (T, B, D), the start (B, n) and the options, and gives the

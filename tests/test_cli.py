@@ -12,7 +12,9 @@ from conftest import one_sentence, rnnbench_here, write_tiny
 
 from rnnbench_nb import cli
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.report import Report, formatted, read_csv, summary, write_csv
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.tasks import TASKS

@@ -16,8 +16,10 @@ from scipy import stats as scipy_stats
 from rnnbench_nb import runs, statistics
 from rnnbench_nb.analyses import Analysis, ablation, analyse, comparison, load, training
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.metrics import Score
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.report import Report, write_tables
 from rnnbench_nb.runs import train_run
 

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from rnnbench_nb.recurrent import plain_loop
 
 from rnnbench_nb.cells import CELLS, module
 from rnnbench_nb.cells.kernels import cuda_graph
+from rnnbench_nb.recurrent import plain_loop
 
 OURS = [name for name, cell in CELLS.items() if not cell.torch_module]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

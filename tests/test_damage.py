@@ -11,7 +11,7 @@ from made import write_made_report
 from rnnbench_nb import analyses, cli, figures, launch, site
 from rnnbench_nb.cli import main
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import load_protocol
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report, load_run, write_tables
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.site.publish import publish

@@ -12,7 +12,7 @@ from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.cells.base import unroll
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.model import build_model
 from rnnbench_nb.report import load_run, write_tensors
 from rnnbench_nb.site import drawing

@@ -3,9 +3,6 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.stats import loguniform, qmc, uniform
-
-from rnnbench_nb.errors import UserError
 from rnnbench_nb.experiment import (
     PROJECT,
     RunParameters,
@@ -17,6 +14,9 @@ from rnnbench_nb.experiment import (
     run_parameters,
     to_yaml,
 )
+from scipy.stats import loguniform, qmc, uniform
+
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.report import Report
 
 FILES = sorted((PROJECT / "params").glob("*.yaml"))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import RNNBENCH, once, one_sentence, write_tiny
 
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.launch import OUTPUT
 from rnnbench_nb.report import Report, read_csv
 

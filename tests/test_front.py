@@ -13,7 +13,7 @@ from test_site import Links
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis, published
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import Report
 from rnnbench_nb.site import drawing, front

@@ -10,8 +10,9 @@ from rnnbench_nb import analyses, dynamics
 from rnnbench_nb.analyses import gradients
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import load_protocol, to_yaml
 from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report
 from rnnbench_nb.runs import train_run
 

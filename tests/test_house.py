@@ -6,7 +6,7 @@ import re
 import pytest
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.tasks import DEFAULT, TASKS
 
 PACKAGE = PROJECT / "rnnbench_nb"

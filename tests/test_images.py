@@ -8,14 +8,14 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.tasks import TASKS, download, images
 
 
 def task(**options):
     parameters = run_parameters({"model": "gru", "dataset": "digits", **options}, "the test")
-    return TASKS["image_sequence"](parameters)
+    return TASKS["image_sequence"](parameters.task_options)
 
 
 def test_an_unknown_reading_is_one_sentence():

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from rnnbench_nb.recurrent import plain_loop
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
@@ -14,6 +13,7 @@ import rnnbench_nb
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.recurrent import plain_loop
 
 AGRU = rnnbench_nb.AGRU
 # Without a C++ compiler the loop takes the kernel's place, and the tests of results are of it.

@@ -19,7 +19,9 @@ from filelock import FileLock
 
 from rnnbench_nb import cli, launch, site
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, load_protocol, recorded_protocol, to_yaml
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol, recorded_protocol
 from rnnbench_nb.report import Report, write_tables
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.tasks import TASKS
@@ -196,7 +198,8 @@ def test_data_that_stand_in_are_settled_once_and_noted(tmp_path, monkeypatch):
         "fashion_mnist is not there and could not be fetched: the 8 × 8 digits of scikit-learn "
         "instead"
     )
-    found = [(p.dataset, p.offline_fallback) for p in protocol.parameterisations.values()]
+    options = [own.task_options for own in protocol.parameterisations.values()]
+    found = [(own.dataset, own.offline_fallback) for own in options]
     assert found == [("digits", None)] * 3
     (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
     assert recorded_protocol(tmp_path / "protocol.yaml") == protocol

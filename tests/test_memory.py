@@ -13,8 +13,9 @@ from test_dynamics import TWO, B, D, SquaredError, draw, make_cell
 
 from rnnbench_nb import dynamics
 from rnnbench_nb.analyses import FEW, PAGES, Analysis, memory
-from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.tasks import TASKS
 
 NAMES = ["x", "y", "z"]
@@ -24,7 +25,7 @@ def run(name="adding_problem", losses=(), scores=(), **options):
     """What `errors` asks of a run."""
     small = {"model": "gru", "task": name, **TASKS[name].tiny, "batch_size": 100, **options}
     parameters = run_parameters(small, "a test")
-    task = TASKS[name](parameters)
+    task = TASKS[name](parameters.task_options)
     curve = list(enumerate(zip(losses, scores or losses, strict=True), start=1))
     rows = [{"epoch": epoch, "split": split, "loss": loss, task.score.name: score}
             for split in ("train", "validation") for epoch, (loss, score) in curve]  # fmt: skip

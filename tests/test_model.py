@@ -10,8 +10,8 @@ from torch import nn
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import load_protocol, run_parameters
 from rnnbench_nb.model import SequenceModel, build_model, count
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.report import load_run
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
@@ -81,7 +81,8 @@ def test_published_seeds_start_from_the_weights_that_they_had(name):
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist", marks=real)])
 def test_published_seeds_have_the_split_and_the_order_of_batches_that_they_had(dataset, seed):
     parameters = run_parameters({"model": "gru", "dataset": dataset}, "the test")
-    data, recorded = TASKS[parameters.task](parameters).load(seed), RECORDED[f"{dataset}-{seed}"]
+    data = TASKS[parameters.task](parameters.task_options).load(seed)
+    recorded = RECORDED[f"{dataset}-{seed}"]
     assert digest(*data.train, *data.validation) == recorded["split"]
     random = generator(seed, "order")
     orders = [torch.randperm(len(data.train.targets), generator=random) for _ in range(2)]
@@ -93,7 +94,7 @@ def test_published_seeds_have_the_split_and_the_order_of_batches_that_they_had(d
 def test_published_seeds_learn_as_they_did_for_fifty_steps(name):
     values = {"model": "agru" if name in CONTROLS else name, **CONTROLS.get(name, {})}
     parameters = run_parameters(values, "the test")
-    task = TASKS[parameters.task](parameters)
+    task = TASKS[parameters.task](parameters.task_options)
     train, model = task.load(42).train, build(**values)
     optimiser = _optimiser(model, parameters)
     order, losses = torch.randperm(len(train.targets), generator=generator(42, "order")), []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import RNNBENCH, one_sentence
 
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.relocate import relocate
 
 

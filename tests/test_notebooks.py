@@ -13,7 +13,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from rnnbench_nb import runs
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.protocol import RunParameters, load_protocol
 from rnnbench_nb.tasks import TASKS
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))

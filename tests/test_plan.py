@@ -2,7 +2,7 @@ import pytest
 from conftest import rnnbench_here, write_tiny
 
 from rnnbench_nb import plan
-from rnnbench_nb.experiment import load_protocol
+from rnnbench_nb.protocol import load_protocol
 
 
 def test_hours_are_those_of_the_whole_budget(tmp_path):

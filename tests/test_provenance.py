@@ -11,7 +11,7 @@ import pytest
 
 from rnnbench_nb import provenance
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.provenance import PACKAGE, commit, environment, fingerprint
 
 TASK = "image_sequence"

@@ -11,7 +11,7 @@ from conftest import one_sentence, rnnbench_here, write_tiny
 from rnnbench_nb import launch
 from rnnbench_nb.analyses import Analysis, Finding, load
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import load_protocol
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report, load_run, read_csv, write_tables
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.site import render as site

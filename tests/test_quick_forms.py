@@ -13,10 +13,11 @@ from numbers_on_pages import shown, unexplained
 
 from rnnbench_nb import launch, site
 from rnnbench_nb.analyses import load
-from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import parse_yaml
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report, verify
 from rnnbench_nb.runs import train_run
-from rnnbench_nb.validation import parse_yaml
 
 FORMS = ["pixel_mnist", "permuted_mnist", "noise_padded", "fashion_mnist", "adding", "copying"]
 ODD = re.compile(r"\b(nan|inf|None)\b|  in :|\bin \.| \(\)|<pandas|<Figure|<Axes|Out\[")
@@ -39,7 +40,7 @@ def make(folder, name):
         target = folder / f"notebooks/{page}.ipynb"
         pages[page] = execute(page, target, output_dir=str(folder), **options)
     first = protocol.at(protocol.seeds[0])[0]
-    own = {"output_dir": str(folder), **first.model_dump()}
+    own = {"output_dir": str(folder), **first.grouped()}
     pages["02_train"] = execute("02_train", folder / f"runs/{first.run}/02_train.ipynb", **own)
     site.build(folder)
     return pages

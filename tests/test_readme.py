@@ -5,7 +5,8 @@ import pytest
 
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import load
-from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report, formatted, read_csv, summary
 
 README = (PROJECT / "README.md").read_text()

@@ -10,7 +10,9 @@ import torch
 import rnnbench_nb
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters, to_yaml
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.report import (
     Report,
     formatted,
@@ -104,7 +106,7 @@ def test_a_loaded_run_is_the_trained_one_to_the_last_bit(report):
     fresh = load_run(report / "runs/agru-seed42")
     inputs = torch.rand(4, 8, 8)
     assert torch.equal(run.model(inputs), fresh.model(inputs))
-    assert run.model.cell.options.gamma == run.parameters.gamma
+    assert run.model.cell.options.gamma == run.parameters.cell_options.gamma
 
 
 def test_the_tables_have_the_columns_and_one_row_each(report):
@@ -186,10 +188,10 @@ def test_the_summary_by_hand():
     assert table.loc[0, ["seeds", "epochs"]].tolist() == [2, 4.5]
     assert table.loc[0, "accuracy"] == pytest.approx(0.985)
     assert table.loc[0, "accuracy_sd"] == pytest.approx(0.01 / np.sqrt(2))
-    text = formatted(table, IMAGES(variants(a="gru")["a"])).iloc[0]
+    text = formatted(table, IMAGES(variants(a="gru")["a"].task_options)).iloc[0]
     assert text["accuracy %"] == "98.50 ± 0.71"
     assert text["parameters"] == "61,962"
-    one = formatted(summary(frame[:1]), IMAGES(variants(a="gru")["a"])).iloc[0]
+    one = formatted(summary(frame[:1]), IMAGES(variants(a="gru")["a"].task_options)).iloc[0]
     assert one["accuracy %"] == "98.00"  # one seed has no standard deviation
 
 

@@ -15,7 +15,8 @@ import pytest
 from conftest import write_tiny
 from test_faults import working_on
 
-from rnnbench_nb.experiment import PROJECT, load_protocol
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import history_columns, read_csv, write_csv, write_record, write_tensors
 from rnnbench_nb.tasks import TASKS
 
@@ -34,9 +35,9 @@ def write_run(folder, parameters, record, label, random):
     wrong = random.random(IMAGES) < random.uniform(0.01, 0.02)
     predicted = np.where(wrong, (label + 1) % 10, label).astype(np.uint8)
     outputs = 8 * np.eye(10, dtype=np.float32)[predicted] + random.random((IMAGES, 10)) / 2
-    metrics = TASKS[parameters.task](parameters).metrics(label, predicted)
+    metrics = TASKS[parameters.task](parameters.task_options).metrics(label, predicted)
     record["test"] = {**metrics, "loss": 0.05}
-    record["parameters"] = parameters.model_dump()
+    record["parameters"] = parameters.flat()
     record |= {"epochs": 50, "best_epoch": 40}
     write_tensors(folder / "outputs.safetensors", {"outputs": outputs.astype(np.float32)})
     write_tensors(folder / "predicted.safetensors", {"label": label, "predicted": predicted})

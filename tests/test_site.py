@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.provenance import fingerprint
 from rnnbench_nb.report import Report, history_columns, write_csv, write_tensors
 from rnnbench_nb.site import render as site

@@ -17,7 +17,7 @@ from conftest import CHROMIUM
 from in_process import execute
 
 from rnnbench_nb import demonstration
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.metrics import Score
 
 NAME = "00_start"

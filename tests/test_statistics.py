@@ -12,7 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from rnnbench_nb import statistics as stats
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.metrics import Score
 from rnnbench_nb.report import read_csv
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.provenance import _sources
 from rnnbench_nb.report import Report, read_csv, said, verify, write_tables
 from rnnbench_nb.runs import train_run
@@ -29,7 +29,7 @@ def parameters_of(name, **options):
 
 
 def task_of(name, **options):
-    return TASKS[name](parameters_of(name, **options))
+    return TASKS[name](parameters_of(name, **options).task_options)
 
 
 # Permutations of pixels

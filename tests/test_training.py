@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from rnnbench_nb import runs, training
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import run_parameters
 from rnnbench_nb.model import build_model
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.report import load_run
 from rnnbench_nb.runs import train_run
 from rnnbench_nb.seeds import generator
@@ -27,12 +27,12 @@ QUIET = {"report": lambda line: None}
 
 def change(parameters, **values):
     """The parameters with other values, those of another cell without this one's options."""
-    there = parameters.model_dump() if "model" not in values else TINY
+    there = parameters.flat() if "model" not in values else TINY
     return run_parameters({**there, **values}, "the test")
 
 
 def data_of(parameters):
-    task = TASKS[parameters.task](parameters)
+    task = TASKS[parameters.task](parameters.task_options)
     return task, task.load(parameters.seed)
 
 

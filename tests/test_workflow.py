@@ -16,7 +16,8 @@ from conftest import one_sentence, rnnbench, rnnbench_here, write_tiny
 
 from rnnbench_nb import launch
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, load_protocol, run_parameters
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.report import load_run, read_csv, write_csv
 from rnnbench_nb.runs import train_run
 

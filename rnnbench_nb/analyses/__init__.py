@@ -16,8 +16,8 @@ import pandas as pd
 
 from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, Protocol
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.protocol import Protocol
 from rnnbench_nb.report import Report, Run, read_csv, write_csv
 from rnnbench_nb.tasks import DEFAULT, Task
 
@@ -170,12 +170,12 @@ PAGES: dict[str, Callable[[Protocol], bool]] = {
         for parameters in protocol.parameterisations.values()
     ),
     "06_ablation": lambda protocol: (  # mostly variants of one cell on one task
-        2 * len({(own.model, own.asked) for own in protocol.parameterisations.values()})
+        2 * len({(own.model, own.group) for own in protocol.parameterisations.values()})
         <= len(protocol.parameterisations)
     ),
     "07_gradients": lambda protocol: len(protocol.parameterisations) <= FEW,
     "08_memory": lambda protocol: any(
-        own.task != DEFAULT or getattr(own, "reading", "row") == "pixel"  # these are long
+        own.task != DEFAULT or getattr(own.task_options, "reading", "row") == "pixel"
         for own in protocol.parameterisations.values()
     ),
 }

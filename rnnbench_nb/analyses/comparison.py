@@ -11,8 +11,9 @@ from scipy.stats import ttest_ind_from_stats
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis, _examples
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, RunParameters, load_protocol
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.metrics import Score
+from rnnbench_nb.protocol import RunParameters, load_protocol
 from rnnbench_nb.report import COMPLETED, Report, said
 from rnnbench_nb.report import summary as summary_of
 from rnnbench_nb.tasks import TASKS
@@ -110,8 +111,8 @@ def _compare(
     variants, labels, score = list(report.variants), report.labels, report.task.score
     largest = max(map(len, groups), default=0)
     only = reference or (variants[0] if largest > PAIRS else None)
-    place = {report.variants[name].asked: names[0] for names in groups for name in names}
-    place = {name: place.get(own.asked, name) for name, own in report.variants.items()}
+    place = {report.variants[name].group: names[0] for names in groups for name in names}
+    place = {name: place.get(own.group, name) for name, own in report.variants.items()}
     place |= {name: names[0] for names in groups for name in names}
     table = statistics.compare(
         results, margin, score, LEVEL, only, {run.key: run.scores for run in report.runs},
@@ -279,7 +280,7 @@ def _published(found: Analysis, report: Report) -> None:
         if run.parameters.model not in theirs or beside.empty:
             continue
         parameters = theirs[run.parameters.model]
-        data = TASKS[parameters.task](parameters).describe()
+        data = TASKS[parameters.task](parameters.task_options).describe()
         if run.parameters.task == parameters.task and data.items() <= run.record["data"].items():
             pair = {"published": parameters, "here": run.parameters}
             changed = statistics.changes(pair, "published")["here"]

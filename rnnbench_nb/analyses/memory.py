@@ -215,12 +215,13 @@ def by_line(report: Report) -> SimpleNamespace:
     all variants have one task, each is itself.
     """
     names, there = {name: name for name in report.variants}, {}
-    if len({own.asked for own in report.variants.values()}) > 1:
+    if len({own.group for own in report.variants.values()}) > 1:
         for name, own in report.variants.items():
-            place = there[own.model, own.asked] = there.get((own.model, own.asked), 0) + 1
+            place = there[own.model, own.group] = there.get((own.model, own.group), 0) + 1
             head, _, rest = name.partition(f"{own.model}_")
             parts = rest.split("_") if rest and not head else []
-            more = [part for part in parts if part not in map(str, own.asked)] or [str(place)]
+            lengths = [str(value) for value in own.task_options.model_dump().values()]
+            more = [part for part in parts if part not in lengths] or [str(place)]
             names[name] = own.model if place == 1 else "_".join([own.model, *more])
     lines = {line: report.variants[name] for name, line in names.items()}
     label, look = labels(lines), looks(lines)

@@ -58,7 +58,7 @@ def across(
                 several = f": {' − '.join(both)}" if len(tests) > 1 else ""
                 row |= {"report": name, "label": where + several}
                 row |= {"long": PAGES["08_memory"](report.protocol)}
-                settings = str([report.variants[row[side]].model_dump(exclude={"variant", "seed"})
+                settings = str([report.variants[row[side]].flat() | {"variant": None, "seed": 0}
                                 for side in "ab"])  # fmt: skip
                 if row["n"] > by_settings.get(settings, {"n": 0})["n"]:
                     by_settings[settings] = row

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from rnnbench_nb.cells.base import Cell, Frozen, damped, parameter
 from rnnbench_nb.cells.kernels import Served
 from rnnbench_nb.cells.kernels import agru as kernel
-from rnnbench_nb.validation import Finite, NotNegative, Positive
+from rnnbench_nb.parameters import Finite, NotNegative, Positive
 
 
 class AGRU(Cell):

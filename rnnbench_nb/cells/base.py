@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rnnbench_nb.cells.kernels import Served, cuda_graph
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.validation import Count, Frozen, validate
+from rnnbench_nb.parameters import Count, Frozen, validate
 
 __all__ = ["Cell", "Chrono", "Frozen", "Start", "TorchCell"]
 

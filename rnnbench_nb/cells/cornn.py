@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.base import Cell, Start, parameter
-from rnnbench_nb.validation import NotNegative, Positive
+from rnnbench_nb.parameters import NotNegative, Positive
 
 
 class CoRNN(Cell):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.base import Cell, Start, parameter
-from rnnbench_nb.validation import Positive
+from rnnbench_nb.parameters import Positive
 
 
 class LEM(Cell):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.base import Cell, Start, damped, parameter
-from rnnbench_nb.validation import Finite, NotNegative, Positive
+from rnnbench_nb.parameters import Finite, NotNegative, Positive
 
 
 class LipschitzRNN(Cell):

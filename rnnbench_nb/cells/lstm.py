@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.base import Chrono, TorchCell
-from rnnbench_nb.validation import Finite
+from rnnbench_nb.parameters import Finite
 
 
 class LSTM(TorchCell, nn.LSTM):  # type: ignore[misc]  # torch's `bias` is a bool

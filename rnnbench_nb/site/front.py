@@ -13,12 +13,12 @@ from rnnbench_nb import folders
 from rnnbench_nb.analyses import load, published
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
-from rnnbench_nb.experiment import PROJECT, load_protocol
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.parameters import Frozen, parse_yaml, read_yaml, validate
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.report import Report, formatted, summary
 from rnnbench_nb.site import drawing
 from rnnbench_nb.site import render as site
-from rnnbench_nb.validation import Frozen, parse_yaml, read_yaml, validate
 
 
 class Words(Frozen):

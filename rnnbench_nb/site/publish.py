@@ -10,8 +10,7 @@ import papermill
 from rnnbench_nb import figures, folders, runs
 from rnnbench_nb.analyses import FEW, load
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.report import (
     HISTORY_KEYS,
     PREDICTED,

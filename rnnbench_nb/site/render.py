@@ -26,10 +26,10 @@ from traitlets.config import Config
 from rnnbench_nb.analyses import captions
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, Protocol
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.launch import analysis_pages, provenance_notes
 from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.protocol import Protocol
 from rnnbench_nb.report import COMPLETED, Report, formatted, listed, result_row, said, summary
 
 TEMPLATES = Path(__file__).parent / "templates"

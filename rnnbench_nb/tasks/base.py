@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from rnnbench_nb.metrics import METRICS, Score
-from rnnbench_nb.validation import Frozen
+from rnnbench_nb.parameters import Frozen
 
 
 class Part(NamedTuple):

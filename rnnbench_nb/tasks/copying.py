@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rnnbench_nb.parameters import Size
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.tasks.synthetic import Synthetic
-from rnnbench_nb.validation import Size
 
 SYMBOLS, KINDS = 10, 8  # ten symbols of the kinds 1 to 8; 0 is blank, 9 is the sign to answer
 

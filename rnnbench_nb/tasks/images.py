@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnbench_nb.errors import UserError, lookup
+from rnnbench_nb.parameters import Frozen, Positive, Size
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import data
 from rnnbench_nb.tasks.base import Part, Split, Task
-from rnnbench_nb.validation import Frozen, Positive, Size
 
 VALIDATION_FRACTION = 0.15  # of the training images: 9,000 of MNIST's 60,000
 FITTED = 6000  # training images that are enough for a logistic regression

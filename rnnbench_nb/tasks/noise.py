@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rnnbench_nb.parameters import Size
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.tasks.images import ImageSequence
-from rnnbench_nb.validation import Size
 
 KEY = 8  # bytes
 

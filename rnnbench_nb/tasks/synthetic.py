@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from rnnbench_nb.parameters import Frozen, Size
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split, Task
-from rnnbench_nb.validation import Frozen, Size
 
 
 class Synthetic(Task):

@@ -26,7 +26,8 @@ from select import select
 def papermill(arguments: list[str]) -> None:
     import yaml
 
-    from rnnbench_nb.experiment import from_notebook, project_path
+    from rnnbench_nb.files import PROJECT
+    from rnnbench_nb.protocol import run_parameters
     from rnnbench_nb.runs import train_run
 
     source, target, *options = arguments
@@ -40,8 +41,9 @@ def papermill(arguments: list[str]) -> None:
         elif option in ("-p", "-r"):
             name, text = next(options), next(options)
             values[name] = yaml.safe_load(text) if option == "-p" else text
-    parameters = from_notebook(values)
-    train_run(parameters, project_path(values["output_dir"]) / "runs" / parameters.run)
+    folder = PROJECT / values.pop("output_dir")
+    parameters = run_parameters(values, "the notebook's parameters")
+    train_run(parameters, folder / "runs" / parameters.run)
 
 
 def rnnbench(arguments: list[str]) -> None:

@@ -1,0 +1,455 @@
+"""Parameters of runs and of sweeps over them, from YAML files, options or a notebook.
+
+The keys are flat, so that one vocabulary serves parameter files, `--set KEY=VALUE` and records. A
+run has the common keys and the options of its cell and its task; a key that a run does not read is
+refused.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.errors import UserError, lookup
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import (
+    Fraction,
+    Frozen,
+    Integer,
+    Name,
+    NotNegative,
+    Positive,
+    Size,
+    read_yaml,
+    unknown,
+    validate,
+)
+from rnnbench_nb.tasks import DEFAULT, TASKS
+
+QUICK_EPOCHS = 5
+SEEDS = 2**32  # seeds are below it
+NO_GPU = "device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'."
+
+
+class ModelParameters(Frozen):
+    """The cell, by its name, and its size; dropout is before the head.
+
+    Every matrix starts uniform on +-1/sqrt(H), or as Xavier has it (Glorot and Bengio 2010).
+    """
+
+    model: str
+    hidden_size: Size = 128
+    dropout: Fraction = 0.0
+    initialisation: Literal["uniform", "xavier"] = "uniform"
+
+
+class OptimiserParameters(Frozen):
+    """The optimiser and its schedule; clip_norm bounds the norm of the whole gradient.
+
+    On a plateau the learning rate falls by a factor, and not below the minimum.
+    """
+
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 1e-4
+    clip_norm: Positive | None = 1.0
+    schedule: Literal["plateau", "cosine", "none"] = "plateau"
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    plateau_patience: Annotated[Integer, Field(ge=0)] = 5
+    plateau_minimum: NotNegative = 0.0
+
+
+class TrainingParameters(Frozen):
+    """The budget: at most so many epochs, and at most so many steps of the optimiser if given.
+
+    The last epoch may then be short. Patience counts epochs without a fall of min_delta in the
+    validation loss. `best_by` says what chooses the epoch whose weights are tested, `drop_last`
+    whether an incomplete batch at the end of an epoch is left out. `precision` is that of float32
+    matrix products, as in `torch.set_float32_matmul_precision`.
+    """
+
+    seed: Annotated[Integer, Field(ge=0, lt=SEEDS)] = 42
+    epochs: Size = 50
+    steps: Size | None = None
+    batch_size: Size = 128
+    drop_last: bool = False
+    best_by: Literal["score", "loss"] = "score"
+    patience: Size | None = 10
+    min_delta: NotNegative = 0.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["highest", "medium"] = "highest"
+
+
+class CommonParameters(TrainingParameters, OptimiserParameters, ModelParameters):
+    """The keys that every run has; `variant` names the parameterisation."""
+
+    task: str = DEFAULT
+    variant: Name | None = None
+
+
+COMMON = CommonParameters.model_fields
+
+
+class RunParameters(CommonParameters):
+    """Everything that one run depends on, with the options of its cell and of its task."""
+
+    cell_options: Frozen
+    task_options: Frozen
+
+    @property
+    def name(self) -> str:
+        """The variant's name; without a sweep it is the model's."""
+        return self.variant or self.model
+
+    @property
+    def run(self) -> str:
+        """The name of the run and of its folder: the variant's and the seed, as in `x-seed42`."""
+        return f"{self.name}-seed{self.seed}"
+
+    @property
+    def group(self) -> str:
+        """The task and its options as text: only variants of one group are compared."""
+        return json.dumps([self.task, *self.task_options.model_dump().values()])
+
+    def grouped(self) -> dict[str, Any]:
+        """The values as notebooks take them: common keys, and all others below `options`."""
+        options = self.task_options.model_dump() | self.cell_options.model_dump()
+        return self.model_dump(include=set(COMMON)) | {"options": options}
+
+    def flat(self) -> dict[str, Any]:
+        """All values by their flat keys, as parameter files and records hold them."""
+        values = self.grouped()
+        return values | values.pop("options")
+
+    def changed(self, **values: Any) -> "RunParameters":
+        """These parameters with other values, given by flat keys."""
+        return run_parameters({**self.flat(), **values}, self.run)
+
+    def same_as(self, other: "RunParameters") -> bool:
+        """Whether two runs are the same: alike in all but the variant's name."""
+        return self.model_copy(update={"variant": None}) == other.model_copy(
+            update={"variant": None}
+        )
+
+
+def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
+    """Check the parameters of a run.
+
+    Args:
+        values: By flat keys, or as `RunParameters.grouped` gives them.
+        where: Names their source in an error.
+
+    Raises:
+        UserError: A key is unknown, or read neither by the cell nor by the task, or wrong.
+    """
+    options = values.get("options", {})
+    if not isinstance(options, dict):
+        raise UserError(f"{where}: options: must hold KEY: VALUE pairs, but {options!r} is given.")
+    values = {**values, **options}
+    values.pop("options", None)
+    cell = lookup(CELLS, f"{where}: model", values.get("model"))
+    task = lookup(TASKS, f"{where}: task", values.get("task", DEFAULT))
+    own, theirs = cell.Options.model_fields, task.Options.model_fields
+    for key in values:
+        if key not in {*COMMON, *own, *theirs}:
+            wrong = _unread(key) if key in _readers() else unknown(key, [*COMMON, *own, *theirs])
+            raise UserError(f"{where}: {wrong}")
+
+    def some(keys: Collection[str]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key in keys}
+
+    parts = {
+        "cell_options": validate(cell.Options, some(own), where),
+        "task_options": validate(task.Options, some(theirs), where),
+    }
+    return validate(RunParameters, some(COMMON) | parts, where)
+
+
+def _readers() -> dict[str, list[str]]:
+    """The cells and tasks that have an option of each name."""
+    found: dict[str, list[str]] = {}
+    for name, entry in (*CELLS.items(), *TASKS.items()):
+        for key in entry.Options.model_fields:
+            found.setdefault(key, []).append(name)
+    return found
+
+
+def _unread(key: str) -> str:
+    """Say that nobody reads an option, and who would."""
+    readers = ", ".join(_readers()[key])
+    return f"{key} is an option of {readers}, and nothing here reads it; leave it out."
+
+
+class _Sweep(Frozen):
+    """What a parameter file says beside a run's parameters.
+
+    A variant is a named set of values laid over the file's own. The seeds are `seed`, `seed + 1`,
+    ..., `seed + runs - 1`; a variant with `runs` of its own has the first of them alone. `quick`
+    holds what the quick form has instead.
+    """
+
+    models: list[str] = []
+    runs: Annotated[Integer, Field(ge=1, le=10_000)] = 1
+    variants: dict[Name, dict[str, Any]] = {}
+    quick: dict[str, Any] = {}
+    note: str = ""
+
+    @field_validator("models")
+    @classmethod
+    def _named_once(cls, models: list[str]) -> list[str]:
+        twice = sorted({model for model in models if models.count(model) > 1})
+        if twice:
+            raise ValueError(f"names {twice[0]!r} twice; name each model once")
+        return models
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A sweep: variants, which are parameterisations of cells on tasks, and seeds.
+
+    Attributes:
+        models: The cells that take part, or names of variants.
+        runs: Number of seeds.
+        values: The common values, and options of the cells and tasks that take part.
+        variants: The values of each variant, laid over `values`; empty for one variant a cell.
+        note: What the report says at its top, such as that other data stand in.
+        short: The values of the quick form, laid over those of every variant.
+    """
+
+    models: list[str]
+    runs: int
+    values: dict[str, Any]
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
+    short: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the sweep, in order."""
+        first = self.values["seed"]
+        return list(range(first, first + self.runs))
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds of one variant, in order."""
+        return self.seeds[: self.variants.get(variant, {}).get("runs")]
+
+    @cached_property
+    def parameterisations(self) -> dict[str, RunParameters]:
+        """The parameters of each variant that takes part, by name, at the first seed.
+
+        A variant takes part if `models` has its cell or its own name; so does a cell that stands in
+        `models` beside the names of variants.
+        """
+        common, found = self.values.get("model"), {}
+        variants = {
+            name: {"model": "module" if "module" in own else common, **own}
+            for name, own in self.variants.items()
+        }
+        if not variants or set(self.models) - set(CELLS):
+            used = {own["model"] for own in variants.values()}
+            alone = {name: {"model": name} for name in self.models if name in CELLS}
+            variants = {n: own for n, own in alone.items() if n not in used} | variants
+        for name, own in variants.items():
+            where = f"variant {name!r}"
+            if "seed" in own or "variant" in own:
+                raise UserError(f"{where}: a variant cannot set 'seed' or 'variant'; leave it out.")
+            runs = validate(_Sweep, {"runs": own.pop("runs", 1)}, where).runs
+            if runs > self.runs:
+                raise UserError(f"{where}: runs: {runs} are more than the protocol's {self.runs}.")
+            if own["model"] in (None, *self.models) or name in self.models:
+                cell = lookup(CELLS, f"{where}: model", own["model"])
+                task = lookup(TASKS, f"{where}: task", own.get("task", self.values["task"]))
+                read = {*COMMON, *cell.Options.model_fields, *task.Options.model_fields}
+                values = {key: value for key, value in self.values.items() if key in read}
+                found[name] = run_parameters({**values, **own, "variant": name}, where)
+        if not found:
+            raise UserError(
+                f"models: none of the variants uses {' or '.join(self.models)}; name a model that "
+                f"one of them uses."
+            )
+        return found
+
+    def at(self, seed: int) -> list[RunParameters]:
+        """The parameters of each variant that has this seed."""
+        return [
+            parameters.model_copy(update={"seed": seed})
+            for name, parameters in self.parameterisations.items()
+            if seed in self.seeds_of(name)
+        ]
+
+    def quick(self) -> "Protocol":
+        """The quick form: `short`, and at most `QUICK_EPOCHS` epochs, in every variant."""
+
+        def shortened(values: dict[str, Any]) -> dict[str, Any]:
+            epochs = {"epochs": self.values["epochs"], **values, **self.short}["epochs"]
+            return {**values, **self.short, "epochs": min(epochs, QUICK_EPOCHS)}
+
+        variants = {name: shortened(own) for name, own in self.variants.items()}
+        return replace(self, values=shortened(self.values), variants=variants, short={})
+
+    def resolved(self) -> "Protocol":
+        """This protocol with what the tasks of its variants settle on this machine, and the note.
+
+        Raises:
+            UserError: The data of a task are not there and cannot be had.
+        """
+        values, notes = dict(self.values), {self.note: None} if self.note else {}
+        variants = {name: dict(own) for name, own in self.variants.items()}
+        for name, parameters in self.parameterisations.items():
+            settled, note = TASKS[parameters.task](parameters.task_options).resolve()
+            for key, value in settled.items():
+                if parameters.flat()[key] != value:
+                    own = variants.get(name, {})
+                    (own if key in own else values)[key] = value
+            notes |= {note: None} if note else {}
+        return replace(self, values=values, variants=variants, note="; ".join(notes))
+
+    def dump(self) -> dict[str, Any]:
+        """All values, as a parameter file holds them."""
+        sweep = {"models": self.models, "runs": self.runs, "variants": self.variants}
+        sweep |= {"note": self.note} if self.note else {}
+        sweep |= {"quick": self.short} if self.short else {}
+        return {**{k: v for k, v in self.values.items() if k != "variant"}, **sweep}
+
+
+def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = ()) -> Protocol:
+    """Check a whole file's values; nobody needs to read the options that are in `lenient`."""
+    own = {key: value for key, value in values.items() if key in _Sweep.model_fields}
+    sweep = validate(_Sweep, own, where)
+    rest = {key: value for key, value in values.items() if key not in own}
+    layers = [rest, *sweep.variants.values()]
+    own = ["module" if "module" in layer else layer.get("model") for layer in layers]
+    models = sweep.models or [*dict.fromkeys(name for name in own if name is not None)]
+    if not models:
+        raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
+    for name in models:
+        lookup({**CELLS, **sweep.variants}, f"{where}: models", name)
+    known = [*COMMON, *_Sweep.model_fields, *_readers()]
+    for part, place in ((sweep.quick, f"{where}: quick"), (rest, where)):
+        for key in part:
+            if key not in known:
+                raise UserError(f"{place}: {unknown(key, known)}")
+        common = {key: value for key, value in part.items() if key in COMMON}
+        checked = validate(CommonParameters, {"model": models[0], **common}, place).model_dump()
+    if checked["seed"] + sweep.runs > SEEDS:
+        raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
+    if "model" not in common and (models[1:] or models[0] not in CELLS):
+        del checked["model"]  # each variant has to say which
+    values = {**checked, **rest}
+    protocol = Protocol(models, sweep.runs, values, sweep.variants, sweep.note, sweep.quick)
+    try:
+        forms = protocol.parameterisations, protocol.quick().parameterisations
+        _refuse_alike(forms[0])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    read = {key for form in forms for parameters in form.values() for key in parameters.flat()}
+    for part, place in ((rest, where), (sweep.quick, f"{where}: quick")):
+        for key in part:
+            if key not in read and key not in lenient:
+                raise UserError(f"{place}: {_unread(key)}")
+    return replace(protocol, values={key: values[key] for key in values if key in read})
+
+
+def _refuse_alike(variants: Mapping[str, RunParameters]) -> None:
+    """Refuse names that are equal, or look equal in figures, but for case or punctuation."""
+    seen: dict[str, str] = {}
+    for name, parameters in variants.items():
+        cell = CELLS[parameters.model]
+        label = cell.label + name.removeprefix(cell.name) if name.startswith(cell.name) else name
+        plain = re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", label.casefold())
+        if plain in seen:
+            raise UserError(
+                f"variants: {seen[plain]!r} and {name!r} differ in case or punctuation alone; "
+                "rename one."
+            )
+        seen[plain] = name
+
+
+def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a parameter file, laid over those of its `base` in the same folder.
+
+    Raises:
+        UserError: The file cannot be read, is empty or no mapping, or is among its own bases.
+    """
+    names = ", ".join(sorted(file.stem for file in PROJECT.glob("params/*.yaml")))
+    values = read_yaml(path, f"name a parameter file, such as {names}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if path in seen:
+        raise UserError(f"{path}: its base leads back to itself; leave the base of one file out.")
+    below = path.parent / f"{base}.yaml"
+    if not below.exists():
+        raise UserError(
+            f"{path}: base: {below} is not there; name a file beside it, without .yaml."
+        )
+    return read_values(below, (*seen, path)) | values
+
+
+def parameter_file(name: Path | str) -> Path:
+    """Find a parameter file by its path, or by its name alone in the project's params/."""
+    path = Path(name)
+    ours = PROJECT / "params" / f"{path.name.removesuffix('.yaml')}.yaml"
+    return ours if not path.is_file() and path.name == str(name) and ours.exists() else path
+
+
+def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Protocol:
+    """Load the protocol in a parameter file, with `overrides` laid over it.
+
+    Options that the file inherits from its base, and those of the file beside overrides, need not
+    be read by anybody: a protocol of one cell may have a base that gives another's options.
+
+    Raises:
+        UserError: The file cannot be read or is empty, or a key or value in it is wrong.
+    """
+    path = parameter_file(path)
+    values = read_values(path)
+    own = read_yaml(path, "")
+    protocol = _protocol(values, str(path), [key for key in values if key not in own])
+    if not overrides:
+        return protocol
+    runs = overrides.get("runs", protocol.runs)  # a variant's own seeds are among the first ones
+    if isinstance(runs, int):
+        values["variants"] = {
+            name: own | ({"runs": min(own["runs"], runs)} if "runs" in own else {})
+            for name, own in protocol.variants.items()
+        }
+    return _protocol({**values, **overrides}, "the options", set(values) - set(overrides))
+
+
+def recorded_protocol(path: Path) -> Protocol:
+    """Load a report's protocol.yaml, in which options may stand that nobody reads."""
+    values = read_values(path)
+    return _protocol(values, str(path), values)
+
+
+def recorded_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
+    """Check the parameters in a record, which may hold options of other cells and tasks."""
+    options = {**CELLS[values["model"]].Options.model_fields}
+    options |= TASKS[values.get("task", DEFAULT)].Options.model_fields
+    read = {*COMMON, *options, "options"}
+    return run_parameters({key: value for key, value in values.items() if key in read}, where)
+
+
+def notebook_parameters(namespace: Mapping[str, Any]) -> RunParameters:
+    """Check the parameters of a notebook, given its `globals()`.
+
+    Raises:
+        UserError: A value is wrong, or papermill injected a key that the notebook does not have
+            (papermill itself only warns).
+    """
+    where, known = "the notebook's parameters", [*COMMON, "options", "output_dir"]
+    for cell in namespace.get("In", ()):
+        if cell.startswith("# Parameters\n"):  # papermill's own
+            for key in re.findall(r"^(\w+) = ", cell, re.MULTILINE):
+                if key in _readers():
+                    raise UserError(f"{where}: {key} is an option; give it in `options`.")
+                if key not in known:
+                    raise UserError(f"{where}: {unknown(key, known)}")
+    return run_parameters({key: namespace[key] for key in known[:-1]}, where)
