@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from rnnbench_nb import folders, launch
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.experiment import PROJECT, load_protocol, to_yaml
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol
 
 PROTOCOL = {"models": ["gru"], "dataset": "digits", "hidden_size": 8, "epochs": 2, "runs": 1}
 CONTENTS = [b"", b"mine\n", b"{}", b"[]", b'{"format": 2}', b'["index.html", "pages/mine.html"]',

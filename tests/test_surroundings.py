@@ -16,7 +16,7 @@ from conftest import RNNBENCH, write_tiny
 
 from rnnbench_nb import surroundings
 from rnnbench_nb.analyses.comparison import SHARED
-from rnnbench_nb.experiment import PROJECT
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.report import read_csv
 
 ON_PURPOSE = {
