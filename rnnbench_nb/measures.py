@@ -314,7 +314,8 @@ def reliability(run: Finished) -> dict[str, pd.DataFrame]:
 
     Returns:
         `reliability`: `low, high` of each bin of confidence, `count`, and the means `confidence`
-        and `accuracy` of its examples, NaN if it is empty.
+        and `accuracy` of its examples, NaN if it is empty. `calibration`: `ece`, the expected
+        calibration error (Guo et al. 2017), their mean gap weighted by the counts.
     """
     targets = run.data.test.targets
     if run.outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
@@ -326,4 +327,7 @@ def reliability(run: Finished) -> dict[str, pd.DataFrame]:
     edges = np.linspace(0, 1, BINS + 1)
     table = pd.DataFrame({"low": edges[:-1], "high": edges[1:]})
     table["count"] = examples.size().reindex(table.index, fill_value=0)
-    return {"reliability": table.join(examples.mean())}
+    table = table.join(examples.mean())
+    gap = (table["confidence"] - table["accuracy"]).abs()
+    ece = (gap * table["count"]).sum() / table["count"].sum()
+    return {"reliability": table, "calibration": pd.DataFrame({"ece": [ece]})}

@@ -21,9 +21,10 @@ from rnnbench_nb.figures.dynamics import (
 from rnnbench_nb.figures.memory import error_by_length
 from rnnbench_nb.figures.results import (
     error_curves,
+    errors,
     paired_differences,
     speed,
     test_errors,
     training_curves,
 )
-from rnnbench_nb.figures.theme import as_svg, save, say, show
+from rnnbench_nb.figures.theme import as_svg, legend_below, look, save, say, show

@@ -239,20 +239,22 @@ def sentence(row: Mapping[str, Any], labels: Mapping[str, str], score: Score = A
         labels: The name of each variant for people.
         score: The score that was compared.
     """
-    a, b = labels[row["a"]], labels[row["b"]]
-    unit, kind = score.difference, row["verdict"]
-    signed = shown(row["difference"], score, "+", unit)
+    kind, unit, n = row["verdict"], score.difference, row["n"]
+    a, b, difference = labels[row["a"]], labels[row["b"]], row["difference"]
+    low, high = row["family_low"], row["family_high"]
     if kind == Verdict.NONE:
-        start = f"{a} minus {b} is {signed}; " if row["n"] else f"{a} and {b}: "
+        start = f"{a} minus {b} is {shown(difference, score, '+', unit)}; " if n else f"{a}, {b}: "
         return f"{start}{row['reason']}: no verdict."
-    ends = " to ".join(shown(row[end], score, "+") for end in ("family_low", "family_high"))
-    evidence = f"({ends}, {row['n']} seeds)"
     margin = f"{score.scale * row['margin']:.3g} {unit}".rstrip()
+    if kind in (Verdict.BETTER, Verdict.WORSE):
+        if kind == Verdict.WORSE:
+            a, b, low, high = b, a, -high, -low
+        below = f", less than the margin of {margin}" if row["small"] else ""
+        amount = shown(abs(difference), score, "", unit)
+        ends = f"{shown(low, score)} to {shown(high, score)}"
+        return f"{a} is better than {b} by {amount} ({ends}, {n} seeds){below}."
+    evidence = f"{shown(low, score, '+')} to {shown(high, score, '+')}, {n} seeds"
+    known = f"{shown(difference, score, '+', unit)} ({evidence})"
     if kind == Verdict.EQUIVALENT:
-        return f"{a} and {b} are equivalent within {margin}: {signed} {evidence}."
-    if kind == Verdict.UNDECIDED:
-        return f"{a} and {b} cannot be told apart: {signed} {evidence}."
-    better, worse = (a, b) if kind == Verdict.BETTER else (b, a)
-    amount = shown(abs(row["difference"]), score, "", unit)
-    below = f", less than the margin of {margin}" if row["small"] else ""
-    return f"{better} is better than {worse} by {amount}{below}: {signed} {evidence}."
+        return f"{a} and {b} are equivalent within {margin}: {known}."
+    return f"{a} and {b} cannot be told apart: {known}."
