@@ -136,11 +136,11 @@ def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterat
     """Run a copy of a cell in float64 and yield its steps one by one.
 
     Args:
-        cell: The module of a cell (`rnnbench_nb.cells.module`).
+        cell: A cell.
         inputs: Sequences (B, T, D), whatever the cell's `batch_first`.
         start: First state (B, n); zeros if None. If it wants a gradient, so do all after it.
     """
-    cell = copy.deepcopy(cell).double().requires_grad_(False)
+    cell = copy.deepcopy(cell).double().eval().requires_grad_(False)
     state = cell.zero_state(len(inputs)) if start is None else start.double()
     prepared = cell.prepare()
     for u in cell.drive(inputs.double()).unbind(1):

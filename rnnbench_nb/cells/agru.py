@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Frozen, damped, parameter
+from rnnbench_nb.cells.base import Cell, damped, parameter
 from rnnbench_nb.cells.kernels import Served
 from rnnbench_nb.cells.kernels import agru as kernel
-from rnnbench_nb.parameters import Finite, NotNegative, Positive
+from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
 class AGRU(Cell):
@@ -31,8 +31,8 @@ class AGRU(Cell):
     blocks = 3
     no_decay = ("log_epsilon",)  # decay would pull the step size towards 1
     equation = r"""
-(`rnnbench_nb.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product, with
-the damping $\gamma$ and one learnable step size $\epsilon$:
+(`rnnbench_nb.cells.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product,
+with the damping $\gamma$ and one learnable step size $\epsilon$:
 
 $$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
 
@@ -42,7 +42,7 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
 """
 
     class Options(Frozen):
-        """What the A-GRU can be told.
+        """The options of the A-GRU.
 
         Attributes:
             gamma: Damping: a hyperparameter, never part of the state dict.
@@ -68,25 +68,23 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         h, options = self.hidden_size, self.options
         self.gate_weight = parameter(2 * h, h)
         self.candidate_weight = parameter(h, h, trained=options.recurrence != "frozen")
-        scalar = parameter(trained=options.learnable_epsilon)
-        if options.epsilon_itself:
-            self.epsilon = scalar
-        else:
-            self.log_epsilon = scalar
+        scalar = "epsilon" if options.epsilon_itself else "log_epsilon"
+        self.register_parameter(scalar, parameter(trained=options.learnable_epsilon))
 
     def initialise(self, generator: torch.Generator | None) -> None:
         """Set the step size, and scale W."""
         start = self.options.epsilon
         with torch.no_grad():
             if self.options.epsilon_itself:
-                self.epsilon.fill_(start)
+                self.get_parameter("epsilon").fill_(start)
             else:
-                self.log_epsilon.fill_(math.log(start))
+                self.get_parameter("log_epsilon").fill_(math.log(start))
             self.candidate_weight.mul_(self.options.initial_scale)
 
     def step_size(self) -> Tensor:
         """The current step size epsilon, a scalar tensor, positive unless trained as it is."""
-        return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
+        itself = self.options.epsilon_itself
+        return self.get_parameter("epsilon") if itself else self.get_parameter("log_epsilon").exp()
 
     def recurrent_matrix(self) -> Tensor:
         """A (H, H) = W - W^T - gamma I, computed from the current W."""
@@ -108,10 +106,9 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
 
         The reset gate acts before the matrix product; torch.nn.GRU's acts after it.
         """
-        linear, size = F.linear, len(a)
-        gate_input, candidate_input = u.split([2 * size, size], dim=-1)
-        z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, dim=-1)
-        return h + epsilon * (z * torch.tanh(candidate_input + linear(r * h, a)))
+        gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
+        z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
+        return h + epsilon * (z * torch.tanh(candidate_input + F.linear(r * h, a)))
 
     def redundant(self) -> int:
         """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; a control as W."""
@@ -134,15 +131,14 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             `identity` (H, H), `path` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
         """
         gate_weight, a, epsilon = prepared
-        linear, size = F.linear, len(a)
-        gate_input, candidate_input = u.split([2 * size, size], dim=-1)
-        z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, dim=-1)
-        c = torch.tanh(candidate_input + linear(r * h, a))
+        gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
+        z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
+        c = torch.tanh(candidate_input + F.linear(r * h, a))
         u_z, u_r = gate_weight.chunk(2)
         d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
         by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
         return {
-            "identity": torch.eye(size, dtype=h.dtype, device=h.device),
+            "identity": torch.eye(len(a), dtype=h.dtype, device=h.device),
             "path": epsilon * d_a * r[:, None, :],
             "gates": epsilon * ((c * z * (1 - z))[..., None] * u_z + by_reset),
         }

@@ -12,20 +12,23 @@ from rnnbench_nb.parameters import Finite, NotNegative, Positive
 
 
 class AntisymmetricRNN(Cell):
-    """h' = h + epsilon tanh(A h + V x + b), A = W - W^T - gamma I (Chang et al. 2019, eq. 11)."""
+    """h' = h + epsilon tanh(A h + V x + b), A = W - W^T - gamma I (Chang et al. 2019, eq. 11).
+
+    Parameters: ``weight_ih`` (H, D), V; ``recurrent`` (H, H), W; ``bias`` (H,).
+    """
 
     name, label = "antisymmetric_rnn", "AntisymmetricRNN"
     colour, marker = "#E60000", "p"
     dashes: ClassVar[tuple[float, ...] | None] = (7, 1)
     equation = r"""
-(`rnnbench_nb.AntisymmetricRNN`; Chang et al. 2019, equation 11), a forward Euler
-step of size $\epsilon$ with the damping $\gamma$:
+(`rnnbench_nb.cells.AntisymmetricRNN`; Chang et al. 2019, equation 11), a forward Euler step of size
+$\epsilon$ with the damping $\gamma$:
 
 $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s + b\right)$$
 """
 
     class Options(Start):
-        """What the AntisymmetricRNN can be told.
+        """The options of the AntisymmetricRNN.
 
         Attributes:
             gamma: Damping.
@@ -44,9 +47,9 @@ $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s 
         self.recurrent = parameter(self.hidden_size, self.hidden_size)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Its authors: V from N(0, 1/D) and W from N(0, 1/H), these being variances, b zero.
+        """Start V from N(0, 1/D) and W from N(0, 1/H), these being variances, as its authors do.
 
-        Both starts learn (78% common, 84% source; gated 81% and 86%): common is the default.
+        Both starts learn (78% common, 84% source; gated 81% and 86%).
         """
         with torch.no_grad():
             if self.options.start == "source":

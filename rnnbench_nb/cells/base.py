@@ -1,7 +1,7 @@
-"""The base of every cell: interface of torch.nn.GRU, loop over time, start, step Jacobian.
+"""The base of every cell: the interface of torch.nn.GRU, loop over time, start, step Jacobian.
 
-B sequences of T steps have D features; a state has `states` parts of H numbers each, the first of
-which is read out.
+B sequences of T steps have D features. A state has n = `states` x H numbers, of which the first H
+are read out.
 """
 
 import math
@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from rnnbench_nb.cells.kernels import Served, cuda_graph
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import Count, Frozen, validate
-
-__all__ = ["Cell", "Chrono", "Frozen", "Start", "TorchCell"]
 
 _switches = {"kernels": True}
 
@@ -40,7 +38,7 @@ def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
 
 
 def damped(matrix: Tensor, gamma: float) -> Tensor:
-    """Matrix - gamma I, for a matrix (H, H)."""
+    """A matrix (H, H) less gamma I."""
     return matrix - gamma * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
@@ -54,15 +52,11 @@ def unroll(step: Callable[..., Tensor], drive: Tensor, state: Tensor, *prepared:
 
 
 def draw(
-    module: nn.Module,
-    hidden_size: int,
-    generator: torch.Generator | None,
-    initialisation: str = "uniform",
+    module: nn.Module, hidden_size: int, generator: torch.Generator | None, initialisation: str
 ) -> None:
-    """The start that all cells share: every matrix uniform on +-1/sqrt(H), all else zero.
+    """The start that all cells share: matrices uniform on +-1/sqrt(H) or Xavier, all else zero.
 
-    With the initialisation "xavier" each stored matrix is Xavier uniform instead; its fans are
-    those of the whole matrix, the gates stacked.
+    Xavier takes the fans of a stored matrix as it stands, the gates stacked.
     """
     bound = 1 / math.sqrt(hidden_size)
     for tensor in module.state_dict(keep_vars=True).values():
@@ -102,8 +96,7 @@ class Chrono(Frozen):
     def draw_chrono(self, bias: Tensor, generator: torch.Generator | None) -> None:
         """Set the bias (H,) of such a gate to log u, so that it keeps a state for some u steps.
 
-        u is uniform on 1 to chrono - 1 (their equations 14 and 16). If `chrono` is 0, the bias does
-        not change.
+        u is uniform on 1 to chrono - 1 (their equations 14 and 16).
         """
         if self.chrono:
             with torch.no_grad():
@@ -114,13 +107,13 @@ class Cell(nn.Module):
     """A recurrent cell with the interface of torch.nn.GRU: one layer, one direction.
 
     A subclass is one file. It declares its parameters (`declare`) and one step,
-    `step(u, state, *prepared)`: the state (B, states H) after the step, from u (B, blocks H), the
-    state before it, and what `prepare` gave.
+    `step(u, state, *prepared)`: the state (B, n) after the step, from u (B, blocks H), the state
+    before it, and what `prepare` returned.
 
     Args:
         input_size: Number of input features D.
         hidden_size: Number of hidden units H.
-        num_layers, bias, dropout, bidirectional: As torch.nn.GRU has them by default.
+        num_layers, bias, dropout, bidirectional: Only the defaults of torch.nn.GRU.
         batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
         device, dtype: Of the parameters.
         options: The cell's own options, as its `Options` describes them.
@@ -149,13 +142,9 @@ class Cell(nn.Module):
     blocks: ClassVar[int] = 1
     states: ClassVar[int] = 1
     no_decay: ClassVar[tuple[str, ...]] = ()
-
     Options: ClassVar[type[Frozen]] = Frozen
-
     options: Any
     step: Callable[..., Tensor]
-    weight_ih: nn.Parameter
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -170,38 +159,28 @@ class Cell(nn.Module):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, size in sizes.items():
+            if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
+                raise UserError(f"{name} must be a positive integer, got {size!r}")
+        only = {"num_layers": 1, "bias": True, "dropout": 0, "bidirectional": False}
+        given = (num_layers, bias, dropout, bidirectional)
+        for (name, served), value in zip(only.items(), given, strict=True):
+            if value != served:
+                raise UserError(f"{self.label} is served with {name}={served}, got {value!r}")
+        self.options = validate(self.Options, options, self.label)
+        self.served = "not called yet"
+        self._build(input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype)
+
+    def _build(self, input_size: int, hidden_size: int, batch_first: bool, **place: Any) -> None:
         super().__init__()
-        self._accept(input_size, hidden_size, num_layers, bias, dropout, bidirectional, options)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.batch_first = batch_first
         self.weight_ih = parameter(self.blocks * hidden_size, input_size)
         self.declare()
         self.bias = parameter(self.blocks * hidden_size) if self.has_bias() else None
-        self.to(device=device, dtype=dtype)
+        self.to(**place)
         self.reset_parameters()
-
-    def _accept(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        dropout: float,
-        bidirectional: bool,
-        options: dict[str, Any],
-    ) -> None:
-        """Check the arguments, and set `options`."""
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        for name, size in sizes.items():
-            if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
-                raise UserError(f"{name} must be a positive integer, got {size!r}")
-        given = (num_layers, bias, dropout, bidirectional)
-        served = {"num_layers": 1, "bias": True, "dropout": 0, "bidirectional": False}
-        for (name, only), value in zip(served.items(), given, strict=True):
-            if value != only:
-                raise UserError(f"{self.label} has {name}={only} alone, got {value!r}")
-        self.options = validate(self.Options, options, self.label)
-        self.served = "not called yet"
 
     # What a cell's file may override.
 
@@ -233,7 +212,7 @@ class Cell(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """Numbers n in a state, states H."""
+        """Numbers n in a state."""
         return self.states * self.hidden_size
 
     def zero_state(self, batch: int) -> Tensor:
@@ -253,7 +232,7 @@ class Cell(nn.Module):
         return 1.0
 
     def kernels(self) -> list[Callable[..., Served | str]]:
-        """Faster ways to run the loop, best first; each answers with states or why it cannot."""
+        """Faster ways to run the loop, best first; each returns states or why it cannot."""
         return []
 
     # What every cell has.
@@ -263,7 +242,7 @@ class Cell(nn.Module):
         draw(self, self.hidden_size, generator, initialisation)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights anew; what is trained and what is frozen stays so."""
+        """Draw the weights anew; what is frozen stays frozen."""
         self.draw(generator)
         self.initialise(generator)
 
@@ -284,7 +263,7 @@ class Cell(nn.Module):
 
         Args:
             input: Inputs (T, B, D), (B, T, D) with batch_first, or (T, D) without a batch.
-            hx: Initial state h_0 (1, B, states H), or (1, states H) without a batch; zeros if None.
+            hx: Initial state h_0 (1, B, n), or (1, n) without a batch; zeros if None.
 
         Returns:
             The part that is read out after every step, laid out like the input with H in place of
@@ -354,7 +333,7 @@ class Cell(nn.Module):
 
 
 class TorchCell(Cell):
-    """A cell that torch.nn runs, for a subclass of one of its modules too.
+    """A cell that is one of torch.nn's modules too, which runs it.
 
     Its `step` is the equation of torch's module, for what is computed step by step.
     """
@@ -365,23 +344,8 @@ class TorchCell(Cell):
     bias_hh_l0: Tensor
     mode: str
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> None:
-        self._accept(input_size, hidden_size, num_layers, bias, dropout, bidirectional, options)
-        super(Cell, self).__init__(
-            input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype
-        )
+    def _build(self, *sizes: int, **layout: Any) -> None:
+        super(Cell, self).__init__(*sizes, **layout)
 
     def drive(self, x: Tensor) -> Tensor:
         """The part of all steps that depends on the input x (..., D) alone: u (..., blocks H)."""

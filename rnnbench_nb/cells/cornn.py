@@ -27,8 +27,8 @@ class CoRNN(Cell):
     colour, dashes, marker = "#0000E6", (2, 1), "d"
     states = 2
     equation = r"""
-(`rnnbench_nb.CoRNN`; Rusch and Mishra 2021, equation 3), oscillators $y$ with velocities $z$, the
-stiffness $\gamma$ and the damping $\epsilon$:
+(`rnnbench_nb.cells.CoRNN`; Rusch and Mishra 2021, equation 3), oscillators $y$ with velocities $z$,
+the stiffness $\gamma$ and the damping $\epsilon$:
 
 $$z_s = z_{s-1} + \Delta t \left(\tanh(W y_{s-1} + W_z z_{s-1} + V x_s + b)
 - \gamma y_{s-1} - \epsilon z_{s-1}\right)$$
@@ -37,7 +37,7 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
 """
 
     class Options(Start):
-        """What the coRNN can be told; the defaults are its authors' for pixel MNIST.
+        """The options of the coRNN; the defaults are its authors' for pixel MNIST.
 
         They are for 784 steps. In 28 rows as little time passes as in 28 pixels, and dt 0.3 with
         stiffness and damping 1 learns faster: 90% instead of 41% after 300 steps.
@@ -59,9 +59,9 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
         self.recurrent = parameter(self.hidden_size, 2 * self.hidden_size)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Its authors: everything uniform on +-1/sqrt(D + 2H), one layer of torch's for [x|z|y].
+        """Start all uniform on +-1/sqrt(D + 2H), as a layer of torch's for [x|z|y] starts.
 
-        Both starts learn alike (41% common, 40% source): common is the default.
+        Both starts learn alike (41% common, 40% source).
         """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.input_size + 2 * self.hidden_size)

@@ -18,8 +18,8 @@ class GatedAntisymmetricRNN(AntisymmetricRNN):
     colour, dashes, marker = "#730000", (7, 1, 1, 1), "H"
     blocks = 2
     equation = r"""
-(`rnnbench_nb.GatedAntisymmetricRNN`; Chang et al. 2019, equation 12), whose gate shares the product
-with $A = W - W^\top - \gamma I$:
+(`rnnbench_nb.cells.GatedAntisymmetricRNN`; Chang et al. 2019, equation 12), whose gate shares the
+product with $A = W - W^\top - \gamma I$:
 
 $$z_s = \sigma(A h_{s-1} + V_z x_s + b_z)$$
 

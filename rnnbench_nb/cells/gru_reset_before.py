@@ -27,8 +27,8 @@ class GRUResetBefore(Cell):
     colour, dashes, marker = "#73593F", (1, 1, 3, 1), "v"
     blocks = 3
     equation = r"""
-(`rnnbench_nb.GRUResetBefore`; Cho et al. 2014, equations 5 to 8), whose reset gate acts before the
-matrix product:
+(`rnnbench_nb.cells.GRUResetBefore`; Cho et al. 2014, equations 5 to 8), whose reset gate acts
+before the matrix product:
 
 $$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
 
@@ -44,9 +44,9 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot \tanh\left(V x_s + W (r_s \odot h_{s
         self.gate_weight, self.candidate_weight = parameter(2 * h, h), parameter(h, h)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Its authors: input weights from N(0, 0.01^2), each recurrent matrix orthogonal.
+        """Start as its authors do: input weights from N(0, 0.01^2), orthogonal recurrent matrices.
 
-        Both starts learn alike (86% either way); common, the A-GRU's, is the default.
+        Both starts learn alike (86% either way).
         """
         if self.options.start == "source":
             nn.init.normal_(self.weight_ih, std=0.01, generator=generator)

@@ -30,8 +30,8 @@ class LEM(Cell):
     colour, dashes, marker = "#3D2273", (4, 1, 2, 1), "*"
     blocks, states = 4, 2
     equation = r"""
-(`rnnbench_nb.LEM`; Rusch et al. 2022, equation 3), with two states and a time step for each that
-gates choose:
+(`rnnbench_nb.cells.LEM`; Rusch et al. 2022, equation 3), with two states and a time step for each
+that gates choose:
 
 $$a_s, c_s = \Delta t\, \sigma(W_{1,2}\, y_{s-1} + V_{1,2}\, x_s + b_{1,2})$$
 
@@ -41,7 +41,7 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
 """
 
     class Options(Start):
-        """What LEM can be told.
+        """The options of LEM.
 
         Attributes:
             dt: The largest time step, never trained.
@@ -58,9 +58,9 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
         self.recurrent_bias = parameter(4 * h)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Its authors: all uniform on +-1/sqrt(H), biases too; their Kaiming head is left out.
+        """Start all uniform on +-1/sqrt(H), as its authors do, whose Kaiming head is left out.
 
-        Both starts learn (86% common, 89% source): common is the default.
+        Both starts learn (86% common, 89% source).
         """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.hidden_size)

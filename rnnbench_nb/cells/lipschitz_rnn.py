@@ -26,8 +26,8 @@ class LipschitzRNN(Cell):
     name, label = "lipschitz_rnn", "LipschitzRNN"
     colour, dashes, marker = "#BF00E6", (1, 3), "8"
     equation = r"""
-(`rnnbench_nb.LipschitzRNN`; Erichson et al. 2021), a forward Euler step of size $\epsilon$ along a
-linear and a bounded part:
+(`rnnbench_nb.cells.LipschitzRNN`; Erichson et al. 2021), a forward Euler step of size $\epsilon$
+along a linear and a bounded part:
 
 $$h_s = h_{s-1} + \epsilon \left(M_B h_{s-1} + \tanh(M_C h_{s-1} + U x_s + b)\right)$$
 
@@ -35,7 +35,7 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
 """
 
     class Options(Start):
-        """What the LipschitzRNN can be told; the defaults are its authors' for pixel MNIST.
+        """The options of the LipschitzRNN; the defaults are its authors' for pixel MNIST.
 
         Attributes:
             beta: Share of the antisymmetric part: 1 for it alone, 0 for the symmetric one alone.
@@ -57,9 +57,9 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
         self.linear_weight, self.tanh_weight = parameter(h, h), parameter(h, h)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Its authors: B and C of standard deviation 1/H; U and b as torch's, +-1/sqrt(D).
+        """Start as its authors do: B and C of standard deviation 1/H, U and b within +-1/sqrt(D).
 
-        Both starts learn (67% common, 68% source): common is the default.
+        Both starts learn (67% common, 68% source).
         """
         with torch.no_grad():
             if self.options.start == "source":

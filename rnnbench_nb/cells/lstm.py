@@ -27,7 +27,7 @@ $$h_s = o_s \odot \tanh c_s$$
 """
 
     class Options(Chrono):
-        """What the LSTM can be told.
+        """The options of the LSTM.
 
         Attributes:
             forget_bias: The forget gate's bias at the start, the sum of torch's two vectors

@@ -18,8 +18,8 @@ class MinGRU(Cell):
     colour, dashes, marker = "#779954", (3, 3), "X"
     blocks = 2
     equation = r"""
-(`rnnbench_nb.MinGRU`; Feng et al. 2024, section 3.1), where nothing but the mix of old
-and new depends on the state:
+(`rnnbench_nb.cells.MinGRU`; Feng et al. 2024, section 3.1), where nothing but the mix of old and
+new depends on the state:
 
 $$z_s = \sigma(W_z x_s + b_z), \quad c_s = g(W_h x_s + b_h), \quad
 g(v) = \begin{cases} v + \tfrac12 & v \ge 0 \\ \sigma(v) & v < 0 \end{cases}$$
@@ -28,7 +28,7 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
 """
 
     class Options(Start):
-        """What the minGRU can be told.
+        """The options of the minGRU.
 
         Attributes:
             biases: Whether there are biases. The source has none and sits between other layers;
@@ -45,10 +45,9 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
         return self.options.biases
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """As torch starts a linear layer: everything uniform on +-1/sqrt(D), biases too.
+        """Start all, as torch starts a linear layer, uniform on +-1/sqrt(D), biases too.
 
-        Both starts learn, slowly at 1e-3 (38% either way; 79% with common at 1e-2): common is the
-        default.
+        Both starts learn, slowly at 1e-3 (38% either way; 79% with common at 1e-2).
         """
         if self.options.start == "source":
             bound = 1 / math.sqrt(self.input_size)
