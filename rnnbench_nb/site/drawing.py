@@ -1,11 +1,10 @@
-"""The page on which one draws a digit, and the script beside it with what reads the digit.
+"""The page on which one draws a digit, and the script beside it with the models that read it.
 
-A cell can read there if a script beside its file has its step (`cells/*.js`). The script
-`models.js` holds one run of each: its record, and its weights as float16 in base64.
+The script `models.js` holds one run of each model (its record, and its weights as float16 in
+base64), test images, and what the models made of one of them, row by row.
 """
 
 import base64
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,25 @@ import torch
 from torch import Tensor
 
 from rnnbench_nb import folders
-from rnnbench_nb.analyses import examples
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.figures.theme import legible
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
-from rnnbench_nb.report import COMPLETED, Run, labels
-from rnnbench_nb.site import render as site
+from rnnbench_nb.results import COMPLETED, Run
+from rnnbench_nb.runs import load_model, test_examples
+from rnnbench_nb.site.index import fill, repository
 
 PAGE, SCRIPT, BEGINNING = "draw.html", "models.js", "const MODELS = "
-EXAMPLES = 20  # test images to take instead of a drawing
-
-
-def scripts() -> dict[str, str]:
-    """The step in JavaScript of each cell that has one, by the cell's name."""
-    paths = {name: Path(inspect.getfile(cell)).with_suffix(".js") for name, cell in CELLS.items()}
-    return {
-        name: path.read_text(encoding="utf-8").partition("\n")[2].strip()
-        for name, path in paths.items()
-        if path.exists()
-    }
+READERS = ("lstm", "gru", "agru")  # the cells whose step is in templates/draw.js
+EXAMPLES = 20  # test images on the page
 
 
 def tensors(model: SequenceModel) -> list[Tensor]:
-    """What reading takes, for steps of D inputs and K classes, as float16.
+    """The float16 tensors with which the page reads steps of D inputs, for K classes.
 
     Returns:
-        W (blocks H, D) and b (blocks H,) of the cell's `drive`, what its `prepare` gives, and the
-        head's weight (K, H) and bias (K,).
+        W (blocks H, D) and b (blocks H,) of the cell's `drive`, the tensors of its `prepare`, and
+        the head's weight (K, H) and bias (K,).
     """
     cell = model.cell
     with torch.no_grad():
@@ -51,65 +40,76 @@ def tensors(model: SequenceModel) -> list[Tensor]:
         return [t.half() for t in (w, b, *cell.prepare(), model.head.weight, model.head.bias)]
 
 
-def described(run: Run) -> dict[str, Any]:
-    """A run in the script: what names it, and its tensors.
+def describe(run: Run) -> dict[str, Any]:
+    """A run in the script: its name, its test accuracy and its tensors.
 
     Raises:
-        UserError: It is not finished, has no weights, reads no rows of pixels, or its cell has no
-            step in JavaScript.
+        UserError: The run is not finished, has no weights, does not read rows of pixels, or its
+            cell cannot read on the page.
     """
-    record, parameters = run.record, run.parameters
-    if parameters.model not in scripts():
+    record = run.record
+    if record["model"] not in READERS:
         raise UserError(
-            f"{run.folder}: no digit can be read with {parameters.model}, which has no script "
-            f"beside its file; write it, or take another of {', '.join(scripts())}."
+            f"{run.folder}: the page cannot read with {record['model']}, only with "
+            f"{', '.join(READERS)}; name a run of one of them."
         )
-    data = record.get("data", {})
-    if record["status"] != COMPLETED or not run.has("best") or data.get("reading") != "row":
-        raise UserError(f"{run.folder} is no finished run with weights that reads rows; name one.")
-    made = tensors(run.model)
+    if record["status"] != COMPLETED or record["data"].get("reading") != "row":
+        raise UserError(f"{run.folder} is not a finished run that reads rows; name one.")
+    model = load_model(run, "best")
+    made = tensors(model)
     flat = torch.cat([tensor.flatten() for tensor in made]).numpy().astype("<f2")
+    cell = CELLS[record["model"]]
     return {
-        "cell": parameters.model,
-        "label": labels({parameters.name: parameters})[parameters.name],
+        "cell": cell.name,
+        "label": cell.label,
+        "colour": cell.colour,
         "run": run.folder.name,
         "accuracy": record["test"]["accuracy"],
-        "parameters": record["parameter_count"],
-        "commit": site.short(record.get("commit", "unknown")),
-        "data": run.task.sentence(data),
-        "state": CELLS[parameters.model].states * parameters.hidden_size,
+        "state": cell.states * model.cell.hidden_size,
         "shapes": [list(tensor.shape) for tensor in made],
         "weights": base64.b64encode(flat.tobytes()).decode(),
     }
 
 
 def write(folder: Path, runs: list[Run]) -> Path:
-    """Write the script with these runs and the first test images, and return its path.
+    """Write the script with these runs, and return its path.
+
+    Of the test images the first ones come on which the models disagree, then others. The replay
+    holds, for the first image, the probability of the right class after each row.
 
     Raises:
-        UserError: See `described`; or the runs do not read the same images.
+        UserError: See `describe`; or the runs do not read the same images.
     """
-    models = [described(run) for run in runs]
-    data = [{**run.record["data"], "run": run.folder.name} for run in runs]
-    for other in data[1:]:
-        if any(other[key] != data[0][key] for key in ("dataset", "steps", "input_size")):
-            raise UserError(f"{other['run']} reads other images than {data[0]['run']}.")
-    images, targets = examples(runs[0], EXAMPLES)
-    pixels = (255 * images).round().byte().flatten(1)
+    models = [describe(run) for run in runs]
+    data = [run.record["data"] for run in runs]
+    if any(each[key] != data[0][key] for each in data for key in ("dataset", "steps")):
+        raise UserError("The runs do not read the same images; name runs of one protocol.")
+    images, targets = test_examples(runs[0])  # float32 (N, T, D), (N,)
+    with torch.no_grad():
+        answers = torch.stack([load_model(run, "best")(images).argmax(1) for run in runs])
+        disagree = (answers != answers[0]).any(0)
+        chosen = torch.cat([disagree.nonzero()[:, 0], (~disagree).nonzero()[:, 0]])[:EXAMPLES]
+        for run, described in zip(runs, models, strict=True):
+            model = load_model(run, "best")
+            scores = model.head(model.cell(images[chosen[:1]])[0][0])  # (T, K), batch first
+            right = scores.softmax(1)[:, targets[chosen[0]]]
+            described["replay"] = [round(100 * share, 1) for share in right.tolist()]
+    pixels = [bytes((255 * images[i]).round().byte().flatten().tolist()) for i in chosen]
     content = {
         "side": data[0]["steps"],
         "classes": data[0]["class_names"],
         "models": models,
-        "images": [base64.b64encode(bytes(image.tolist())).decode() for image in pixels],
-        "targets": targets.tolist(),
+        "images": [base64.b64encode(each).decode() for each in pixels],
+        "targets": targets[chosen].tolist(),
+        "disagree": bool(disagree.any()),
     }
-    folders.own(folder, {SCRIPT})
+    folders.own(folder, [SCRIPT])
     write_file(folder / SCRIPT, f"{BEGINNING}{json.dumps(content)};\n")
     return folder / SCRIPT
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What the script in a folder holds; None where there is none.
+    """The content of the script in a folder; None where there is none.
 
     Raises:
         UserError: It is damaged.
@@ -123,23 +123,10 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged; write it again, from runs with weights.") from error
 
 
-def build(folder: Path) -> Path | None:
-    """Write the page over the script of a folder, and return its path; None without a script."""
+def build(folder: Path) -> None:
+    """Write the page over the script of a folder, if there is one."""
     content = read(folder)
-    if content is None:
-        return None
-    used = {model["cell"] for model in content["models"]}
-    steps = {name: step for name, step in scripts().items() if name in used}
-    looks = {name: (legible(CELLS[name].colour), "#a5afb9")
-             for name in steps if CELLS[name].colour}  # fmt: skip
-    values = {
-        **content,
-        "looks": looks,
-        "script": SCRIPT,
-        "steps": steps,
-        "address": PAGE,
-        "page": None,
-        "root": "",
-    }
-    write_file(folder / PAGE, site.ENVIRONMENT.get_template("draw.html.j2").render(values))
-    return folder / PAGE
+    if content is not None:
+        folders.own(folder, [PAGE])
+        html = fill("draw.html.j2", **content, script=SCRIPT, page=None, repository=repository())
+        write_file(folder / PAGE, html)

@@ -1,70 +1,68 @@
+// Trained models read a drawn digit row by row, forwards alone. W x + b: W is (rows, columns) as one array, row after row.
+const linear = (weight, x, bias) => {
+  const value = new Float64Array(weight.length / x.length);
+  for (let i = 0, k = 0; i < value.length; i++) {
+    let sum = bias ? bias[i] : 0;
+    for (let j = 0; j < x.length; j++, k++) sum += weight[k] * x[j];
+    value[i] = sum;
+  }
+  return value;
+};
+const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+const parts = (values, count) => Array.from({ length: count }, (_, k) => values.subarray((k * values.length) / count, ((k + 1) * values.length) / count));
 
-// Trained models read a drawn digit, row by row. A vector is { value, grad }; each operation on
-// vectors notes on the tape how a gradient goes back through it, so that the steps in cells/*.js
-// say only what goes forward.
-let tape = [];
-const vector = (value) => ({ value, grad: new Float64Array(value.length) });
-const noted = (value, back) => {
-  const out = vector(value);
-  tape.push(() => back(out.grad));
-  return out;
-};
-const elementwise = (f, ...slopes) => (a, b = a) => { // of equal length, or of length 1
-  const x = a.value, y = b.value, value = new Float64Array(Math.max(x.length, y.length));
-  for (let i = 0; i < value.length; i++) value[i] = f(x[i % x.length], y[i % y.length]);
-  return noted(value, (grad) => slopes.forEach((slope, k) => {
-    const into = (k ? b : a).grad;
-    for (let i = 0; i < grad.length; i++) into[i % into.length] += grad[i] * slope(x[i % x.length], y[i % y.length]);
-  }));
-};
-const logistic = (x) => 1 / (1 + Math.exp(-x));
-const OPERATIONS = {
-  add: elementwise((x, y) => x + y, () => 1, () => 1),
-  sub: elementwise((x, y) => x - y, () => 1, () => -1),
-  mul: elementwise((x, y) => x * y, (x, y) => y, (x) => x),
-  sigmoid: elementwise(logistic, (x) => logistic(x) * logistic(-x)),
-  tanh: elementwise(Math.tanh, (x) => 1 - Math.tanh(x) ** 2),
-  cat: (a, b) => {
-    const size = a.value.length, value = new Float64Array(size + b.value.length);
-    value.set(a.value);
-    value.set(b.value, size);
-    return noted(value, (grad) => grad.forEach((g, i) => { (i < size ? a : b).grad[i < size ? i : i - size] += g; }));
-  },
-  chunk: (a, count) => Array.from({ length: count }, (_, k) => {
-    const size = a.value.length / count, from = k * size;
-    return noted(a.value.slice(from, from + size), (grad) => grad.forEach((g, i) => { a.grad[from + i] += g; }));
-  }),
-  linear: (x, { value: weight }, bias) => { // W x + b; W is (rows, columns), row after row
-    const columns = x.value.length, value = new Float64Array(weight.length / columns);
-    for (let i = 0, k = 0; i < value.length; i++) {
-      let sum = bias?.value[i] ?? 0;
-      for (let j = 0; j < columns; j++, k++) sum += weight[k] * x.value[j];
-      value[i] = sum;
+// The steps of cells/lstm.py, gru.py and agru.py: the state after a step, from the drive u = W x + b and the state before it.
+const STEPS = {
+  lstm: (u, state, weight, bias) => {
+    const [h, before] = parts(state, 2), after = new Float64Array(state.length), n = h.length;
+    const [i, f, g, o] = parts(linear(weight, h, bias).map((value, k) => value + u[k]), 4);
+    for (let k = 0; k < n; k++) {
+      after[n + k] = sigmoid(f[k]) * before[k] + sigmoid(i[k]) * Math.tanh(g[k]);
+      after[k] = sigmoid(o[k]) * Math.tanh(after[n + k]);
     }
-    return noted(value, (grad) => {
-      for (let i = 0, k = 0; i < grad.length; i++) for (let j = 0; j < columns; j++, k++) x.grad[j] += weight[k] * grad[i];
+    return after;
+  },
+  gru: (u, h, weight, bias) => {
+    const [u_r, u_z, u_n] = parts(u, 3), [h_r, h_z, h_n] = parts(linear(weight, h, bias), 3);
+    return h.map((old, k) => {
+      const z = sigmoid(u_z[k] + h_z[k]), n = Math.tanh(u_n[k] + sigmoid(u_r[k] + h_r[k]) * h_n[k]);
+      return n + z * (old - n);
     });
   },
+  agru: (u, h, gates, a, epsilon) => {
+    const [u_z, u_r, u_c] = parts(u, 3), [h_z, h_r] = parts(linear(gates, h), 2);
+    const c = linear(a, h.map((old, k) => sigmoid(u_r[k] + h_r[k]) * old));
+    return h.map((old, k) => old + epsilon[0] * sigmoid(u_z[k] + h_z[k]) * Math.tanh(u_c[k] + c[k]));
+  },
 };
 
-// What one model makes of an image, row by row: class scores and the norm of the state after each
-// row, and the norm of the gradient of the last row's highest score with respect to each row.
+// Class scores and the norm of the state after each row.
 const readImage = ({ cell, state: size, tensors }, pixels) => {
-  tape = [];
-  const [w, b, ...others] = tensors, [weight, bias] = others.slice(-2), side = Math.sqrt(pixels.length);
-  const step = STEPS[cell](OPERATIONS), parts = (size * bias.value.length) / weight.value.length;
-  const rows = [], scores = [], norms = [], norm = (all) => Math.hypot(...all);
-  let state = vector(new Float64Array(size));
+  const [w, b, ...others] = tensors, [weight, bias] = others.slice(-2), side = MODELS.side;
+  const hidden = weight.length / bias.length, scores = [], norms = [];
+  let state = new Float64Array(size);
   for (let row = 0; row < side; row++) {
-    rows.push(vector(pixels.slice(side * row, side * (row + 1))));
-    state = step(OPERATIONS.linear(rows[row], w, b), state, ...others.slice(0, -2));
-    scores.push(OPERATIONS.linear(OPERATIONS.chunk(state, parts)[0], weight, bias));
-    norms.push(norm(state.value));
+    state = STEPS[cell](linear(w, pixels.subarray(side * row, side * (row + 1)), b), state, ...others);
+    scores.push(linear(weight, state.subarray(0, hidden), bias));
+    norms.push(Math.hypot(...state));
   }
-  const last = scores.at(-1);
-  last.grad[last.value.indexOf(Math.max(...last.value))] = 1;
-  for (const back of tape.reverse()) back();
-  return { scores: scores.map((s) => [...s.value]), norms, gradients: rows.map((x) => norm(x.grad)) };
+  return { scores, norms };
+};
+const softmax = (scores) => {
+  const top = Math.max(...scores), all = Array.from(scores, (s) => Math.exp(s - top)), sum = all.reduce((a, b) => a + b);
+  return all.map((a) => a / sum);
+};
+const argmax = (values) => values.indexOf(Math.max(...values));
+
+// How much each row matters: by how many points the final answer loses probability if the row is left empty.
+const readWhole = (model, pixels) => {
+  const result = readImage(model, pixels), answer = argmax([...result.scores.at(-1)]);
+  const whole = softmax(result.scores.at(-1))[answer];
+  result.losses = result.scores.map((_, row) => {
+    const without = pixels.slice().fill(0, MODELS.side * row, MODELS.side * (row + 1));
+    return 100 * (whole - softmax(readImage(model, without).scores.at(-1))[answer]);
+  });
+  return { ...result, answer };
 };
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -72,27 +70,14 @@ const half = (n) => { // float16
   const sign = n >> 15 ? -1 : 1, exponent = (n >> 10) & 31, fraction = n & 1023;
   return sign * (exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction);
 };
-let models;
-const loadModels = () => (models ??= new Promise((done, failed) => {
-  const script = document.createElement("script"); // a page that is a file may not fetch
-  script.src = "{{ script }}";
-  script.onerror = () => failed(Error("{{ script }}, which holds the weights, is not beside this page."));
-  script.onload = () => {
-    for (const model of MODELS.models) {
-      const numbers = Float64Array.from(new Uint16Array(bytesOf(model.weights).buffer), half);
-      let at = 0;
-      model.tensors = model.shapes.map((shape) => {
-        const size = shape.reduce((product, n) => product * n, 1);
-        return vector(numbers.subarray(at, (at += size)));
-      });
-    }
-    done(MODELS.models);
-  };
-  document.head.append(script);
-}));
+for (const model of MODELS.models) {
+  const numbers = Float64Array.from(new Uint16Array(bytesOf(model.weights).buffer), half);
+  let at = 0;
+  model.tensors = model.shapes.map((shape) => numbers.subarray(at, (at += shape.reduce((product, n) => product * n, 1))));
+}
 
-// The ink of a canvas as MNIST has its digits: fitted into 20 of 28 pixels, the centre of mass in
-// the middle. Values from 0 to 1, or null of an empty canvas.
+// The ink of a canvas as MNIST has its digits: fitted into 20 of 28 pixels, with the centre of mass in the middle. Values from
+// 0 to 1, or null for an empty canvas.
 const centred = (canvas, side) => {
   const { width, height } = canvas, ink = canvas.getContext("2d").getImageData(0, 0, width, height).data;
   let [left, top, right, bottom, mass, x, y] = [width, height, -1, -1, 0, 0, 0];
@@ -111,104 +96,90 @@ const centred = (canvas, side) => {
   return Float64Array.from({ length: side * side }, (_, i) => fitted[4 * i + 3] / 255);
 };
 
-{
-  const tool = document.querySelector("#draw"), pad = tool.querySelector("#pad"), pen = pad.getContext("2d", { willReadFrequently: true });
-  const seen = tool.querySelector("#seen"), status = tool.querySelector("[role=status]"), rows = tool.querySelector("[name=row]");
-  const answers = tool.querySelector(".answers"), [clear, take] = tool.querySelectorAll("button"), nothing = status.textContent;
-  let image = null, pixels = null, results = []; // the number of a test image; what is read; by whom
-  tool.hidden = false;
-  [pen.lineWidth, pen.lineCap, pen.lineJoin, pen.strokeStyle] = [22, "round", "round", "#fff"];
+const tool = document.querySelector("#draw"), pad = tool.querySelector("#pad"), pen = pad.getContext("2d", { willReadFrequently: true });
+const seen = tool.querySelector("#seen"), status = tool.querySelector("[role=status]"), rows = tool.querySelector("[name=row]");
+const answers = tool.querySelector(".charts"), [clear, take] = tool.querySelectorAll("button"), nothing = status.textContent;
+let image = null, pixels = null, results = []; // the number of a test image; what is read; what each model makes of it
+tool.hidden = false;
+[pen.lineWidth, pen.lineCap, pen.lineJoin, pen.strokeStyle] = [22, "round", "round", "#fff"];
 
-  const paint = (canvas, values, upTo) => { // ink where a value is, fainter in rows not yet read
-    const side = Math.sqrt(values.length), small = Object.assign(document.createElement("canvas"), { width: side, height: side });
-    const data = new ImageData(side, side), to = canvas.getContext("2d");
-    values.forEach((value, i) => data.data.set([255, 255, 255, 255 * value * (i < side * upTo ? 1 : 0.35)], 4 * i));
-    small.getContext("2d").putImageData(data, 0, 0);
-    to.clearRect(0, 0, canvas.width, canvas.height);
-    to.imageSmoothingEnabled = false;
-    to.drawImage(small, 0, 0, canvas.width, canvas.height);
-  };
-  const chart = (title, values, filled, names, most = Math.max(...values) || 1) => {
-    const width = 280 / values.length;
-    const bar = (value, i) => `<rect x="${i * width + 1}" y="${64 - (56 * value) / most}" width="${width - 2}" height="${(56 * value) / most}" class="${filled(i) ? "out" : "in"}"/>`;
-    const name = (text, i) => (text === "" ? "" : `<text x="${Math.min((i + 0.5) * width, 272)}" y="76" text-anchor="middle">${text}</text>`);
-    return `<p>${title}</p><svg viewBox="0 0 280 80" aria-hidden="true">${values.map(bar).join("")}${names.map(name).join("")}</svg>`;
-  };
-  const share = (scores) => {
-    const top = Math.max(...scores), all = scores.map((s) => Math.exp(s - top)), sum = all.reduce((a, b) => a + b);
-    return all.map((a) => a / sum);
-  };
-  const number = (value) => value.toPrecision(2).replace(/e.*/, (e) => ` × 10^${+e.slice(1)}`).replaceAll("-", "−");
-  const show = () => {
-    for (const part of [answers, seen.parentElement, rows.parentElement]) part.hidden = !pixels;
-    if (!pixels) return;
-    const row = +rows.value, side = results[0].norms.length, ends = Array.from({ length: side }, (_, i) => (i % 9 ? "" : i + 1));
-    paint(seen, pixels, row);
-    rows.previousElementSibling.textContent = `${row} of ${side}`;
-    const said = [];
-    answers.innerHTML = results.map(({ cell, label, scores, norms, gradients }) => {
-      const chances = share(scores[row - 1]), winner = chances.indexOf(Math.max(...chances)), final = scores[side - 1];
-      const answer = MODELS.classes[winner], after = MODELS.classes[final.indexOf(Math.max(...final))], most = gradients.indexOf(Math.max(...gradients));
-      said.push(`${label} says ${answer} (${(100 * chances[winner]).toFixed(0)}%)`);
-      return `<section class="${cell}"><h2>${label}: ${answer}</h2>` +
-        chart(`Probability of each class after row ${row}`, chances, (i) => i === winner, MODELS.classes, 1) +
-        chart(`Norm of the state after each row: ${number(norms[row - 1])} after row ${row}`, norms, (i) => i < row, ends) +
-        chart(`Gradient of the last score of ${after}, by row: largest at row ${most + 1}, ${number(gradients[most])}`, gradients, () => true, ends) + "</section>";
-    }).join("");
-    status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${said.join(", ")}.`;
-  };
-  const keep = () => history.replaceState(null, "", image === null ? location.pathname : `#image=${image + 1}&row=${rows.value}`);
-  const answer = (found, given) => {
-    [pixels, image] = [found, given];
-    if (pixels) {
-      rows.max = rows.value = Math.sqrt(pixels.length);
-      results = MODELS.models.map((model) => ({ cell: model.cell, label: model.label, ...readImage(model, pixels) }));
-    } else status.textContent = nothing;
-    show();
-    keep();
-  };
-  const whenLoaded = (then) => loadModels().then(then, (error) => { status.textContent = error.message; });
-  const takeImage = (given) => whenLoaded(() => {
-    answer(Float64Array.from(bytesOf(MODELS.images[given]), (byte) => byte / 255), given);
-    paint(pad, pixels, Infinity);
-  });
-
-  let from = null;
-  const place = (event) => [event.offsetX, event.offsetY].map((at) => (at * pad.width) / pad.clientWidth);
-  const line = (event) => {
-    const to = place(event);
-    pen.beginPath();
-    pen.moveTo(...from);
-    pen.lineTo(to[0] + 0.01, to[1]); // a point is drawn too
-    pen.stroke();
-    from = to;
-  };
-  pad.onpointerdown = (event) => {
-    if (!event.isPrimary) return;
-    from = place(event);
-    pad.setPointerCapture(event.pointerId);
-    line(event);
-  };
-  pad.onpointermove = (event) => { if (from && event.isPrimary) line(event); };
-  pad.onpointerup = pad.onpointercancel = (event) => {
-    if (!from || !event.isPrimary) return;
-    from = null;
-    whenLoaded(() => answer(centred(pad, MODELS.side), null));
-  };
-  clear.onclick = () => {
-    pen.clearRect(0, 0, pad.width, pad.height);
-    answer(null, null);
-  };
-  take.onclick = () => whenLoaded(() => takeImage(image === null ? 0 : (image + 1) % MODELS.images.length));
-  rows.oninput = () => {
-    show();
-    keep();
-  };
-  const asked = new URLSearchParams(location.hash.slice(1));
-  if (asked.has("image")) {
-    whenLoaded(() => takeImage(Math.min(Math.max(asked.get("image") - 1 || 0, 0), MODELS.images.length - 1))).then(() => {
-      rows.value = asked.get("row") ?? rows.max;
-      rows.oninput();
-    });
+const paint = (canvas, upTo) => { // ink where a value is, fainter in rows that are not read yet
+  const side = MODELS.side, small = Object.assign(document.createElement("canvas"), { width: side, height: side });
+  const data = new ImageData(side, side), to = canvas.getContext("2d");
+  pixels.forEach((value, i) => data.data.set([255, 255, 255, 255 * value * (i < side * upTo ? 1 : 0.35)], 4 * i));
+  small.getContext("2d").putImageData(data, 0, 0);
+  to.clearRect(0, 0, canvas.width, canvas.height);
+  to.imageSmoothingEnabled = false;
+  to.drawImage(small, 0, 0, canvas.width, canvas.height);
+};
+// Bars with a y axis from `low` to `high`, which all models share.
+const chart = (title, values, on, names, low, high, unit) => {
+  const width = 250 / values.length, y = (value) => 12 + (76 * (high - value)) / (high - low);
+  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${+value.toPrecision(2)}${unit}</text>`;
+  const bar = (value, i) => `<rect x="${40 + i * width + 1}" y="${y(Math.max(value, 0))}" width="${width - 2}" height="${Math.max(Math.abs(y(value) - y(0)), 0.5)}" class="bar${on(i) ? " on" : ""}"/>`;
+  const name = (text, i) => (text === "" ? "" : `<text x="${40 + (i + 0.5) * width}" y="104" text-anchor="middle">${text}</text>`);
+  const text = title.replaceAll("-", "−").replace("A−GRU", "A-GRU");
+  return `<p>${text}</p><svg viewBox="0 0 300 110" role="img" aria-label="${text}"><path class="tick" d="M40 ${y(high)}H290"/><path class="zero" d="M40 ${y(0)}H290"/>${label(high)}${label(0)}${low < 0 ? label(low) : ""}${values.map(bar).join("")}${names.map(name).join("")}</svg>`;
+};
+const show = () => {
+  for (const part of [answers, seen.parentElement, rows.parentElement]) part.hidden = !pixels;
+  if (!pixels) {
+    status.textContent = nothing;
+    return;
   }
-}
+  const row = +rows.value, side = MODELS.side, ends = Array.from({ length: side }, (_, i) => (i % 9 ? "" : i + 1));
+  paint(seen, row);
+  rows.previousElementSibling.textContent = `${row} of ${side}`;
+  const norm = Math.max(...results.flatMap((result) => result.norms)), losses = results.flatMap((result) => result.losses);
+  const [low, high] = [Math.min(-10, ...losses), Math.max(10, ...losses)], said = [];
+  answers.innerHTML = results.map(({ label, scores, norms, losses, answer }) => {
+    const shares = softmax(scores[row - 1]).map((share) => 100 * share), winner = argmax(shares), most = argmax(losses);
+    said.push(`${label} says ${MODELS.classes[winner]} (${shares[winner].toFixed(0)}%)`);
+    return `<section><h2>${label}: ${MODELS.classes[winner]}</h2>` +
+      chart(`Probability of each class after row ${row}`, shares, (i) => i === winner, MODELS.classes, 0, 100, "%") +
+      chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, 0, norm, "") +
+      chart(`Points that the final ${MODELS.classes[answer]} loses without a row: most, ${losses[most].toFixed(1)}, without row ${most + 1}`, losses, (i) => i === most, ends, low, high, "") + "</section>";
+  }).join("");
+  status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${said.join(", ")}.`;
+};
+const keep = () => history.replaceState(null, "", image === null ? location.pathname : `#image=${image + 1}&row=${rows.value}`);
+const answer = (given, number, row = MODELS.side) => {
+  [pixels, image, rows.max, rows.value] = [given, number, MODELS.side, row];
+  results = pixels ? MODELS.models.map((model) => ({ label: model.label, ...readWhole(model, pixels) })) : [];
+  show();
+  keep();
+};
+const takeImage = (number, row) => {
+  answer(Float64Array.from(bytesOf(MODELS.images[number]), (byte) => byte / 255), number, row);
+  paint(pad, Infinity);
+};
+
+let from = null;
+const line = (event) => {
+  const to = [event.offsetX, event.offsetY].map((at) => (at * pad.width) / pad.clientWidth);
+  from ??= to;
+  pen.beginPath();
+  pen.moveTo(...from);
+  pen.lineTo(to[0] + 0.01, to[1]); // a point is drawn too
+  pen.stroke();
+  from = to;
+};
+pad.onpointerdown = (event) => {
+  if (!event.isPrimary) return;
+  pad.setPointerCapture(event.pointerId);
+  line(event);
+};
+pad.onpointermove = (event) => { if (from && event.isPrimary) line(event); };
+pad.onpointerup = pad.onpointercancel = (event) => {
+  if (!from || !event.isPrimary) return;
+  from = null;
+  answer(centred(pad, MODELS.side), null);
+};
+clear.onclick = () => {
+  pen.clearRect(0, 0, pad.width, pad.height);
+  answer(null, null);
+};
+take.onclick = () => takeImage(image === null ? 0 : (image + 1) % MODELS.images.length);
+rows.oninput = () => { show(); keep(); };
+const asked = new URLSearchParams(location.hash.slice(1));
+if (asked.has("image")) takeImage(Math.min(Math.max(asked.get("image") - 1 || 0, 0), MODELS.images.length - 1), asked.get("row") ?? MODELS.side);
