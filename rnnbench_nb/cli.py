@@ -278,20 +278,17 @@ def render(report):
 @main.command("publish")
 @click.argument("report", type=MADE)
 @click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
-@click.option("--partial", is_flag=True, help="Of a REPORT that is not finished: what there is.")
 @click.option("--replace", is_flag=True, help="Even if published runs are lost or changed.")
-def publish_report(report, to, partial, replace):
-    """Copy the light part of a finished REPORT to reports/published/<its name>.
+def publish_report(report, to, replace):
+    """Copy the light part of REPORT to reports/published/<its name>.
 
-    Pages, notebooks, figures, tables, analyses, records and predictions; no weights. With
-    --partial, of a report whose runs are under way, records, tables and their checkpoints, so
-    that `rnnbench run` goes on from there on another machine. Where front.yaml lies beside it, the
-    front page over all reports there is made again.
+    Pages, tables, records and predictions of its finished runs; no weights. Where front.html.j2
+    lies beside the folder, the front page over all reports there is made again.
     """
     from rnnbench_nb.site.publish import publish
 
     to = to or PROJECT / "reports/published" / report.resolve().name
-    click.echo(str(publish(report, to, partial, replace)))
+    click.echo(str(publish(report, to, replace)))
 
 
 @main.command("site")
@@ -299,15 +296,13 @@ def publish_report(report, to, partial, replace):
 @click.option("--draw", type=MADE, multiple=True, metavar="RUN", help="Reads drawn digits.")
 @click.option("--remake", type=MADE, multiple=True, metavar="REPORT", help="Its pages first.")
 def front_page(folder, draw, remake):
-    """Write the front page over the published reports in FOLDER, from its front.yaml.
+    """Write the front page over the published reports in FOLDER, from its front.html.j2.
 
     With --remake REPORT, once for each published report, its pages are made again first, by the
-    notebooks as they are now, from what is saved in it.
-
-    With --draw RUN, once for each model, also the page on which one draws a digit that these runs
-    read, with their weights beside it; without, that page is made again if its weights are there.
+    notebooks as they are now. With --draw RUN, once for each model, these runs with their weights
+    read what is drawn on the page for drawing; without, that page keeps its models.
     """
-    from rnnbench_nb.report import load_run
+    from rnnbench_nb.results import load_run
     from rnnbench_nb.site import drawing, front, publish
 
     for report in remake:

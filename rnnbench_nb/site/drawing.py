@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from rnnbench_nb import folders
+from rnnbench_nb import runs as all_runs
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.results import COMPLETED, Run
-from rnnbench_nb.runs import load_model, test_examples
 from rnnbench_nb.site.index import fill, repository
+from rnnbench_nb.tasks import TASKS
 
 PAGE, SCRIPT, BEGINNING = "draw.html", "models.js", "const MODELS = "
 READERS = ("lstm", "gru", "agru")  # the cells whose step is in templates/draw.js
@@ -55,7 +56,7 @@ def describe(run: Run) -> dict[str, Any]:
         )
     if record["status"] != COMPLETED or record["data"].get("reading") != "row":
         raise UserError(f"{run.folder} is not a finished run that reads rows; name one.")
-    model = load_model(run, "best")
+    model = all_runs.load_model(run, "best")
     made = tensors(model)
     flat = torch.cat([tensor.flatten() for tensor in made]).numpy().astype("<f2")
     cell = CELLS[record["model"]]
@@ -84,13 +85,13 @@ def write(folder: Path, runs: list[Run]) -> Path:
     data = [run.record["data"] for run in runs]
     if any(each[key] != data[0][key] for each in data for key in ("dataset", "steps")):
         raise UserError("The runs do not read the same images; name runs of one protocol.")
-    images, targets = test_examples(runs[0])  # float32 (N, T, D), (N,)
+    images, targets = _test_examples(runs[0])
     with torch.no_grad():
-        answers = torch.stack([load_model(run, "best")(images).argmax(1) for run in runs])
+        answers = torch.stack([all_runs.load_model(run, "best")(images).argmax(1) for run in runs])
         disagree = (answers != answers[0]).any(0)
         chosen = torch.cat([disagree.nonzero()[:, 0], (~disagree).nonzero()[:, 0]])[:EXAMPLES]
         for run, described in zip(runs, models, strict=True):
-            model = load_model(run, "best")
+            model = all_runs.load_model(run, "best")
             scores = model.head(model.cell(images[chosen[:1]])[0][0])  # (T, K), batch first
             right = scores.softmax(1)[:, targets[chosen[0]]]
             described["replay"] = [round(100 * share, 1) for share in right.tolist()]
@@ -106,6 +107,16 @@ def write(folder: Path, runs: list[Run]) -> Path:
     folders.own(folder, [SCRIPT])
     write_file(folder / SCRIPT, f"{BEGINNING}{json.dumps(content)};\n")
     return folder / SCRIPT
+
+
+def _test_examples(run: Run) -> tuple[Tensor, Tensor]:
+    """The test examples of a run: images (N, T, D) and their classes (N,)."""
+    from rnnbench_nb.protocol import run_parameters
+
+    parameters = run_parameters(run.record["parameters"], str(run.folder))
+    task = TASKS[parameters.task](parameters.task_options)
+    test = task.load(parameters.seed).test
+    return task.inputs(test.inputs), test.targets
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -153,8 +153,10 @@ class Evidence:
         return lines
 
     def speed(self, model: str, other: str, name: str = "precision") -> tuple[float, str]:
-        """How many times as long a training step of `other` takes as one of `model`: rows of
-        images, 128 units, batch 128, one thread, float32; and the processor."""
+        """How many times as long a training step of `other` takes, and the processor.
+
+        A step reads a batch of 128 images by row, with 128 units, one thread and float32.
+        """
         content = json.loads((self.folder / name / "speed.json").read_text(encoding="utf-8"))
         rows = pd.DataFrame(content["rows"])
         shape = {"steps": 28, "hidden": 128, "batch": 128, "threads": 1, "precision": "highest"}

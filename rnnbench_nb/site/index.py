@@ -174,7 +174,7 @@ def notes(report: Report) -> list[str]:
 
 
 def protocol_comment(name: str) -> str:
-    """The comment at the top of params/NAME.yaml: the question, and the reasons for its settings."""
+    """The comment at the top of params/NAME.yaml: a question, and the reasons for the settings."""
     path = PROJECT / f"params/{name}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return " ".join(line[2:] for line in takewhile(lambda line: line.startswith("# "), lines))

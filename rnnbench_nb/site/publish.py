@@ -1,234 +1,133 @@
-"""The light part of a report: what is committed, and read by others."""
+"""The light part of a report, which is committed and read by others."""
 
-import lzma
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import nbformat
 import papermill
 
-from rnnbench_nb import figures, folders, runs
-from rnnbench_nb.analyses import FEW, load
+from rnnbench_nb import figures, folders
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_file
-from rnnbench_nb.report import (
-    HISTORY_KEYS,
-    PREDICTED,
-    Report,
-    read_csv,
-    verify,
-    write_csv,
-    write_predictions,
-    write_record,
-    write_tables,
-)
-from rnnbench_nb.runs import CHECKPOINT
+from rnnbench_nb.results import MARKER, Report, write_published
 from rnnbench_nb.site import front
-from rnnbench_nb.site import render as site
+from rnnbench_nb.site.index import FIGURE, write
+from rnnbench_nb.site.render import Page, render
 
 PAGE_LIMIT = 600_000  # bytes
-LARGE = 20_000  # bytes, from which a table is compressed
-RECORDS = ("protocol.yaml", "runs/*/run.json")
-TABLES = ("history.csv", "analyses/*/*.csv")
-LIGHT = (*RECORDS, *TABLES, "results.csv", "*.md", "speed.json", f"figures/{site.FIGURE}.svg",
-         "analyses/*/*.json")  # fmt: skip
+ALSO = ("protocol.yaml", "speed.json")  # files of a report that are copied as they are
 
 
-def publish(report: Path, folder: Path, partial: bool = False, replace: bool = False) -> Path:
-    """Copy the light part of a finished report: no weights, at most one training page.
+def publish(report: Path, folder: Path, replace: bool = False) -> Path:
+    """Copy the light part of a report's finished runs: no weights and no executed notebooks.
 
-    Notebooks are left without their pictures, which are in the pages; of few variants one run has
-    its training page, as an example; large tables are compressed, which `read_csv` and pandas read
-    as they are. Where front.yaml lies beside the folder, the front page over all reports there is
-    made again.
+    Pages are made from the published folder alone. If the report is not finished, they say how many
+    of its runs are. If `front.html.j2` lies beside the folder, the front page is made again.
 
     Args:
         report: The report's folder.
-        folder: Where to; the files of an earlier publication that this one lacks are removed.
-        partial: Publish a report that is not finished: the records and tables alone, and the last
-            checkpoint and history of each run that is under way, from which `rnnbench run` goes on
-            on another machine.
-        replace: Whether runs of the earlier publication may be lost or changed.
+        folder: The published report; what an earlier publication wrote there is replaced.
+        replace: Whether runs of an earlier publication may be lost or changed.
 
     Returns:
         The path of the published index.html.
 
     Raises:
-        UserError: The report is not finished, or published already, or a file of it is damaged, or
-            the folder holds other things than a report. What was published before then stays.
+        UserError: The report is published itself, has no finished run or a damaged file, or the
+            folder may not be written; what was published there stays.
     """
     found = Report(report)
-    whole = found.runs and all(run.has("best") for run in found.runs)
-    stopped = any(report.glob("**/*.failed"))
-    under_way = [run for run in found.run_folders if (run / CHECKPOINT).exists()
-                 and not (run / "run.json").exists()] if partial else []  # fmt: skip
-    if partial and not under_way:
-        raise UserError(f"{report}: no run is under way there; publish it without --partial.")
-    if not partial and (found.lost or stopped or not whole or not (report / "index.html").exists()):
-        raise UserError(
-            f"{report}: the report is not finished, or published already; run it again before "
-            "publishing, or publish what there is with --partial."
-        )
+    if found.published:
+        raise UserError(f"{report} is a published report; name the report it was made from.")
+    if not found.runs:
+        reason = next((run["reason"] for run in found.missing), "run it first")
+        raise UserError(f"{report} has no finished run to publish: {reason}.")
+    if damaged := [run for run in found.missing if (report / _run_json(run)).exists()
+                   and run["status"] == "missing"]:  # fmt: skip
+        raise UserError(damaged[0]["reason"])
     folder = folders.output_folder(folder, "--to", publishing=True)
-    started = {run.name: runs.partial(run) for run in under_way}  # a damaged file stops all this
-    asked = {run.name for run in found.run_folders}
-    example = site.first_seed(found)[:1] if len(found.variants) <= FEW else []
-    shown = [f"runs/{run.name}/*.ipynb" for run in example]
-    if not partial:
-        check_tables(found)
-    content = {}
-    for pattern in RECORDS if partial else (*LIGHT, "notebooks/*.ipynb", *shown):
-        for path in report.glob(pattern):
-            place = path.relative_to(report)
-            if place.parts[0] != "runs" or place.parts[1] in asked:
-                content[place] = _whole(path)
-    _check_runs(folder, content, replace)
-    before, names = folders.listed(folder), _names(content, list(started))
-    marker = folders.marker(report) or {"format": 2, "protocol": report.resolve().name}
-    folders.mark(folder, {**marker, "published": True})
-    folders.own(folder, names)
-    for place, data in content.items():
-        write_file(folder / place, data)
-    write_predictions(folder, found)
-    for name, (record, history, checkpoint) in started.items():
-        write_record(folder / "runs" / name, record)
-        write_csv(folder / "runs" / name / "history.csv", history)
-        write_file(folder / "runs" / name / CHECKPOINT, checkpoint)
-    if partial:
-        write_csv(folder / "history.csv", found.history)
-        write_tables(Report(folder))
-    under_front = (folder.parent / "front.yaml").exists()
-    folders.remove(folder, before - names)
-    pack(folder)
-    index = site.build(folder, under_front, PAGE_LIMIT)
-    for path in (folder / place for place in content if place.suffix == ".ipynb"):
-        write_file(path, without_pictures(path))
-    if under_front:
+    _check_runs(found, folder, replace)
+    with TemporaryDirectory() as work:
+        write_published(found, Path(work))
+        for path in (path for name in ALSO if (path := report / name).is_file()):
+            write_file(Path(work) / path.name, path.read_bytes())
+        content = {path.relative_to(work).as_posix(): path.read_bytes()
+                   for path in sorted(Path(work).rglob("*")) if path.is_file()}  # fmt: skip
+    before = folders.listed(folder)
+    folders.mark(folder, found.marker)
+    folders.own(folder, {*content, "index.html", "pages/"})
+    for name, data in content.items():
+        write_file(folder / name, data)
+    folders.remove(folder, before - content.keys())
+    notebooks = [re.fullmatch(r"notebooks/(.+)\.ipynb", name) for name in folders.listed(report)]
+    index = remake(folder, [notebook[1] for notebook in notebooks if notebook])
+    if (folder.parent / front.TEMPLATE).exists():
         front.build(folder.parent)
     return index
 
 
-def _check_runs(folder: Path, content: dict[Path, bytes], replace: bool) -> None:
-    """Refuse to lose or change a published run, unless the user asked for it."""
-    places = {path.relative_to(folder): path for path in folder.glob("runs/*/run.json")}
-    other = [place.parent.name for place, path in sorted(places.items())
-             if content.get(place) != path.read_bytes()]  # fmt: skip
-    if other and not replace:
+def _run_json(record: dict) -> str:
+    return f"runs/{record['variant']}-seed{record['seed']}/run.json"
+
+
+def _check_runs(report: Report, folder: Path, replace: bool) -> None:
+    """Refuse to lose or change a published run, unless the user asks for it."""
+    if replace or not (folder / MARKER).exists():
+        return
+    ours = {run.key: run.record for run in report.runs}
+    other = [run.folder.name for run in Report(folder).runs if ours.get(run.key) != run.record]
+    if other:
         raise UserError(
             f"{folder}: publishing would lose or change {len(other)} published runs, such as "
             f"{other[0]}; name another folder with --to, or give --replace."
         )
 
 
-def _names(content: dict[Path, bytes], partial: list[str]) -> set[str]:
-    """The names of all files that a publication writes."""
-    names = {place.as_posix() for place in content}
-    names |= {f"{name}.xz" for name in names if name.endswith(".csv")}
-    for place in (place for place in content if place.suffix == ".ipynb"):
-        run = f"-{place.parts[1]}" if place.parts[0] == "runs" else ""
-        names.add(f"pages/{place.stem}{run}.html")
-    names |= {f"runs/{name}/{file}" for name in partial
-              for file in ("run.json", "history.csv", CHECKPOINT)}  # fmt: skip
-    return names | {"index.html", "results.csv", "history.csv", "results_summary.md", PREDICTED}
-
-
-def pack(folder: Path) -> None:
-    """Compress the large tables of a published report."""
-    ours = folders.listed(folder)
-    for path in (path for pattern in TABLES for path in folder.glob(pattern)):
-        if path.relative_to(folder).as_posix() in ours and path.stat().st_size > LARGE:
-            write_file(path.with_name(f"{path.name}.xz"), lzma.compress(path.read_bytes()))
-            path.unlink()
-
-
-def check_tables(report: Report) -> None:
-    """See that the tables and the analyses of a report are as they were written.
-
-    Raises:
-        UserError: One is not.
-    """
-    verify(report)
-    read_csv(report.folder / "history.csv", needs=HISTORY_KEYS)
-    for path in report.folder.glob("analyses/*/findings.json"):
-        load(path.parent)
-
-
-def _whole(path: Path) -> bytes:
-    """The content of a file, which of a notebook must be one.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".ipynb":
-            nbformat.reads(content.decode(), as_version=4)
-    except (OSError, ValueError, AttributeError) as error:  # nbformat's own derive from these
-        raise UserError(f"{path} is damaged; move it away and make the report again.") from error
-    return content
-
-
-def without_pictures(path: Path) -> str:
-    """An executed notebook whose pictures are replaced by what they show, in words.
-
-    Of a table as HTML and as text the first stays; when and where a cell ran goes, and warnings.
-    """
-    notebook = nbformat.read(path, as_version=4)
-    run = notebook.metadata.get("papermill", {})
-    notebook.metadata.papermill = {"parameters": run.get("parameters", {})}
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":  # pages do not show what was warned of, with its paths, either
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-        for output in [o for o in cell.get("outputs", []) if "data" in o]:
-            for kind in [kind for kind in output.data if kind.startswith("image/")]:
-                del output.data[kind]
-                output.metadata.pop(kind, None)
-            if "text/html" in output.data:
-                output.data["text/html"] = site.plain(output.data["text/html"])
-                output.data.pop("text/plain", None)
-    return nbformat.writes(notebook, split_lines=False) + "\n"
-
-
-def remake(folder: Path) -> Path:
-    """Make the pages of a published report again, from the frames and findings that it holds.
-
-    Its notebooks are executed as they stand in notebooks/ now. A page whose notebook is not there,
-    or trains, stays as it was, with the frame of the others.
+def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
+    """Make the pages of a published report by executing the notebooks as they are now.
 
     Args:
-        folder: The published report; where front.yaml lies beside it, `front.build` is the
-            caller's.
+        folder: The published report.
+        names: The notebooks; those of the pages that are there if None.
 
     Returns:
         The path of its index.html.
 
     Raises:
-        UserError: The folder is no report, or a notebook stops with an error.
+        UserError: The folder is no published report, or a notebook stops with an error.
     """
     folder = folder.resolve()
     found = Report(folder)
-    pages = {path.stem: site.kept(path) for path in sorted(folder.glob("pages/*.html"))}
-    inside = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
+    if not found.published:
+        raise UserError(f"{folder} is no published report; `rnnbench run` makes its pages.")
+    names = [path.stem for path in folder.glob("pages/*.html")] if names is None else names
+    notebooks = [PROJECT / f"notebooks/{name}.ipynb" for name in sorted(names)]
+    pages = [_executed(path, found) for path in notebooks if path.exists()]
+    folders.own(folder, [FIGURE])
+    figure = figures.test_errors(found.results, found)
+    write_file(folder / FIGURE, figures.as_svg(figure))
+    has_front = (folder.parent / front.TEMPLATE).exists()
+    return write(found, pages, {}, front=has_front, limit=PAGE_LIMIT)
+
+
+def _executed(notebook: Path, report: Report) -> Page:
+    """The page of a notebook, executed on a published report."""
+    inside = report.folder.is_relative_to(PROJECT)
+    folder = report.folder.relative_to(PROJECT) if inside else report.folder
+    first = next(iter(report.variants.values()))["parameters"]
+    known = {**first, "output_dir": str(folder)}
+    declared = papermill.inspect_notebook(notebook)
     with TemporaryDirectory() as work:
-        for path in sorted(folder.glob("notebooks/*.ipynb")):
-            executed = Path(work) / path.name
-            asked = nbformat.read(path, as_version=4).metadata.papermill["parameters"]
-            if "output_dir" in asked:
-                asked = {**asked, "output_dir": str(inside)}
-            try:
-                papermill.execute_notebook(
-                    PROJECT / "notebooks" / path.name, executed, asked, cwd=work,
-                    progress_bar=False,
-                )  # fmt: skip
-            except papermill.PapermillExecutionError as error:
-                raise UserError(f"{path.name} of {folder}: {error.evalue}") from error
-            pages[path.stem] = site.render(path.stem, executed)
-            write_file(path, without_pictures(executed))
-    drawn = figures.test_errors(found.results, found)
-    write_file(folder / f"figures/{site.FIGURE}.svg", figures.as_svg(drawn))
-    pack(folder)
-    trained = [name for name in site.find_notebooks(folder, found.run_folders) if pages[name].run]
-    pages |= {name: pages.pop(name) for name in trained}  # they come last
-    return site.write(folder, pages, (folder.parent / "front.yaml").exists(), PAGE_LIMIT)
+        executed = Path(work) / notebook.name
+        try:
+            papermill.execute_notebook(
+                notebook,
+                executed,
+                {name: known[name] for name in declared if name in known},
+                cwd=work,
+                progress_bar=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            raise UserError(f"{notebook.name} of {folder}: {error.evalue}") from error
+        return render(executed)

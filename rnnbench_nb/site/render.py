@@ -25,7 +25,15 @@ ENVIRONMENT = jinja2.Environment(
 )
 KINDS = ["text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg",
          "text/plain"]  # fmt: skip
-VERBATIM = ("pre", "code", "math", "svg", "style", "script", "title")  # elements whose text stays as it is
+VERBATIM = (
+    "pre",
+    "code",
+    "math",
+    "svg",
+    "style",
+    "script",
+    "title",
+)  # elements whose text stays as it is
 
 
 class Page(NamedTuple):

@@ -115,7 +115,7 @@ const paint = (canvas, upTo) => { // ink where a value is, fainter in rows that 
 // Bars with a y axis from `low` to `high`, which all models share.
 const chart = (title, values, on, names, low, high, unit) => {
   const width = 250 / values.length, y = (value) => 12 + (76 * (high - value)) / (high - low);
-  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${+value.toPrecision(2)}${unit}</text>`;
+  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${`${+value.toPrecision(2)}`.replace("-", "−")}${unit}</text>`;
   const bar = (value, i) => `<rect x="${40 + i * width + 1}" y="${y(Math.max(value, 0))}" width="${width - 2}" height="${Math.max(Math.abs(y(value) - y(0)), 0.5)}" class="bar${on(i) ? " on" : ""}"/>`;
   const name = (text, i) => (text === "" ? "" : `<text x="${40 + (i + 0.5) * width}" y="104" text-anchor="middle">${text}</text>`);
   const text = title.replaceAll("-", "−").replace("A−GRU", "A-GRU");
