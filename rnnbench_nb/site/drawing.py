@@ -18,6 +18,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import COMPLETED, Run
 from rnnbench_nb.site.index import fill, repository
 from rnnbench_nb.tasks import TASKS
@@ -111,8 +112,6 @@ def write(folder: Path, runs: list[Run]) -> Path:
 
 def _test_examples(run: Run) -> tuple[Tensor, Tensor]:
     """The test examples of a run: images (N, T, D) and their classes (N,)."""
-    from rnnbench_nb.protocol import run_parameters
-
     parameters = run_parameters(run.record["parameters"], str(run.folder))
     task = TASKS[parameters.task](parameters.task_options)
     test = task.load(parameters.seed).test
