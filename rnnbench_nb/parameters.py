@@ -63,15 +63,15 @@ def parse_yaml(text: str, where: str) -> Any:
         return 1 + sum(size(child) for pair in pairs for child in pair)
 
     try:
+        if len(text) > LIMIT:
+            raise OverflowError(f"longer than {LIMIT:,} characters")
         constructor, _ = YAML(typ="safe", pure=True).get_constructor_parser(StringIO(text))
-        node = constructor.composer.get_single_node() if len(text) <= LIMIT else None
-        if len(text) > LIMIT or (node and size(node) > LIMIT):
-            raise UserError(f"{where}: this is longer than {LIMIT:,} characters; shorten it.")
+        node = constructor.composer.get_single_node()
+        if node and size(node) > LIMIT:
+            raise OverflowError(f"more than {LIMIT:,} values")
         return constructor.construct_document(node) if node else None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        problem = " ".join(str(getattr(error, "problem", None) or "no meaning").split())[:100]
+    except (YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:100]
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(
@@ -111,20 +111,20 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     from ruamel.yaml.representer import SafeRepresenter
 
     class Representer(SafeRepresenter):
-        """Quotes text that either version takes for something else; gives floats a point."""
+        """Quotes text that a reader takes for something else; gives each float a point."""
 
-        def text(self, value: str) -> Any:
-            plain = re.fullmatch(r"[^\W\d_][\w./-]*", value) and value.lower() not in WORDS
-            return self.represent_scalar("tag:yaml.org,2002:str", value, None if plain else '"')
+    def text(self: Representer, value: str) -> Any:
+        plain = re.fullmatch(r"[^\W\d_][\w./-]*", value) and value.lower() not in WORDS
+        return self.represent_scalar("tag:yaml.org,2002:str", value, None if plain else '"')
 
-        def number(self, value: float) -> Any:
-            node = self.represent_float(value)
-            if "e" in node.value and "." not in node.value:
-                node.value = node.value.replace("e", ".0e")
-            return node
+    def number(self: Representer, value: float) -> Any:
+        node = self.represent_float(value)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e")
+        return node
 
-    Representer.add_representer(str, Representer.text)
-    Representer.add_representer(float, Representer.number)
+    Representer.add_representer(str, text)
+    Representer.add_representer(float, number)
     yaml, stream = YAML(typ="safe", pure=True), StringIO()
     yaml.Representer, yaml.default_flow_style, yaml.width = Representer, False, 1_000_000
     yaml.sort_base_mapping_type_on_output = False

@@ -133,9 +133,7 @@ class RunParameters(CommonParameters):
 
     def same_as(self, other: "RunParameters") -> bool:
         """Whether two runs are the same: alike in all but the variant's name."""
-        return self.model_copy(update={"variant": None}) == other.model_copy(
-            update={"variant": None}
-        )
+        return self.flat() | {"variant": None} == other.flat() | {"variant": None}
 
 
 def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
@@ -324,8 +322,8 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = 
     sweep = validate(_Sweep, own, where)
     rest = {key: value for key, value in values.items() if key not in own}
     layers = [rest, *sweep.variants.values()]
-    own = ["module" if "module" in layer else layer.get("model") for layer in layers]
-    models = sweep.models or [*dict.fromkeys(name for name in own if name is not None)]
+    named = [layer.get("model", "module" if "module" in layer else None) for layer in layers]
+    models = sweep.models or [*dict.fromkeys(name for name in named if name is not None)]
     if not models:
         raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
     for name in models:
@@ -371,25 +369,23 @@ def _refuse_alike(variants: Mapping[str, RunParameters]) -> None:
         seen[plain] = name
 
 
-def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the values of a parameter file, laid over those of its `base` in the same folder.
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """Return the values of a parameter file after those of its `base`, in the same folder.
 
     Raises:
-        UserError: The file cannot be read, is empty or no mapping, or is among its own bases.
+        UserError: A file cannot be read, is empty or no mapping, or is among its own bases.
     """
+    if path in above:
+        raise UserError(f"{path}: its base leads back to itself; leave the base of one file out.")
     names = ", ".join(sorted(file.stem for file in PROJECT.glob("params/*.yaml")))
     values = read_yaml(path, f"name a parameter file, such as {names}")
     base = values.pop("base", None)
-    if base is None:
-        return values
-    if path in seen:
-        raise UserError(f"{path}: its base leads back to itself; leave the base of one file out.")
     below = path.parent / f"{base}.yaml"
-    if not below.exists():
+    if base is not None and not below.exists():
         raise UserError(
             f"{path}: base: {below} is not there; name a file beside it, without .yaml."
         )
-    return read_values(below, (*seen, path)) | values
+    return [*(_layers(below, (*above, path)) if base is not None else []), values]
 
 
 def parameter_file(name: Path | str) -> Path:
@@ -409,9 +405,9 @@ def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) 
         UserError: The file cannot be read or is empty, or a key or value in it is wrong.
     """
     path = parameter_file(path)
-    values = read_values(path)
-    own = read_yaml(path, "")
-    protocol = _protocol(values, str(path), [key for key in values if key not in own])
+    *below, own = _layers(path)
+    values = {key: value for layer in (*below, own) for key, value in layer.items()}
+    protocol = _protocol(values, str(path), set(values) - set(own))
     if not overrides:
         return protocol
     runs = overrides.get("runs", protocol.runs)  # a variant's own seeds are among the first ones
@@ -425,7 +421,7 @@ def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) 
 
 def recorded_protocol(path: Path) -> Protocol:
     """Load a report's protocol.yaml, in which options may stand that nobody reads."""
-    values = read_values(path)
+    values = read_yaml(path, "make the report again")
     return _protocol(values, str(path), values)
 
 

@@ -1,0 +1,327 @@
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import loguniform, qmc, uniform
+
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import (
+    COMMON,
+    load_protocol,
+    notebook_parameters,
+    recorded_protocol,
+    run_parameters,
+)
+
+FILES = sorted((PROJECT / "params").glob("*.yaml"))
+PUBLISHED = sorted((PROJECT / "reports/published").glob("*/protocol.yaml"))
+
+
+def load(tmp_path, text, **overrides):
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    return load_protocol(path, overrides)
+
+
+def named(protocol):
+    return protocol.parameterisations
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_parameter_file_is_valid_and_survives_a_round_trip(path, tmp_path):
+    protocol = load_protocol(path)
+    again = load(tmp_path, to_yaml(protocol.dump()))
+    assert again == protocol and named(again) == named(protocol)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_protocols_of_published_reports_stay_readable(path):
+    assert named(recorded_protocol(path))
+
+
+def test_the_matched_search_tries_one_latin_hypercube_with_every_model():
+    places = qmc.LatinHypercube(3, seed=1).random(12).T
+    ranges = loguniform(5e-4, 2e-2), uniform(0, 0.6), loguniform(0.01, 2)
+    drawn = zip(*(own.ppf(place) for own, place in zip(ranges, places, strict=True)), strict=True)
+    points = sorted(tuple(float(f"{value:.2g}") for value in point) for point in drawn)
+    search = named(load_protocol(PROJECT / "params/tuned_matched_search.yaml")).values()
+    sizes = named(load_protocol(PROJECT / "params/row_mnist_matched.yaml")).values()
+    for model, size in {own.model: own.hidden_size for own in sizes}.items():
+        tried = [own for own in search if own.model == model]
+        assert {own.hidden_size for own in tried} == {size} and len(tried) == 14
+        tried = tried[:12]  # and two more, around the best
+        rates = [(own.learning_rate, own.dropout) for own in tried]
+        assert rates == [(rate, dropout) for rate, dropout, _ in points]
+        if model == "agru":
+            assert [own.cell_options.gamma for own in tried] == [gamma for *_, gamma in points]
+
+
+def test_the_row_mnist_protocol_is_the_published_one():
+    published = {
+        "dataset": "mnist", "reading": "row", "hidden_size": 128, "epochs": 50, "batch_size": 128,
+        "optimiser": "adam", "learning_rate": 1e-3, "weight_decay": 1e-4, "clip_norm": 1.0,
+        "schedule": "plateau", "plateau_factor": 0.5, "plateau_patience": 5, "patience": 10,
+        "seed": 42, "offline_fallback": None,
+    }  # fmt: skip
+    found = named(load_protocol(PROJECT / "params/row_mnist.yaml"))
+    assert all(published.items() <= own.flat().items() for own in found.values())
+    ours = {"gamma": 0.01, "epsilon": 1.0, "learnable_epsilon": True}
+    assert ours.items() <= found["agru"].cell_options.model_dump().items()
+
+
+def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = load_protocol(PROJECT / "params/quick.yaml")
+    assert load_protocol("quick") == load_protocol("quick.yaml") == quick
+    (tmp_path / "quick.yaml").write_text("models: [gru]")
+    assert load_protocol("quick.yaml").models == ["gru"]  # what lies here goes first
+    with pytest.raises(UserError, match="cannot be read .* name a .* such as ablation, adding"):
+        load_protocol("qick")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("gama: 0.1", "unknown key 'gama'; the nearest known key is 'gamma'."),
+        ("epochs: ten", "epochs: input should be a valid integer, but 'ten' is given."),
+        ("lr: 0.1", "unknown key 'lr'; the nearest known key is 'learning_rate'."),
+        ("clip_norm: None", "clip_norm: input should be a valid number, but 'None' is given."),
+        ("steps: 0", "steps: input should be greater than or equal to 1, but 0"),
+        ("epsilon: 0", "epsilon: input should be greater than 0"),
+        ("epsilon: .nan", "epsilon: input should be a finite number"),
+        ("dropout: 1.0", "dropout: input should be less than 1"),
+        ("learnable_epsilon: 1", "learnable_epsilon: input should be a valid boolean"),
+        ("optimiser: sdg", "optimiser: input should be 'adam', 'adamw' or 'sgd', but 'sdg'"),
+        ("models: [lstm, lstm]", "models: names 'lstm' twice; name each model once"),
+        ("models: [lsmt]", "models: 'lsmt' is unknown; it must be one of"),
+        ("model: null\nmodels: []", "models is missing; name some of"),
+        ("variants: {a b: {model: gru}}", "variants.a b"),
+        ("variants: {../x: {model: gru}}", "variants"),
+        ("variants: {a: {gama: 1}}", "variant 'a': unknown key 'gama'"),
+        ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set 'seed'"),
+        ("runs: 2\nvariants: {a: {runs: 5}}", "variant 'a': runs: 5 are more than the protocol's"),
+        ("variants: {a: {runs: 0}}", "variant 'a': runs: input should be greater"),
+        ("models: [gru]\nvariants: {a: {model: lstm}}", "none of the variants uses gru"),
+        ("models: [gru, lstm]\nvariants: {a: {epochs: 3}}", "variant 'a': model: None is unknown"),
+        ("models: [gru]\ngamma: 0.5", "gamma is an option of agru"),
+        ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),
+        ("variants: {a: {model: gru, module: 'x:Y'}}", "variant 'a': module is an option of"),
+        ("variants: {gru: {model: gru}, GRU: {model: gru}}", "'gru' and 'GRU' differ in case or"),
+        ("variants: {gru_128: {model: gru}, GRU-128: {}}", "'gru_128' and 'GRU-128' differ in"),
+        ("variants: {agru: {}, A-GRU: {epochs: 2}}", "'agru' and 'A-GRU' differ in case or"),
+        ("variants: {_x: {}, x: {epochs: 2}}", "'_x' and 'x' differ in case or punctuation"),
+        ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
+        ("num_layers: 1", "unknown key 'num_layers'"),
+        ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
+        ("quick: {gama: 0.1}", "quick: unknown key 'gama'; the nearest known key is 'gamma'."),
+        ("quick: {epochs: ten}", "quick: epochs: input should be a valid integer, but 'ten'"),
+        ("quick: {reading: line}", "reading: input should be 'row' or 'pixel', but 'line'"),
+        ("base: nowhere", "nowhere.yaml is not there; name a file beside it"),
+        ("base: p", "its base leads back to itself"),
+    ],
+)
+def test_bad_input_gets_one_sentence(tmp_path, text, sentence):
+    if "model" not in text.split(":")[0]:
+        text = f"model: agru\n{text}"
+    with pytest.raises(UserError) as error:
+        load(tmp_path, text)
+    message = str(error.value)
+    assert sentence in message
+    assert message.startswith(str(tmp_path / "p.yaml"))
+    assert "\n" not in message
+
+
+def test_numbers_in_names_tell_variants_apart(tmp_path):
+    text = "model: agru\nvariants: {g_0.1: {}, g_0.01: {epochs: 1}, g_1: {}, g_10: {}, g_1.0: {}}"
+    assert len(named(load(tmp_path, text))) == 5
+
+
+def test_options_are_laid_over_the_file(tmp_path):
+    protocol = load(tmp_path, "model: agru\nseed: 1\nepsilon: 1", seed=7, runs=3)
+    assert protocol.seeds == [7, 8, 9]
+    assert [p.seed for p in protocol.at(8)] == [8]
+    assert named(protocol)["agru"].cell_options.epsilon == 1.0
+    with pytest.raises(UserError, match="the options: runs"):
+        load(tmp_path, "model: agru", runs=0)
+
+
+def test_an_option_goes_to_those_that_read_it_and_to_no_other(tmp_path):
+    found = named(load(tmp_path, "models: [gru, agru]", gamma=0.5))
+    assert found["agru"].flat()["gamma"] == 0.5 and "gamma" not in found["gru"].flat()
+    with pytest.raises(UserError, match="the options: gamma is an option of agru.*, and nothing"):
+        load(tmp_path, "models: [gru, agru]", models=["gru"], gamma=0.5)
+    narrowed = load(tmp_path, "models: [gru, agru]\ngamma: 0.5", models=["gru"])
+    assert list(named(narrowed)) == ["gru"]  # what the file says of others may stay
+
+
+def test_a_file_holds_what_differs_from_its_base(tmp_path):
+    (tmp_path / "first.yaml").write_text("models: [gru]\nepochs: 7\nseed: 3\ngamma: 2")
+    (tmp_path / "second.yaml").write_text("base: first\nepochs: 8")
+    protocol = load(tmp_path, "base: second\nruns: 2")  # gamma may stay: this file inherits it
+    assert protocol.seeds == [3, 4] and protocol.values["epochs"] == 8
+
+
+@pytest.mark.parametrize("name", ["0.5", "None", "NA", "128", "True", "007", "inf", "1e-3", "on"])
+def test_a_name_that_looks_like_a_value_is_text_to_all_that_read_it(tmp_path, name):
+    protocol = load(tmp_path, f"model: gru\nvariants: {{'{name}': {{epochs: 1}}}}")
+    assert named(protocol)[name].run == f"{name}-seed42"
+    assert named(load(tmp_path, to_yaml(protocol.dump()))) == named(protocol)
+    given = yaml.safe_load(to_yaml(named(protocol)[name].grouped()))  # by papermill
+    assert run_parameters(given, "variants") == named(protocol)[name]
+
+
+def test_variants_lie_over_the_file_and_models_choose_among_them(tmp_path):
+    text = "model: agru\nhidden_size: 16\n"
+    text += "variants: {a: {model: gru}, b: {gamma: 0.5}, c: {model: lstm}}"
+    found = named(load(tmp_path, text, models=["gru", "agru"]))
+    assert list(found) == ["a", "b"]
+    assert (found["a"].model, found["b"].flat()["gamma"]) == ("gru", 0.5)
+    assert (found["b"].hidden_size, found["b"].run) == (16, "b-seed42")
+    plain = named(load(tmp_path, "models: [gru, lstm]"))
+    assert {name: p.model for name, p in plain.items()} == {"gru": "gru", "lstm": "lstm"}
+
+
+def test_a_module_of_another_package_takes_part_beside_a_cell(tmp_path):
+    text = "models: [gru, mine]\nvariants: {mine: {module: 'torch.nn:GRU', arguments: {bias: false}}}"
+    protocol = load(tmp_path, text)
+    assert {name: own.model for name, own in named(protocol).items()} == {
+        "gru": "gru", "mine": "module",
+    }  # fmt: skip
+    options = named(protocol)["mine"].cell_options
+    assert (options.module, options.arguments) == ("torch.nn:GRU", {"bias": False})
+    assert load(tmp_path, to_yaml(protocol.dump())) == protocol
+    assert list(named(load(tmp_path, text, models=["mine"]))) == ["mine"]
+    alone = load(tmp_path, "variants: {mine: {module: 'torch.nn:GRU'}}")
+    assert list(named(alone)) == ["mine"]
+
+
+def test_the_quick_form_has_five_epochs_at_most_in_every_variant(tmp_path):
+    text = "model: gru\nepochs: 50\nvariants: {a: {}, b: {epochs: 70}, c: {epochs: 3}}"
+    quick = load(tmp_path, text).quick()
+    assert [p.epochs for p in named(quick).values()] == [5, 5, 3]
+    assert load(tmp_path, "model: gru\nepochs: 4").quick().values["epochs"] == 4
+
+
+def test_a_file_says_what_its_quick_form_has_instead(tmp_path):
+    text = "model: gru\nquick: {dataset: digits, steps: 3}\nvariants: {a: {}, b: {steps: 70}}"
+    protocol = load(tmp_path, text)
+    assert [p.steps for p in named(protocol).values()] == [None, 70]
+    found = named(protocol.quick()).values()
+    assert [(p.steps, p.epochs, p.task_options.dataset) for p in found] == 2 * [(3, 5, "digits")]
+    assert load(tmp_path, to_yaml(protocol.dump())) == protocol
+    assert load(tmp_path, to_yaml(protocol.quick().dump())).short == {}
+    shorter = load(tmp_path, "model: gru\nquick: {epochs: 2}").quick()
+    assert shorter.values["epochs"] == 2
+
+
+def test_a_variant_may_have_fewer_seeds_than_the_others(tmp_path):
+    text = "models: [gru, lstm]\nseed: 5\nruns: 3\nvariants:\n  gru: {model: gru}\n"
+    text += "  lstm: {model: lstm, runs: 2}"
+    protocol = load(tmp_path, text)
+    assert (protocol.seeds_of("gru"), protocol.seeds_of("lstm")) == ([5, 6, 7], [5, 6])
+    assert [own.run for own in protocol.at(7)] == ["gru-seed7"]
+    fewer = load(tmp_path, text, runs=1)
+    assert (fewer.seeds_of("gru"), fewer.seeds_of("lstm")) == ([5], [5])
+    assert load(tmp_path, to_yaml(fewer.dump())) == fewer
+
+
+def test_variants_of_one_task_and_its_options_are_compared(tmp_path):
+    text = "models: [gru, agru]\nvariants: {a: {model: gru}, b: {model: agru, epochs: 3}, "
+    found = named(load(tmp_path, text + "c: {model: gru, reading: pixel}}"))
+    assert found["a"].group == found["b"].group != found["c"].group
+
+
+def test_two_runs_are_one_if_only_the_name_of_the_variant_differs():
+    one = run_parameters({"model": "gru", "variant": "a"}, "x")
+    assert one.same_as(run_parameters({"model": "gru", "variant": "b"}, "x"))
+    assert not one.same_as(one.changed(seed=1)) and not one.same_as(one.changed(chrono=9))
+    assert one.changed(chrono=9).flat() == {**one.flat(), "chrono": 9}
+
+
+def notebook(injected="", **values):
+    """What a notebook holds after its parameters cell and the one that papermill injects."""
+    declared = dict.fromkeys(COMMON) | run_parameters({"model": "gru"}, "x").grouped()
+    cells = ["", "model: str = 'gru'", f"# Parameters\n{injected}\n"]
+    return {"startup": 1, "In": cells, "output_dir": "", **declared, **values}
+
+
+def test_a_notebook_takes_common_keys_and_options():
+    assert notebook_parameters(notebook()) == run_parameters({"model": "gru"}, "x")
+    given = notebook("options = {'gamma': 0.5}", model="agru", options={"gamma": 0.5})
+    assert notebook_parameters(given) == run_parameters({"model": "agru", "gamma": 0.5}, "x")
+
+
+@pytest.mark.parametrize(
+    ("injected", "values", "sentence"),
+    [
+        ("gama = 0.1", {}, "unknown key 'gama'"),
+        ("seed = 3\ngamma = 0.1", {}, "gamma is an option; give it in `options`"),
+        ("", {"options": {"gamma": 1.0}}, "gamma is an option of agru.*, and nothing here reads"),
+        ("", {"options": {"epochs": "x"}}, "epochs: input should be a valid integer"),
+        ("", {"options": 3}, "options: must hold KEY: VALUE pairs"),
+    ],
+)
+def test_a_notebook_refuses_what_papermill_only_warns_of(injected, values, sentence):
+    with pytest.raises(UserError, match=f"the notebook's parameters: {sentence}"):
+        notebook_parameters(notebook(injected, **values))
+
+
+TEXT = st.text("aeé0.:,-#&*!|>'\"[]{}%@$() \t\n\0", max_size=6)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.floats(allow_nan=True, width=32),
+    st.sampled_from(["gru", "row", "pixel", "digits", "adam", "none", "free", "1e-3", "", "../x"]),
+    TEXT,
+    st.lists(st.sampled_from(sorted(CELLS)), max_size=3),
+    st.dictionaries(TEXT, st.integers(), max_size=2),
+)
+SMALL = [to_yaml(load_protocol(path).dump()) for path in FILES if path.stat().st_size < 1500]
+
+
+@st.composite
+def mutated_files(draw):
+    """The text of a parameter file of the project with one thing in it changed."""
+    text = draw(st.sampled_from(SMALL))
+    values = yaml.safe_load(text)
+    keys = sorted({*values, *COMMON, "gamma", "reading", "runs", "options"})
+    kind = draw(st.sampled_from(["leave out", "value", "key", "variant", "text"]))
+    if kind == "leave out":
+        values.pop(draw(st.sampled_from(sorted(values))))
+    elif kind == "value":
+        values[draw(st.sampled_from(keys))] = draw(VALUES)
+    elif kind == "key":
+        values[draw(TEXT | st.sampled_from([k[:-1] for k in keys]))] = draw(VALUES)
+    elif kind == "variant":
+        changed = draw(st.dictionaries(st.sampled_from(keys), VALUES, max_size=1))
+        values["variants"] = {draw(st.sampled_from(["a", "ü", "a b", "../a", "$(a)"])): changed}
+    if kind != "text":
+        return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+    at = draw(st.integers(0, len(text)))
+    return text[:at] + draw(TEXT) + text[at + draw(st.integers(0, 3)) :]
+
+
+def test_mutated_files_give_parameters_or_one_sentence(tmp_path):
+    valid = []
+
+    @settings(
+        max_examples=100,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(mutated_files())
+    def check(text):
+        try:
+            valid.append(bool(named(load(tmp_path, text))))
+        except UserError as error:
+            valid.append(False)
+            assert "\n" not in str(error) and "p.yaml" in str(error)
+
+    check()
+    assert 0.2 < sum(valid) / len(valid) < 0.8
