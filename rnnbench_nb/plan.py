@@ -9,7 +9,7 @@ from rnnbench_nb.protocol import Protocol, RunParameters
 from rnnbench_nb.runs import device_of, started
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import _batches, epochs_of, fit
+from rnnbench_nb.training import batches_of, epochs_of, fit
 
 STEPS = 3  # measured, after as many that are not
 VALIDATED = 200  # examples
@@ -43,7 +43,7 @@ def _row(parameters: RunParameters, seeds: int) -> dict:
     seconds = pd.DataFrame(state.history).groupby("split")["seconds"].sum()
     passes = state.progress["epoch"]
     epochs = epochs_of(parameters, examples)
-    steps = min(epochs * _batches(parameters, examples), parameters.steps or examples * epochs)
+    steps = min(epochs * batches_of(parameters, examples), parameters.steps or examples * epochs)
     step = seconds["train"] / STEPS
     validation = seconds["validation"] / passes * checked / len(small.validation.targets)
     total = seeds * (steps * step + epochs * validation) / 3600

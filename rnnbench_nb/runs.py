@@ -1,10 +1,9 @@
 """One run: its data, its model, its training, one look at the test set, and its folder."""
 
 import hashlib
-import io
-import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,40 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rnnbench_nb import report as results
-from rnnbench_nb import results as tables
+from rnnbench_nb import results
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.looks import labels, looks
+from rnnbench_nb.measures import measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
-from rnnbench_nb.parameters import to_yaml
-from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, recorded_parameters
-from rnnbench_nb.provenance import environment, fingerprint
+from rnnbench_nb.probe import agrees, probe
+from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, run_parameters
+from rnnbench_nb.provenance import environment
+from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import arithmetic, evaluate, fit
-
-CHECKPOINT = "checkpoint.pt"  # which `fit` writes
+from rnnbench_nb.training import State, arithmetic, evaluate, fit, read_checkpoint
 
 
 def marker(name: str, protocol: Protocol) -> dict[str, Any]:
-    """The content of report.json, which readers of a report need instead of cells and tasks."""
+    """The content of report.json, from which a report is read without cells and tasks."""
     variants = protocol.parameterisations
     cells = {variant: CELLS[parameters.model] for variant, parameters in variants.items()}
-    labels, looks = tables.labels(cells), tables.looks(cells)
-    first = next(iter(variants.values()))
+    names, styles = labels(cells), looks(cells)
     return {
-        "format": tables.FORMAT,
+        "format": results.FORMAT,
         "protocol": name,
-        "metrics": TASKS[first.task].metrics,  # type: ignore[dict-item]
+        "metrics": TASKS[next(iter(variants.values())).task].metrics,
         "note": protocol.note,
-        "models": {
-            cell.name: {"label": cell.label, "equation": cell.equation} for cell in cells.values()
-        },
+        "models": {c.name: {"label": c.label, "equation": c.equation} for c in cells.values()},
         "seeds": {variant: protocol.seeds_of(variant) for variant in variants},
         "variants": {
             variant: {
-                "label": labels[variant],
-                **looks[variant]._asdict(),
+                "label": names[variant],
+                **styles[variant]._asdict(),
                 "model": parameters.model,
                 "task": parameters.task,
                 "group": parameters.group,
@@ -60,20 +56,15 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
 
 
 def by_hand(parameters: RunParameters) -> Path:
-    """The folder of a run of no report: one for each choice of parameters and code.
-
-    So a run that was killed goes on when it is given again, and one of other values is another.
-    """
-    said = to_yaml(parameters.flat()) + fingerprint(parameters.model, parameters.task)
-    digest = hashlib.sha256(said.encode()).hexdigest()[:8]
-    return PROJECT / "reports/by_hand" / f"{parameters.run}-{digest}"
+    """The folder of a run that belongs to no report."""
+    return PROJECT / "reports/by_hand" / parameters.run
 
 
 def device_of(parameters: RunParameters) -> torch.device:
     """The device that `device: auto | cpu | cuda` means here.
 
     Raises:
-        UserError: cuda is asked for and there is none.
+        UserError: cuda is asked for and there is no GPU.
     """
     if parameters.device == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
@@ -88,8 +79,23 @@ def started(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
     return build_model(parameters, features, task.outputs(), random, task.read)
 
 
-def _described(task: Task, data: Split) -> dict:
-    """What run.json says of a run's data, with a hash of what the run sees in all parts."""
+def load_model(run: Run, name: str = "best") -> SequenceModel:
+    """The model of a run in evaluation mode, at its "best" epoch or as "initial".
+
+    Raises:
+        UserError: The run has no weights, as in a published report, or they are damaged.
+    """
+    tensors = run.tensors(name)
+    parameters = run_parameters(run.record["parameters"], f"{run.folder}/run.json")
+    random, data = generator(parameters.seed, "initialisation"), run.record["data"]
+    read = TASKS[parameters.task].read
+    model = build_model(parameters, data["input_size"], data["outputs"], random, read)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+    return model.eval()
+
+
+def described(task: Task, data: Split) -> dict[str, Any]:
+    """The `data` of run.json, with a hash of all examples that the run sees."""
     digest = hashlib.sha256()
     for tensor in (tensor for part in data for tensor in part):
         digest.update(tensor.contiguous().numpy())
@@ -104,156 +110,211 @@ def _described(task: Task, data: Split) -> dict:
     }
 
 
-def _finished_elsewhere(record: dict, parameters: RunParameters, folder: Path) -> Path | None:
-    """The folder of the same run, finished in another report of this project.
-
-    It is the same if its parameters are, and the code, the data, the kind of device and the
-    precision that it had; and all the files of a run must be there.
-    """
-    alike = ("fingerprint", "data", "device", "precision")
-    for path in sorted((PROJECT / "reports").glob(f"*/runs/*-seed{parameters.seed}/run.json")):
+def _runs_of_the_project(seed: int) -> Iterator[Run]:
+    """The runs with this seed in the project's reports, published ones last; damaged ones not."""
+    folder = PROJECT / "reports"
+    for path in sorted(folder.glob(f"*/runs/*-seed{seed}/run.json")):
         try:
-            run = results.load_run(path.parent)
-            same = all(run.record.get(key) == record[key] for key in alike)
-            done = run.record["status"] == results.COMPLETED
-            if done and same and run.parameters.same_as(parameters) and path.parent != folder:
-                if all(run.has(name) for name in ("initial", "best", "outputs", "predicted")):
-                    return path.parent
-        except (UserError, KeyError):
+            yield load_run(path.parent)
+        except UserError:
             continue
-    return None
+    for path in sorted(folder.glob("published/*/report.json")):
+        try:
+            yield from (run for run in Report(path.parent).runs if run.key[1] == seed)
+        except UserError:
+            continue
 
 
-def _go_on_from_elsewhere(
-    record: dict, parameters: RunParameters, folder: Path, report: Callable[[str], None]
-) -> None:
-    """Take the checkpoint of the same run from a published report, where there is none here."""
-    if (folder / CHECKPOINT).exists():
-        return
-    published = (PROJECT / "reports/published").glob(f"*/runs/{parameters.run}/{CHECKPOINT}")
-    for path in sorted(published):
-        there = results.load_run(path.parent)
-        alike = all(there.record.get(key) == record[key] for key in ("fingerprint", "data"))
-        if alike and there.parameters == parameters:
-            write_file(folder / CHECKPOINT, path.read_bytes())
-            origin = path.parent.relative_to(PROJECT).as_posix()
-            report(f"{parameters.run} goes on after epoch {there.record['epochs']} of {origin}.")
-            return
+def finished(record: Mapping[str, Any]) -> Run | None:
+    """A completed run of the project with the parameters, data and probe of a record.
 
-
-def partial(folder: Path) -> tuple[dict, pd.DataFrame, bytes]:
-    """The record, the history and the checkpoint of a run that is not finished.
-
-    Raises:
-        UserError: The checkpoint is damaged.
+    The name of the variant may differ.
     """
-    path = folder / CHECKPOINT
-    try:
-        checkpoint = path.read_bytes()  # once: training writes the next
-        content = torch.load(io.BytesIO(checkpoint), weights_only=True, map_location="cpu")
-        where, epochs = str(path), content["progress"]["epoch"]
-        parameters = recorded_parameters(content["parameters"], where)
-        history, made_by = pd.DataFrame(content["history"]), content["fingerprint"]
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
-            pickle.UnpicklingError) as error:  # fmt: skip
-        raise UserError(f"{path} is damaged; move it away, or train that run again.") from error
-    task = TASKS[parameters.task](parameters.task_options)
-    reason = f"it has had {epochs} epoch{'s' * (epochs > 1)}, and its checkpoint goes on from there"
-    record = {
-        "variant": parameters.name, "model": parameters.model, "seed": parameters.seed,
-        "status": results.PARTIAL, "reason": reason, "parameters": parameters.flat(),
-        "fingerprint": made_by, "epochs": epochs,
-        "data": _described(task, task.load(parameters.seed)),
-    }  # fmt: skip
-    history = history.reindex(columns=results.history_columns(task.score.name))
-    return record, history, checkpoint
+
+    def same(run: Run) -> bool:
+        ours, theirs = (
+            {key: value for key, value in each["parameters"].items() if key != "variant"}
+            for each in (record, run.record)
+        )
+        return (
+            run.record["status"] == COMPLETED
+            and ours == theirs
+            and run.record["data"]["hash"] == record["data"]["hash"]
+            and agrees(run.record["probe"], record["probe"], ours["precision"])
+        )
+
+    return next((run for run in _runs_of_the_project(record["seed"]) if same(run)), None)
+
+
+def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
+    """Write a run's record, history, predictions and tables to a folder, without its weights."""
+    names = {"variant": parameters.name}
+    results.write_csv(folder / "history.csv", run.history.assign(**names))
+    results.write_tensors(folder / "predictions.safetensors", run.predictions)
+    for name, table in run.tables().items():
+        results.write_parquet(folder / f"measures/{name}.parquet", table.assign(**names))
+    record = {**run.record, **names, "parameters": parameters.flat()}
+    origin = run.folder.relative_to(PROJECT).as_posix()
+    results.write_json(folder / "run.json", {**record, "copied_from": origin})
+    return load_run(folder)
 
 
 def train_run(
     parameters: RunParameters, folder: Path | str, report: Callable[[str], None] = print
-) -> results.Run:
-    """Train one model with one seed, read the test set once, and write the run's folder.
+) -> Run:
+    """Train one model with one seed, look at the test set once, and write the run's folder.
 
     Args:
-        parameters: Everything the run depends on.
+        parameters: Everything that the run depends on.
         folder: The run's folder; a run that was killed there goes on from its last epoch.
         report: Takes the lines of progress.
 
     Returns:
-        The finished run; one that was finished before, here or in another report of the project,
-        is read, not trained again.
+        The finished run. If it was finished before, here or in another report of the project, it
+        is not trained again.
 
     Raises:
-        UserError: The run cannot be trained; run.json then says why.
+        UserError: The run cannot be trained, and run.json says why; or the folder holds a run with
+            other parameters, and stays as it is.
     """
     folder = Path(folder)
+    parameters, note = _settled(parameters)
+    if note:
+        report(f"{note}.")
+    stamp = {"parameters": parameters.flat()}
     if (folder / "run.json").exists():
-        run = results.load_run(folder)
-        if run.record["status"] == results.COMPLETED and run.parameters.same_as(parameters):
+        run = load_run(folder)
+        _require_same(run.record.get("parameters", stamp["parameters"]), parameters, folder)
+        if run.record["status"] == COMPLETED:
             report(f"{parameters.run} is finished: its results are read, not trained again.")
             return run
-    record = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
-    record |= {"status": results.FAILED, **environment()}
+    checkpoint = _checkpoint(folder, report)
+    if checkpoint:
+        _require_same(checkpoint["stamp"]["parameters"], parameters, folder)
+    record = {"format": results.FORMAT, "variant": parameters.name, "model": parameters.model}
+    record |= {"seed": parameters.seed, "status": FAILED, **environment(), **stamp}
     try:
-        changed, note = TASKS[parameters.task](parameters.task_options).resolve()
-        if note:
-            report(f"{note}.")
-            parameters = parameters.changed(**changed)
         with arithmetic(parameters.precision):
-            task = TASKS[parameters.task](parameters.task_options)
-            data = task.load(parameters.seed)
-            device = device_of(parameters)
-            model = started(parameters, task, data.train).to(device)
-            total, free = count(model)
-            record |= {
-                "parameters": parameters.flat(),
-                "fingerprint": fingerprint(parameters.model, parameters.task),
-                "parameter_count": total,
-                "free_parameter_count": free,
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "precision": torch.get_float32_matmul_precision(),
-                "data": _described(task, data),
-            }
-            elsewhere = _finished_elsewhere(record, parameters, folder)
-            if elsewhere:
-                return _take(elsewhere, parameters, folder, report)
-            _go_on_from_elsewhere(record, parameters, folder, report)
-            state = fit(model, data, task, parameters, folder, report)
-            model.load_state_dict(state.best)
-            loss, _, outputs = evaluate(model, data.test, task)
-    except UserError as error:
-        results.write_record(folder, {**record, "reason": str(error)})
+            return _trained(parameters, folder, report, record, checkpoint)
+    except Exception as error:  # whatever a contributed cell raises
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        results.write_json(folder / "run.json", {**record, "reason": reason})
         raise
+
+
+def _settled(parameters: RunParameters) -> tuple[RunParameters, str]:
+    """The parameters with what the task settles on this machine, and what there is to say of it."""
+    changed, note = TASKS[parameters.task](parameters.task_options).resolve()
+    return parameters.changed(**changed) if changed else parameters, note
+
+
+def _require_same(there: Mapping[str, Any], parameters: RunParameters, folder: Path) -> None:
+    if {**there, "variant": None} != {**parameters.flat(), "variant": None}:
+        raise UserError(f"{folder} holds a run with other parameters; name another output folder.")
+
+
+def _checkpoint(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+    try:
+        return read_checkpoint(folder)
+    except ValueError as error:
+        report(f"{error}: training starts again from the first epoch.")
+        return None
+
+
+def _trained(
+    parameters: RunParameters,
+    folder: Path,
+    report: Callable[[str], None],
+    record: dict[str, Any],
+    checkpoint: dict[str, Any] | None,
+) -> Run:
+    """Train a run and write its folder; `record` is filled on the way."""
+    task = TASKS[parameters.task](parameters.task_options)
+    data = task.load(parameters.seed)
+    device = device_of(parameters)
+    model = started(parameters, task, data.train)
+    total, free = count(model)
+    record |= {
+        "metrics": task.metrics,
+        "parameter_count": total,
+        "free_parameter_count": free,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "data": described(task, data),
+        "probe": probe(parameters, task, data),
+    }
+    run = finished(record)
+    if run:
+        report(f"{parameters.run} is finished in {run.folder}: it is copied, not trained again.")
+        return copy_run(run, parameters, folder)
+    stamp = {"parameters": parameters.flat(), "probe": record["probe"]}
+    there = checkpoint and checkpoint["stamp"]["probe"]
+    if checkpoint and not agrees(there, record["probe"], parameters.precision):
+        report(f"The checkpoint in {folder} was made by other code: training starts again.")
+        checkpoint = None
+    state = fit(model.to(device), data, task, parameters, folder, report, stamp, checkpoint)
+    model.load_state_dict(state.best)
+    loss, _, outputs = evaluate(model, data.test, task)
     label, predicted = data.test.targets.numpy(), task.answers(outputs).numpy()
-    results.write_tensors(
-        folder / "predicted.safetensors", _narrow(label=label, predicted=predicted)
-    )
-    tensors = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
-    if state.tracked[0]:
-        names = state.tracked[0].keys()
-        stacked = {name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names}
-        tensors["recurrent"] = stacked
-    for name, content in tensors.items():
-        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
-        results.write_tensors(folder / f"{name}.safetensors", arrays)
-    history = pd.DataFrame(state.history, columns=results.history_columns(task.score.name))
+    answers = narrow(label=label, predicted=predicted)
+    results.write_tensors(folder / "predictions.safetensors", answers)
+    _write_tensors(folder, state, outputs)
+    keys = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
+    columns = results.history_columns(task.score.name)
+    history = pd.DataFrame(state.history).assign(**keys).reindex(columns=columns)
     results.write_csv(folder / "history.csv", history)
     record |= {
-        "status": results.COMPLETED,
-        "path": state.progress.get("path", model.cell.served),
+        "status": COMPLETED,
+        "path": state.progress["path"],
         "epochs": state.progress["epoch"],
         "best_epoch": state.progress["best_epoch"],
         "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},
         "seconds": state.progress["seconds"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "unmeasured": _measure(parameters, task, data, state, model.cpu(), outputs, folder),
     }
-    results.write_record(folder, record)
-    return results.load_run(folder)
+    results.write_json(folder / "run.json", record)
+    return load_run(folder)
 
 
-def _narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
-    """Whole numbers in the smallest type that holds all of them; others as they are."""
+def _measure(
+    parameters: RunParameters,
+    task: Task,
+    data: Split,
+    state: State,
+    model: SequenceModel,
+    outputs: torch.Tensor,
+    folder: Path,
+) -> dict[str, str]:
+    """Write the tables that need the run's weights; return a reason for each that failed."""
+    initial = started(parameters, task, data.train)
+    initial.load_state_dict(state.initial)
+    try:
+        measured = measure(
+            parameters, task, data, initial.eval(), model.eval(), outputs, state.tracked
+        )
+    except Exception as error:  # a cell that cannot be measured loses its tables, not its run
+        return {"all": f"{type(error).__name__}: {error}"}
+    for name, table in measured.tables.items():
+        results.write_parquet(folder / f"measures/{name}.parquet", table)
+    return measured.failures
+
+
+def _write_tensors(folder: Path, state: State, outputs: torch.Tensor) -> None:
+    """Write the weights, the test outputs (N, ...), and what is tracked at each epoch."""
+    tensors = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
+    if state.tracked[0]:
+        names = state.tracked[0].keys()
+        tensors["recurrent"] = {
+            name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names
+        }
+    for name, content in tensors.items():
+        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
+        results.write_tensors(folder / f"{name}.safetensors", arrays)
+
+
+def narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """Integers in the smallest type that holds all of them; others as they are."""
     if any(array.dtype.kind not in "iu" for array in arrays.values()):
         return arrays
     ends = [end for array in arrays.values() for end in (array.min(), array.max())]
@@ -261,19 +322,26 @@ def _narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
     return {name: array.astype(kind) for name, array in arrays.items()}
 
 
-def _take(
-    source: Path, parameters: RunParameters, folder: Path, report: Callable[[str], None]
-) -> results.Run:
-    """Copy the files of a run that another report has, under this run's name."""
-    for path in source.iterdir():
-        if path.suffix in (".safetensors", ".csv"):
-            write_file(folder / path.name, path.read_bytes())
-    names = {"variant": parameters.name}
-    history = results.read_csv(source / "history.csv").assign(**names)
-    results.write_csv(folder / "history.csv", history)
-    found = results.load_run(source)
-    origin = source.relative_to(PROJECT).as_posix()
-    record = {**found.record, **names, "parameters": parameters.flat(), "taken_from": origin}
-    results.write_record(folder, record)
-    report(f"{parameters.run} is finished in {origin}: it is taken from there, not trained again.")
-    return results.load_run(folder)
+def stale_runs(report: Report) -> list[str]:
+    """The completed runs for which today's code gives other numbers, by their probes.
+
+    A run whose record has no probe, or whose data are not on this machine, is not listed.
+    """
+
+    @cache
+    def today(variant: str) -> dict[str, list[float]] | None:
+        record = report.of(variant)[0].record
+        parameters = run_parameters(record["parameters"], f"{report.folder}: {variant}")
+        task = TASKS[parameters.task](parameters.task_options)
+        try:
+            return probe(parameters, task, task.load(parameters.seed))
+        except UserError:
+            return None
+
+    stale = []
+    for run in report.runs:
+        there, precision = run.record["probe"], run.record["parameters"]["precision"]
+        now = today(run.key[0]) if there else None
+        if now and not agrees(there, now, precision):
+            stale.append(run.folder.name)
+    return stale

@@ -1,13 +1,15 @@
-"""The one training loop: fair, resumable, and blind to which cell it trains."""
+"""The one training loop: fair, resumable, and without knowledge of cells and tasks."""
 
 import copy
 import io
+import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +18,29 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.protocol import RunParameters
-from rnnbench_nb.provenance import fingerprint
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.tasks import Task
-from rnnbench_nb.tasks.base import Part, Split
+from rnnbench_nb.tasks.base import Part, Split, Task
 
 MOMENTUM = 0.9  # of SGD
 EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
+CHECKPOINT = "checkpoint.pt"
+PROGRESS = "progress.json"  # after each epoch, for whoever shows how far a run is
+OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+    "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
+}
 
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Compute with matrix products of this precision, as torch names it, and zero for tiny numbers.
+    """Compute with matrix products of a precision, and with zero in place of denormal numbers.
 
-    Gradients that vanish over hundreds of steps end below 1.2e-38, where float32 has no more normal
-    numbers and processors may take ten times as long for a product.
+    Gradients that vanish over hundreds of steps end below 1.2e-38, where float32 has no more
+    normal numbers and a product may take a processor ten times as long.
+
+    Args:
+        precision: "highest" or "medium", as in `torch.set_float32_matmul_precision`.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
@@ -44,47 +54,33 @@ def arithmetic(precision: str) -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def _optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:
-    """The optimiser; weight decay leaves alone what the cell says knows none."""
-    decayed, others = model.cell.decayed()
-    groups = [{"params": [*decayed, *model.head.parameters()]}]
-    groups += [{"params": others, "weight_decay": 0.0}] if others else []
-    kind, options = {
-        "adam": (torch.optim.Adam, {}),
-        "adamw": (torch.optim.AdamW, {}),
-        "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
-    }[parameters.optimiser]
-    return kind(
-        groups,
-        lr=parameters.learning_rate,
-        weight_decay=parameters.weight_decay,
-        fused=True,
-        **options,
-    )
-
-
-def epochs_of(parameters: RunParameters, examples: int) -> int:
-    """The epochs of the budget; where steps end it, the last may be short.
-
-    Args:
-        parameters: The budget.
-        examples: To train on.
-    """
-    if not parameters.steps:
-        return parameters.epochs
-    return min(parameters.epochs, math.ceil(parameters.steps / _batches(parameters, examples)))
-
-
-def _batches(parameters: RunParameters, examples: int) -> int:
-    """Batches in a whole epoch; the last may be incomplete, unless it is dropped."""
+def batches_of(parameters: RunParameters, examples: int) -> int:
+    """The number of batches in a whole epoch; the last may be incomplete, unless it is dropped."""
     whole, rest = divmod(examples, parameters.batch_size)
     return whole + (rest > 0 and not (parameters.drop_last and whole))
 
 
-def _schedule(
+def epochs_of(parameters: RunParameters, examples: int) -> int:
+    """The number of epochs in the budget; if steps end it, the last epoch may be short."""
+    if not parameters.steps:
+        return parameters.epochs
+    return min(parameters.epochs, math.ceil(parameters.steps / batches_of(parameters, examples)))
+
+
+def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:
+    """The optimiser; parameters that the cell excludes from weight decay have none."""
+    decayed, others = model.cell.decayed()
+    groups: list[dict[str, Any]] = [{"params": [*decayed, *model.head.parameters()]}]
+    groups += [{"params": others, "weight_decay": 0.0}] if others else []
+    kind, options = OPTIMISERS[parameters.optimiser]
+    rates = {"lr": parameters.learning_rate, "weight_decay": parameters.weight_decay}
+    return kind(groups, **rates, **options, fused=True)  # type: ignore[call-arg]
+
+
+def make_schedule(
     optimiser: torch.optim.Optimizer, parameters: RunParameters, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning-rate schedule, stepped once an epoch."""
+    """The learning-rate schedule, which takes a step after each epoch."""
     schedules = torch.optim.lr_scheduler
     if parameters.schedule == "plateau":
         return schedules.ReduceLROnPlateau(
@@ -98,96 +94,118 @@ def _schedule(
     return schedules.ConstantLR(optimiser, factor=1.0)
 
 
+class Step(NamedTuple):
+    """One step of training: loss and gradient norm before clipping (scalars), outputs (B, ...)."""
+
+    loss: Tensor
+    norm: Tensor
+    outputs: Tensor
+
+
+def train_step(
+    model: SequenceModel,
+    optimiser: torch.optim.Optimizer,
+    task: Task,
+    inputs: Tensor,
+    targets: Tensor,
+    clip_norm: float | None,
+) -> Step:
+    """Take one step on a batch of sequences (B, T, D), without waiting for the device."""
+    outputs = model(inputs)
+    loss = task.losses(outputs, targets, "mean")
+    optimiser.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    optimiser.step()
+    return Step(loss.detach(), norm, outputs.detach())
+
+
 @torch.inference_mode()
 def evaluate(model: SequenceModel, part: Part, task: Task) -> tuple[float, float, Tensor]:
-    """Mean loss, mean score and the head's outputs (N, ...) of a model on examples."""
+    """Compute the mean loss, the mean score and the outputs (N, ...) of a model on N examples."""
     model.eval()
     device = next(model.parameters()).device
-    outputs = torch.cat(
-        [
-            model(task.inputs(stored).to(device)).cpu()
-            for stored in part.inputs.split(EVALUATION_BATCH)
-        ]
-    )
+    batches = part.inputs.split(EVALUATION_BATCH)
+    outputs = torch.cat([model(task.inputs(stored).to(device)).cpu() for stored in batches])
     loss = task.losses(outputs, part.targets, "mean").item()
     scores = task.scores(part.targets.numpy(), task.answers(outputs).numpy())
     return loss, float(scores.mean()), outputs
 
 
-class _State:
-    """All that training changes; it is what a checkpoint holds."""
+class State:
+    """Everything that training changes; a checkpoint holds it.
 
-    def __init__(self, model: SequenceModel, parameters: RunParameters, epochs: int):
-        self.parameters = parameters
-        self.fingerprint = fingerprint(parameters.model, parameters.task)
+    Attributes:
+        history: One row for each epoch and split, without the columns that name the run.
+        initial, best: The state dict before the first step and at the best epoch.
+        tracked: What `SequenceModel.tracked` gave before training and after each epoch.
+        progress: `epoch`, `best_epoch`, `seconds` and what chooses and stops.
+    """
+
+    PLAIN = ("progress", "history", "initial", "best", "tracked")
+
+    def __init__(self, model: SequenceModel, parameters: RunParameters, epochs: int) -> None:
         self.model = model
-        self.optimiser = _optimiser(model, parameters)
-        self.schedule = _schedule(self.optimiser, parameters, epochs)
+        self.optimiser = make_optimiser(model, parameters)
+        self.schedule = make_schedule(self.optimiser, parameters, epochs)
         self.order = generator(parameters.seed, "order")
         # Dropout alone draws from torch's global generator.
         torch.manual_seed(generator(parameters.seed, "dropout").initial_seed())
-        self.progress = {
-            "epoch": 0,
-            "best_epoch": 0,
-            "best_score": -math.inf,
-            "lowest_loss": math.inf,
-            "epochs_without_fall": 0,
-            "seconds": 0.0,
-        }
-        self.history: list[dict] = []
-        self.initial = copy.deepcopy(model.state_dict())
+        self.progress: dict[str, Any] = {
+            "epoch": 0, "best_epoch": 0, "best_score": -math.inf, "lowest_loss": math.inf,
+            "epochs_without_fall": 0, "seconds": 0.0,
+        }  # fmt: skip
+        self.history: list[dict[str, Any]] = []
+        self.initial: dict[str, Tensor] = copy.deepcopy(model.state_dict())
         self.best = self.initial
         self.tracked = [model.tracked()]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, stamp: Mapping[str, Any]) -> None:
+        """Write a checkpoint; `stamp` says which run it belongs to."""
         content = {
-            "parameters": self.parameters.flat(),
-            "fingerprint": self.fingerprint,
+            "stamp": dict(stamp),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "order": self.order.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state_all(),
-            **{name: getattr(self, name) for name in self._plain},
+            **{name: getattr(self, name) for name in self.PLAIN},
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_file(path, buffer.getvalue())
 
-    _plain = ("progress", "history", "initial", "best", "tracked")
-
-    def resume(self, path: Path, report: Callable[[str], None]) -> None:
-        """Go back to a checkpoint, if there is one; a damaged one is reported and left behind."""
-        if not path.exists():
-            return
-        try:
-            content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
-            there = content["parameters"]
-            missing = {"model", "optimiser", "schedule", "order", *self._plain} - set(content)
-            if missing:
-                raise KeyError(*missing)
-        except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError,
-                pickle.UnpicklingError):  # fmt: skip
-            report(f"{path} is damaged: training starts again from the first epoch.")
-            return
-        if there != self.parameters.flat():
-            raise UserError(
-                f"{path.parent} holds a run with other parameters; name another output folder."
-            )
-        if content.get("fingerprint") != self.fingerprint:
-            report(f"{path} is of other code than stands here: training starts again.")
-            return
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.schedule.load_state_dict(content["schedule"])
         self.order.set_state(content["order"])
         torch.set_rng_state(content["dropout"])
-        gpus = content["dropout_cuda"]
-        if len(gpus) == torch.cuda.device_count():  # on another machine they draw anew
-            torch.cuda.set_rng_state_all(gpus)
-        for name in self._plain:
+        if len(content["dropout_cuda"]) == torch.cuda.device_count():  # else they draw anew
+            torch.cuda.set_rng_state_all(content["dropout_cuda"])
+        for name in self.PLAIN:
             setattr(self, name, content[name])
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint in a run's folder; None if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
+        missing = {"stamp", "model", "optimiser", "schedule", "order", *State.PLAIN} - set(content)
+    except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged") from error
+    if missing:
+        raise ValueError(f"{path} is damaged")
+    return content
 
 
 def fit(
@@ -195,54 +213,58 @@ def fit(
     data: Split,
     task: Task,
     parameters: RunParameters,
-    folder: Path,
+    folder: Path | None = None,
     report: Callable[[str], None] = print,
-) -> _State:
-    """Train a model, with one checkpoint an epoch in `folder`; a killed run resumes from it.
+    stamp: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> State:
+    """Train a model, with one checkpoint an epoch in `folder`.
 
     The schedule and early stopping follow the validation loss; the best epoch is the one with the
-    highest validation score, or with the lowest loss where `best_by` says so, the earliest of
-    equals. Losses are means over examples. The figures of the training split are running means
-    while the model learns.
+    highest validation score, or with the lowest loss if `best_by` says so, the earliest of equals.
+    Losses are means over examples. The numbers of the training split are running means while the
+    model learns.
 
     Args:
         model: The model, on its device; changed in place.
         data: Training and validation examples; the test examples are not touched.
         task: What is learned.
         parameters: The budget and the seed.
-        folder: The run's folder.
+        folder: The run's folder; without one nothing is written.
         report: Takes one line an epoch.
+        stamp: What the checkpoint says of the run it belongs to.
+        checkpoint: A checkpoint of this run, from which training goes on.
 
     Returns:
-        The state after the last epoch: its `best` weights, `history` and `tracked` matrices.
+        The state after the last epoch.
 
     Raises:
-        UserError: The loss is not finite, or the folder holds a run with other parameters.
+        UserError: The loss is not finite.
     """
-    device = next(model.parameters()).device
     epochs = epochs_of(parameters, len(data.train.targets))
-    state = _State(model, parameters, epochs)
-    state.resume(folder / "checkpoint.pt", report)
-    progress = state.progress
-    patience = parameters.patience or math.inf
-    while progress["epoch"] < epochs and progress["epochs_without_fall"] < patience:
+    state = State(model, parameters, epochs)
+    if checkpoint:
+        state.restore(checkpoint)
+    progress, patience, score_name = state.progress, parameters.patience, task.score.name
+    while progress["epoch"] < epochs:
+        if patience and progress["epochs_without_fall"] >= patience:
+            break
         epoch = progress["epoch"] + 1
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()
-        training = _train_epoch(state, data.train, task, parameters, device, epoch)
+        training = _train_epoch(state, data.train, task, parameters, epoch)
         progress["path"] = model.cell.served
         middle = time.perf_counter()
         loss, score, _ = evaluate(model, data.validation, task)
         end = time.perf_counter()
         _require_finite(loss, parameters, epoch, "in validation", training["loss"])
 
-        row = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
-        row["epoch"] = epoch
-        state.history += [
-            {**row, "split": "train", **training, "seconds": middle - start, "learning_rate": rate},
-            {**row, "split": "validation", "loss": loss, task.score.name: score}
-            | {"seconds": end - middle},
-        ]
+        seconds = {"train": middle - start, "validation": end - middle}
+        key = {"epoch": epoch, "split": "train"}
+        row = {**key, **training, "seconds": seconds["train"], "learning_rate": rate}
+        state.history.append(row)
+        row = {**key, "split": "validation", "loss": loss, score_name: score}
+        state.history.append({**row, "seconds": seconds["validation"]})
         state.tracked.append(model.tracked())
         worth = score if parameters.best_by == "score" else -loss
         if worth > progress["best_score"]:
@@ -254,56 +276,49 @@ def fit(
             progress["epochs_without_fall"] += 1
         plateau = isinstance(state.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
         state.schedule.step(*([loss] if plateau else []))
-        progress["epoch"] = epoch
-        progress["seconds"] += end - start
-        state.save(folder / "checkpoint.pt")
+        progress |= {"epoch": epoch, "seconds": progress["seconds"] + end - start}
+        if folder:
+            state.save(folder / CHECKPOINT, stamp or {})
+            now = {"epoch": epoch, "epochs": epochs, "seconds": progress["seconds"], "loss": loss}
+            write_file(folder / PROGRESS, json.dumps(now | {score_name: score}) + "\n")
         report(
             f"{parameters.run}  epoch {epoch:3d}  training loss {training['loss']:.4f}  "
-            f"validation loss {loss:.4f}  {task.score.name} {task.score.scale * score:.4g}"
+            f"validation loss {loss:.4f}  {score_name} {task.score.scale * score:.4g}"
             f"{task.score.unit}  {end - start:.1f} s"
         )
     return state
 
 
 def _train_epoch(
-    state: _State,
-    part: Part,
-    task: Task,
-    parameters: RunParameters,
-    device: torch.device,
-    epoch: int,
+    state: State, part: Part, task: Task, parameters: RunParameters, epoch: int
 ) -> dict[str, float]:
-    """One pass over the training examples, or what the budget leaves of it.
+    """Train on all training examples once, or on what the budget of steps leaves of them.
 
     Returns:
         Means over its examples of loss and score, and over its steps of the gradient's norm before
         clipping.
     """
     state.model.train()
-    answered, losses, norms = [], [], []  # on the device, which nobody waits for within an epoch
+    device = next(state.model.parameters()).device
     batches = torch.randperm(len(part.targets), generator=state.order).split(parameters.batch_size)
-    batches = batches[: _batches(parameters, len(part.targets))]
+    batches = batches[: batches_of(parameters, len(part.targets))]
     if parameters.steps:
         batches = batches[: parameters.steps - (epoch - 1) * len(batches)]
+    losses, norms, answers = [], [], []  # on the device, which nobody waits for within an epoch
     for batch in batches:
-        targets = part.targets[batch]
-        outputs = state.model(task.inputs(part.inputs.index_select(0, batch)).to(device))
-        loss = task.losses(outputs, targets.to(device), "mean")
-        state.optimiser.zero_grad()
-        loss.backward()
-        limit = parameters.clip_norm or math.inf
-        norms.append(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-        state.optimiser.step()
-        losses.append(loss.detach())
-        answered.append(task.answers(outputs.detach()))
+        inputs = task.inputs(part.inputs.index_select(0, batch)).to(device)
+        targets = part.targets[batch].to(device)
+        step = train_step(state.model, state.optimiser, task, inputs, targets, parameters.clip_norm)
+        losses.append(step.loss)
+        norms.append(step.norm)
+        answers.append(task.answers(step.outputs))
     last_finite, loss_sum, score_sum, examples = math.nan, 0.0, 0.0, 0
-    values = torch.stack(losses).tolist()
-    told = zip(batches, values, answered, strict=True)
-    for step, (batch, value, answers) in enumerate(told, start=1):
-        _require_finite(value, parameters, epoch, f"at step {step}", last_finite)
-        last_finite = value
-        loss_sum += value * len(batch)
-        score_sum += task.scores(part.targets[batch].numpy(), answers.cpu().numpy()).sum()
+    steps = zip(batches, torch.stack(losses).tolist(), answers, strict=True)
+    for number, (batch, loss, predicted) in enumerate(steps, start=1):
+        _require_finite(loss, parameters, epoch, f"at step {number}", last_finite)
+        last_finite = loss
+        loss_sum += loss * len(batch)
+        score_sum += task.scores(part.targets[batch].numpy(), predicted.cpu().numpy()).sum()
         examples += len(batch)
     return {
         "loss": loss_sum / examples,

@@ -104,7 +104,7 @@ def errors(run: Run, first: Run) -> dict[str, float]:
         best = float(task.scores(label, label).mean())
         floor = best - task.memoryless(task.load(first.parameters.seed))
         error, remaining = best - run.scores.mean(), best - curve[task.score.name]
-    each = training._batches(run.parameters, run.record["data"]["train"])
+    each = training.batches_of(run.parameters, run.record["data"]["train"])
     steps = (curve["epoch"] * each).clip(upper=run.parameters.steps)
     solved = steps[remaining <= SOLVED * floor]
     return {

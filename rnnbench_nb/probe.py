@@ -1,0 +1,110 @@
+"""A probe of the code: the numbers of a tiny training, which the record of each run keeps.
+
+A run is stale if the code of today gives other numbers than the code that trained it. The probe is
+three short epochs through the same `fit` and `evaluate`, with the run's own cell, task and
+settings, on made-up examples of the run's shape. It does not depend on the run's seed, and it runs
+on the CPU, wherever the run itself does.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnnbench_nb.model import build_model
+from rnnbench_nb.protocol import RunParameters
+from rnnbench_nb.seeds import generator
+from rnnbench_nb.tasks.base import Part, Split, Task
+from rnnbench_nb.training import arithmetic, batches_of, evaluate, fit
+
+EXAMPLES = 64
+BATCH = 24  # so that the last batch of an epoch is incomplete
+OUTPUTS = 16  # numbers of the trained model's outputs that are kept
+NO_FALL = 1e6  # min_delta with which no epoch but the first lowers the validation loss
+
+# Ten times the largest relative difference that was seen, by `precision`.
+TOLERANCE = {"highest": 1e-4, "medium": 1e-1}
+
+
+def shortened(parameters: RunParameters) -> RunParameters:
+    """The parameters with a budget of three epochs in which schedule, patience and steps act."""
+    changed: dict[str, Any] = {"seed": 0, "batch_size": BATCH, "epochs": 3, "plateau_patience": 0}
+    if parameters.patience:
+        changed |= {"epochs": 4, "patience": 2, "min_delta": NO_FALL}
+    short = parameters.model_copy(update=changed)
+    if parameters.steps:
+        changed["steps"] = 2 * batches_of(short, EXAMPLES) + 1
+    return short.model_copy(update=changed)
+
+
+def made_up(data: Split) -> Split:
+    """Random examples with the shapes, types and ranges of the test part, equal for all seeds.
+
+    The targets to validate on are others than those to train on: the validation loss rises, so
+    that plateaus, patience and the choice of the best epoch act.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def draw(like: Tensor, low: float, high: float) -> Tensor:
+        size = (EXAMPLES, *like.shape[1:])
+        if like.is_floating_point():
+            return low + (high - low) * torch.rand(size, generator=random, dtype=like.dtype)
+        return torch.randint(int(low), int(high) + 1, size, generator=random).to(like.dtype)
+
+    def part(low: float, high: float) -> Part:
+        inputs = draw(
+            data.test.inputs, *(f(data.test.inputs).item() for f in (torch.min, torch.max))
+        )
+        return Part(inputs, draw(data.test.targets, low, high))
+
+    low, high = data.test.targets.min().item(), data.test.targets.max().item()
+    middle = (low + high) / 2
+    train, validation = part(low, middle), part(middle, high)
+    return Split(train, validation, validation)
+
+
+def probe(parameters: RunParameters, task: Task, data: Split) -> dict[str, list[float]]:
+    """Train on made-up examples.
+
+    Args:
+        parameters: Of a run.
+        task: Of the run.
+        data: The run's data, of which shapes, types and ranges matter.
+
+    Returns:
+        For each epoch `training_loss`, `gradient_norm`, `learning_rate` and the validation `loss`;
+        and some `outputs` of the best epoch, the number of which is the last of `best_epoch`.
+    """
+    parameters, data = shortened(parameters), made_up(data)
+    with arithmetic(parameters.precision), torch.random.fork_rng(devices=[]):
+        features = task.inputs(data.train.inputs[:1]).shape[2]
+        random = generator(parameters.seed, "initialisation")
+        model = build_model(parameters, features, task.outputs(), random, task.read)
+        state = fit(model, data, task, parameters, report=lambda line: None)
+        model.load_state_dict(state.best)
+        outputs = evaluate(model, data.validation, task)[2]
+    train, validation = state.history[::2], state.history[1::2]
+    return {
+        "training_loss": [row["loss"] for row in train],
+        "gradient_norm": [row["gradient_norm"] for row in train],
+        "learning_rate": [row["learning_rate"] for row in train],
+        "loss": [row["loss"] for row in validation],
+        "best_epoch": [float(state.progress["best_epoch"])],
+        "outputs": outputs.flatten()[:OUTPUTS].tolist(),
+    }
+
+
+def difference(a: Mapping[str, list[float]], b: Mapping[str, list[float]]) -> float:
+    """The largest difference between two probes, relative to the largest number of its kind."""
+    if a.keys() != b.keys() or any(len(a[name]) != len(b[name]) for name in a):
+        return np.inf
+    kinds = [(np.array(a[name]), np.array(b[name])) for name in a]
+    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in kinds)
+
+
+def agrees(recorded: Mapping[str, list[float]] | None, today: Mapping[str, list[float]],
+           precision: str) -> bool:  # fmt: skip
+    """Whether a recorded probe and one of today's code are the same, up to rounding."""
+    return recorded is not None and difference(recorded, today) <= TOLERANCE[precision]

@@ -1,0 +1,183 @@
+"""Does a report say what its runs did? Its tables against records, histories and predictions."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.results import (
+    KEYS,
+    Report,
+    Run,
+    read_csv,
+    result_columns,
+    result_row,
+    summary_text,
+)
+
+UNCHECKED = (
+    "seconds (a time is measured once)",
+    "loss on the test set and numbers of parameters (compared with the records alone)",
+)
+COMPARED = ["loss", "gradient_norm"]  # of a history, where an epoch is trained again
+# Ten times the largest relative difference that was seen in them after an epoch, by `precision`.
+TOLERANCE = {"highest": 1e-2, "medium": 1e-1}
+
+
+class Verification(NamedTuple):
+    """What `verify` found: the number of completed runs, what is wrong, what was not checked."""
+
+    runs: int
+    problems: list[str]
+    unchecked: tuple[str, ...]
+
+
+def verify(report: Report) -> Verification:
+    """Compare the tables of a report with its records, histories and predictions.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    problems = [f"{run['variant']}-seed{run['seed']} is {run['status']}" for run in report.missing]
+    problems += _rows(report)
+    for run in report.runs:
+        problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
+    if not report.published:
+        table = read_csv(report.folder / "history.csv", "make the report again")
+        if not table.equals(report.history):
+            problems.append("history.csv is not what the histories of the runs give")
+    path = report.folder / "results_summary.md"
+    if not path.exists() or path.read_text(encoding="utf-8") != summary_text(report):
+        problems.append("results_summary.md is not what the runs give")
+    return Verification(len(report.runs), problems, UNCHECKED)
+
+
+def _rows(report: Report) -> Iterator[str]:
+    """What is wrong in results.csv."""
+    columns = result_columns(report.metrics.names)
+    table = read_csv(report.folder / "results.csv", "make the report again", columns)
+    expected = {(record["variant"], record["seed"]): record for record in report.records}
+    rows = Counter(zip(table["variant"], table["seed"], strict=True))
+    for variant, seed in [*expected, *(key for key in rows if key not in expected)]:
+        count = rows[variant, seed]
+        if (variant, seed) not in expected:
+            yield f"results.csv has a row {variant}, seed {seed}, which the protocol does not have"
+        elif count != 1:
+            yield f"results.csv has {count} rows of {variant}, seed {seed}, instead of one"
+    for row in table.to_dict("records"):
+        record = expected.get((row["variant"], row["seed"]))
+        right = result_row(record, report.metrics.names) if record else row
+        for name in columns:
+            if row[name] != right[name] and not (pd.isna(row[name]) and right[name] is None):
+                run = f"{row['variant']}, seed {row['seed']}"
+                yield f"results.csv has {name} {row[name]} for {run}; its record has {right[name]}"
+
+
+def _run(report: Report, run: Run) -> Iterator[str]:
+    """What is wrong in a run's record, by its predictions, its history and the protocol."""
+    record, history = run.record, run.history
+    asked = {**report.variants[record["variant"]]["parameters"], "seed": record["seed"]}
+    for key in sorted(asked.keys() | record["parameters"].keys()):
+        if asked.get(key) != record["parameters"].get(key):
+            there = record["parameters"].get(key)
+            yield f"its {key} is {there}; the protocol asks for {asked.get(key)}"
+    right = {"variant": record["variant"], "model": asked["model"], "seed": record["seed"]}
+    if record["model"] != asked["model"] or not (history[KEYS] == right.values()).all(axis=None):
+        yield "its record or history names another run"
+    for name, value in run.metrics.values(**run.predictions).items():
+        if record["test"][name] != value:
+            yield f"its {name} is {record['test'][name]}; its predictions give {value}"
+    epochs = list(range(1, record["epochs"] + 1))
+    splits = {split: rows for split, rows in history.groupby("split")}
+    if any(list(rows["epoch"]) != epochs for rows in splits.values()) or len(splits) != 2:
+        yield f"its history does not have each of its {record['epochs']} epochs once"
+        return
+    losses = splits["validation"]["loss"]
+    best = _best(losses, splits["validation"][report.score.name], asked)
+    if best != record["best_epoch"]:
+        yield f"its best_epoch is {record['best_epoch']}; its history gives {best}"
+    last = _last(list(losses), asked, record["data"]["train"])
+    if last != record["epochs"]:
+        yield f"it has {record['epochs']} epochs; budget and history give {last}"
+
+
+def _best(losses: pd.Series, scores: pd.Series, parameters: dict[str, Any]) -> int:
+    """The best epoch by the validation rows of a history: the earliest of equals."""
+    worth = scores if parameters["best_by"] == "score" else -losses
+    return int(worth.to_numpy().argmax()) + 1
+
+
+def _last(losses: list[float], parameters: dict[str, Any], examples: int) -> int:
+    """The epoch after which the budget is used up or patience ends, by the validation losses."""
+    whole, rest = divmod(examples, parameters["batch_size"])
+    batches = whole + (rest > 0 and not (parameters["drop_last"] and whole))
+    steps = parameters["steps"]
+    budget = min(parameters["epochs"], math.ceil(steps / batches) if steps else math.inf)
+    lowest, without_fall = math.inf, 0
+    for epoch, loss in enumerate(losses, start=1):
+        fell = loss < lowest - parameters["min_delta"]
+        lowest, without_fall = (loss, 0) if fell else (lowest, without_fall + 1)
+        if epoch == budget or without_fall == parameters["patience"]:
+            return epoch
+    return int(budget)
+
+
+def retrain(
+    report: Report, epochs: int = 1, say: Callable[[str], None] = lambda line: None
+) -> pd.DataFrame:
+    """Train the first epochs of each run again and compare them with its history.
+
+    Args:
+        report: A report, published or not.
+        epochs: How many epochs are trained.
+        say: Takes a line for each run.
+
+    Returns:
+        Columns `variant, seed, outcome` ("agrees", "differs" or "cannot be checked"), `difference`
+        (the largest relative one in losses and gradient norms) and `reason`.
+    """
+    rows = []
+    for run in report.runs:
+        try:
+            value, reason = _retrained(run, epochs), ""
+            right = value <= TOLERANCE[run.record["parameters"]["precision"]]
+            outcome = "agrees" if right else "differs"
+        except UserError as error:
+            value, outcome, reason = math.nan, "cannot be checked", str(error)
+        say(f"{run.folder.name}: {outcome}{f' ({reason})' if reason else f', {value:.1g}'}")
+        rows.append([*run.key, outcome, value, reason])
+    return pd.DataFrame(rows, columns=["variant", "seed", "outcome", "difference", "reason"])
+
+
+def _retrained(run: Run, epochs: int) -> float:
+    """The largest relative difference between a run's first epochs and new ones.
+
+    Raises:
+        UserError: Data or device are not those of the run.
+    """
+    import torch
+
+    from rnnbench_nb.protocol import run_parameters
+    from rnnbench_nb.runs import described, started
+    from rnnbench_nb.tasks import TASKS
+    from rnnbench_nb.training import arithmetic, fit
+
+    record = run.record
+    if record["device"] != "cpu" and not torch.cuda.is_available():
+        raise UserError("it was trained on a GPU, and there is none here")
+    parameters = run_parameters(record["parameters"], run.folder.name)
+    task = TASKS[parameters.task](parameters.task_options)
+    data = task.load(parameters.seed)
+    if record["data"]["hash"] not in (None, described(task, data)["hash"]):
+        raise UserError("its data are not those on this machine")
+    short = parameters.changed(epochs=min(epochs, record["epochs"]))
+    with arithmetic(parameters.precision):
+        model = started(parameters, task, data.train).to(record["device"])
+        state = fit(model, data, task, short, report=lambda line: None)
+    key = ["epoch", "split"]
+    new = pd.DataFrame(state.history).set_index(key)[COMPARED]
+    old = run.history.set_index(key)[COMPARED].loc[new.index]
+    return float(((new - old).abs() / old.abs()).max(axis=None))
