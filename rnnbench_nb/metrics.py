@@ -9,11 +9,8 @@ import numpy as np
 class Score(NamedTuple):
     """The score of one test example, where more is better; the score of a run is their mean.
 
-    Attributes:
-        name: The column of results.csv that holds it.
-        scale: The factor by which it is multiplied where people read it (100 for percent).
-        unit: What follows the number there, such as "%".
-        difference: What follows a difference of two scores, such as "points".
+    `name` is its column in results.csv. People read it multiplied by `scale` (100 for percent)
+    and followed by `unit`, and a difference of two followed by `difference`.
     """
 
     name: str = "accuracy"
@@ -29,9 +26,8 @@ class Metrics(NamedTuple):
         score: What a test example is judged by.
         names: The columns of results.csv that judge a run, the mean score first.
         loss_label: The training loss with its unit, for the axis of a figure.
-        note: A sentence on what the names mean, if they are not plain.
-        scores: The function from targets and answers, N rows each, to the scores (N,).
-        values: The function from targets and answers to the values of `names`.
+        note: A sentence that explains the names.
+        scores: Computes the score of each of N examples (N,) from targets and answers.
     """
 
     score: Score
@@ -39,36 +35,22 @@ class Metrics(NamedTuple):
     loss_label: str
     note: str
     scores: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    values: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
+    def values(self, label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+        """Compute the values of `names` from targets and answers, N rows each."""
+        mean = {self.score.name: float(self.scores(label, predicted).mean())}
+        return mean | (_macro(label, predicted) if len(self.names) > 1 else {})
 
 
-def correct(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """1 for each class (N,) that is right, else 0."""
-    return (predicted == label).astype(float)
+def _macro(label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Precision, recall and F1 (0 to 1), averaged over the classes in `label` or `predicted`.
 
-
-def recalled(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """The fraction of the symbols of each example (N, symbols) that are right."""
-    return (predicted == label).mean(1)
-
-
-def negative_square(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """The negative squared error of each number (N,)."""
-    return -np.square(predicted - label, dtype=float)
-
-
-def classification(label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro-averaged precision, recall and F1 of classes (N,), as fractions.
-
-    The classes are those that occur in `label` or `predicted`. A class that is never predicted
-    has precision 0.
+    A class that is never predicted has precision 0.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    macro = precision_recall_fscore_support(label, predicted, average="macro", zero_division=0.0)
-    names = ("accuracy", "precision", "recall", "f1")
-    values = (correct(label, predicted).mean(), *macro[:3])
-    return dict(zip(names, map(float, values), strict=True))
+    values = precision_recall_fscore_support(label, predicted, average="macro", zero_division=0.0)
+    return dict(zip(("precision", "recall", "f1"), map(float, values[:3]), strict=True))
 
 
 METRICS = {
@@ -77,23 +59,20 @@ METRICS = {
         ("accuracy", "precision", "recall", "f1"),
         "Cross entropy (nats)",
         "Precision, recall and F1 are means over the classes.",
-        correct,
-        classification,
+        lambda label, predicted: (predicted == label).astype(float),
     ),
     "regression": Metrics(
         Score("negative_mse", 1.0, "", ""),
         ("negative_mse",),
         "Squared error",
         "The score is the mean squared error with a minus sign, so that more is better.",
-        negative_square,
-        lambda label, predicted: {"negative_mse": float(negative_square(label, predicted).mean())},
+        lambda label, predicted: -np.square(predicted - label, dtype=float),
     ),
     "symbols": Metrics(
         Score("recalled"),
         ("recalled",),
         "Cross entropy (nats a step)",
         "Recalled is the fraction of the ten symbols that are right.",
-        recalled,
-        lambda label, predicted: {"recalled": float(recalled(label, predicted).mean())},
+        lambda label, predicted: (predicted == label).mean(1),
     ),
 }

@@ -285,8 +285,8 @@ class Report:
 
     @property
     def metrics(self):
-        """What has a `loss_label`: the task."""
-        return self.task
+        """The metrics of the task."""
+        return METRICS[self.task.metrics]
 
     @property
     def run_folders(self) -> list[Path]:

