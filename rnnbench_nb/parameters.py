@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["plateau", "cosine", "none"]  # of the learning rate
 Name = Annotated[str, Field(pattern=r"^\w[\w.+=-]{0,63}$")]
 
 

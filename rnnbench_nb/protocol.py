@@ -25,6 +25,7 @@ from rnnbench_nb.parameters import (
     Name,
     NotNegative,
     Positive,
+    Schedule,
     Size,
     read_yaml,
     unknown,
@@ -59,7 +60,7 @@ class OptimiserParameters(Frozen):
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
     clip_norm: Positive | None = 1.0
-    schedule: Literal["plateau", "cosine", "none"] = "plateau"
+    schedule: Schedule = "plateau"
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     plateau_patience: Annotated[Integer, Field(ge=0)] = 5
     plateau_minimum: NotNegative = 0.0
@@ -301,10 +302,9 @@ class Protocol:
         variants = {name: dict(own) for name, own in self.variants.items()}
         for name, parameters in self.parameterisations.items():
             settled, note = TASKS[parameters.task](parameters.task_options).resolve()
-            for key, value in settled.items():
-                if parameters.flat()[key] != value:
-                    own = variants.get(name, {})
-                    (own if key in own else values)[key] = value
+            flat = parameters.flat()
+            changed = {key: value for key, value in settled.items() if flat[key] != value}
+            variants.get(name, values).update(changed)
             notes |= {note: None} if note else {}
         return replace(self, values=values, variants=variants, note="; ".join(notes))
 

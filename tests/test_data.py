@@ -71,7 +71,7 @@ def tiny(monkeypatch, tmp_path):
     source = dataclasses.replace(data.DATASETS["mnist"], sha256=hashes, shapes=SHAPES)
     monkeypatch.setitem(data.DATASETS, "mnist", source)
     monkeypatch.delenv("RNNBENCH_DATA", raising=False)
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "rnnbench_nb/tasks/data.py"))
+    monkeypatch.setattr(data, "PROJECT", tmp_path)
     return tmp_path / "data"
 
 
@@ -323,7 +323,7 @@ def test_the_data_folder_is_the_projects_unless_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path))
     assert data.data_folder() == tmp_path
     monkeypatch.setenv("RNNBENCH_DATA", "")
-    assert (data.data_folder().parent / "rnnbench_nb/tasks/data.py").exists()
+    assert data.data_folder() == data.PROJECT / "data"
 
 
 def test_digits_are_whole_and_the_test_part_is_stratified():

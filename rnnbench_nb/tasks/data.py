@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rnnbench_nb.errors import UserError, lookup
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.seeds import generator
 
 SECONDS = 600.0  # for a download of 11 MB (MNIST) or 30 MB (Fashion-MNIST)
@@ -125,7 +125,7 @@ class Images(NamedTuple):
 def data_folder() -> Path:
     """The folder of all data sets: RNNBENCH_DATA if it is set, else `data` in the project."""
     named = os.environ.get(NAMED)
-    return Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "data"
+    return Path(named).expanduser() if named else PROJECT / "data"
 
 
 def fetch(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnbench_nb.errors import UserError, lookup
-from rnnbench_nb.parameters import Frozen, Positive, Size
+from rnnbench_nb.parameters import Frozen, Positive, Schedule, Size
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import data
 from rnnbench_nb.tasks.base import Part, Split, Task
@@ -90,7 +90,7 @@ class Fallback(Frozen):
     epochs: Size | None = None
     batch_size: Size | None = None
     learning_rate: Positive | None = None
-    schedule: Literal["plateau", "cosine", "none"] | None = None
+    schedule: Schedule | None = None
 
 
 class ImageSequence(Task):
