@@ -68,23 +68,24 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         h, options = self.hidden_size, self.options
         self.gate_weight = parameter(2 * h, h)
         self.candidate_weight = parameter(h, h, trained=options.recurrence != "frozen")
-        scalar = "epsilon" if options.epsilon_itself else "log_epsilon"
-        self.register_parameter(scalar, parameter(trained=options.learnable_epsilon))
+        if options.epsilon_itself:
+            self.epsilon = parameter(trained=options.learnable_epsilon)
+        else:
+            self.log_epsilon = parameter(trained=options.learnable_epsilon)
 
     def initialise(self, generator: torch.Generator | None) -> None:
         """Set the step size, and scale W."""
         start = self.options.epsilon
         with torch.no_grad():
             if self.options.epsilon_itself:
-                self.get_parameter("epsilon").fill_(start)
+                self.epsilon.fill_(start)
             else:
-                self.get_parameter("log_epsilon").fill_(math.log(start))
+                self.log_epsilon.fill_(math.log(start))
             self.candidate_weight.mul_(self.options.initial_scale)
 
     def step_size(self) -> Tensor:
         """The current step size epsilon, a scalar tensor, positive unless trained as it is."""
-        itself = self.options.epsilon_itself
-        return self.get_parameter("epsilon") if itself else self.get_parameter("log_epsilon").exp()
+        return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
 
     def recurrent_matrix(self) -> Tensor:
         """A (H, H) = W - W^T - gamma I, computed from the current W."""
