@@ -1,16 +1,13 @@
-"""The figures of the comparison and of the ablation."""
+"""The figures of results that several pages share."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made import made_report
-from matplotlib.colors import to_hex
+from by_hand import write_report
 
 from rnnbench_nb import figures
 from rnnbench_nb import statistics as stats
-
-REPORT = made_report("lstm", "gru", none="agru")
 
 
 @pytest.fixture(autouse=True)
@@ -19,131 +16,115 @@ def _close():
     plt.close("all")
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    variants = {name: {"model": name} for name in ("lstm", "gru", "agru")}
+    return write_report(tmp_path_factory.mktemp("made"), variants, {})
+
+
 def runs(**accuracies):
     return pd.DataFrame(
-        [(v, s, a) for v, values in accuracies.items() for s, a in enumerate(values)],
-        columns=["variant", "seed", "accuracy"],
+        [(v, s, a, "completed") for v, values in accuracies.items() for s, a in enumerate(values)],
+        columns=["variant", "seed", "accuracy", "status"],
     )
 
 
-THREE = runs(lstm=[0.980, 0.981, 0.983], gru=[0.979, 0.979, 0.979], none=[np.nan] * 3)
+LSTM = 0.98 + 1e-3 * np.array([1, 2, 4, 2, 1])
+FIVE = runs(lstm=LSTM, gru=[0.98] * 5, agru=[np.nan] * 5)
 
 
-def lines(ax, color, width):
-    """The ends (x, x) of the horizontal lines of one look, by row."""
-    return {
-        line.get_ydata()[0]: tuple(line.get_xdata())
-        for line in ax.lines
-        if to_hex(line.get_color()) == to_hex(color) and line.get_linewidth() == width
-        and len(line.get_xdata()) == 2 and len(set(line.get_ydata())) == 1
-    }  # fmt: skip
+def horizontal(ax):
+    """The ends (x, x) of the horizontal lines across the axes."""
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    return [tuple(line.get_xdata()) for line in lines if len(set(line.get_ydata())) == 1]
 
 
-def test_paired_differences_draws_every_seed_both_intervals_and_the_verdict():
-    comparison = stats.compare(THREE, 0.002).query("n > 0")
-    (row,) = comparison.to_dict("records")
-    ax = figures.paired_differences(comparison, THREE, REPORT).axes[0]
+def test_paired_differences_draws_every_seed_the_interval_and_the_verdict(report):
+    table = stats.compare(FIVE, 0.002)
+    (row,) = table[table["n"] > 0].to_dict("records")
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
     dots = ax.collections[0].get_offsets()[:, 0]
-    assert sorted(dots) == pytest.approx([0.1, 0.2, 0.4])
+    assert sorted(dots) == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.4])
     assert ax.patches[0].get_x() == pytest.approx(-0.2)
     assert ax.patches[0].get_width() == pytest.approx(0.4)
-    thick, thin = lines(ax, "black", 3.5), lines(ax, "0.45", 1.2)
-    assert thick[0] == pytest.approx((100 * row["low"], 100 * row["high"]))
-    assert thin[0] == pytest.approx((100 * row["family_low"], 100 * row["family_high"]))
-    assert [text.get_text() for text in ax.texts] == ["not distinguishable"]
+    assert horizontal(ax)[0] == pytest.approx((100 * row["family_low"], 100 * row["family_high"]))
+    assert [text.get_text() for text in ax.texts] == ["+0.20  undecided"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["LSTM − GRU"]
 
 
-def test_long_names_leave_room_for_the_axes():
-    one, other = "lstm_rate_0.003_dropout_0.25", "lstm_rate_0.001_dropout_0.25"
-    both = runs(**{one: [0.980, 0.981, 0.985], other: [0.979, 0.979, 0.979]})
-    report = made_report(**dict.fromkeys((one, other), "lstm"))
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_pair_without_a_verdict_has_dots_and_no_interval(report, n):
+    few = FIVE[FIVE["seed"] < n]
+    ax = figures.paired_differences(stats.compare(few, 0.002), few, report).axes[0]
+    assert len(ax.collections[0].get_offsets()) == n and not horizontal(ax)
+    words = {1: "+0.10  one seed: no verdict", 2: "+0.15  two seeds: no verdict"}
+    assert ax.texts[0].get_text() == words[n]
+
+
+def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead(report):
+    table = stats.compare(FIVE, 0.002).query("n > 0").assign(family_low=-0.05, family_high=0.05)
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    assert ax.get_xlim() == pytest.approx((-1.1, 1.1))  # 2.5 times the farthest, and 5%
+    assert horizontal(ax)[0] == pytest.approx((-1.1, 1.1))
+    assert "".join(line.get_marker() for line in ax.lines if line.get_marker() in "<>") == "<>"
+
+
+def test_an_ablation_names_changes_and_parts_the_parameters(report):
+    row = stats.compare(FIVE, 0.002).query("n > 0")
+    changes = {"change": ["gamma 0", "gamma 2", "epsilon 1"], "keys": ["gamma", "gamma", "epsilon"]}
+    table = pd.concat([row] * 3, ignore_index=True).assign(**changes)
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == changes["change"]
+    assert len([line for line in ax.lines if list(line.get_ydata()) == [1.5, 1.5]]) == 1
+    table.loc[2, "b"] = "lstm"  # another reference, which is named
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    assert ax.get_yticklabels()[2].get_text() == "LSTM: epsilon 1"
+
+
+def test_long_names_leave_room_for_the_axes(tmp_path):
+    names = ["lstm_rate_0.003_dropout_0.25", "lstm_rate_0.001_dropout_0.25"]
+    report = write_report(tmp_path, {name: {"model": "lstm"} for name in names}, {})
+    both = runs(**dict(zip(names, [[0.98, 0.981, 0.985], [0.979] * 3], strict=True)))
     figure = figures.paired_differences(stats.compare(both, 0.002), both, report)
     figure.canvas.draw()  # a layout without room is a warning, which is an error here
     (tick,) = figure.axes[0].get_yticklabels()
-    assert tick.get_text().split("\n") == [report.labels[one], f"− {report.labels[other]}"]
+    assert tick.get_text().split("\n") == [names[0].upper(), f"− {names[1].upper()}"]
     assert tick.get_window_extent().x0 >= 0
 
 
-def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead():
-    two = THREE[THREE["seed"] < 2]
-    ax = figures.paired_differences(stats.compare(two, 0.002).query("n > 0"), two, REPORT).axes[0]
-    assert ax.get_xlim() == pytest.approx((-0.55, 0.55))  # 2.5 times the farthest, and 5%
-    assert lines(ax, "0.45", 1.2)[0] == pytest.approx((-0.55, 0.55))
-    assert "".join(line.get_marker() for line in ax.lines if line.get_marker() in "<>") == "<>>"
-
-
-def test_an_interval_far_from_zero_is_not_marked_as_cut():
-    worse = THREE.assign(accuracy=THREE["accuracy"] - 0.012 * (THREE["variant"] == "lstm"))
-    ax = figures.paired_differences(stats.compare(worse, 0.002).query("n > 0"), worse, REPORT).axes[
-        0
-    ]
-    thin = lines(ax, "0.45", 1.2)[0]
-    assert ax.get_xlim()[0] < thin[0] < thin[1] < -ax.get_xlim()[1]
-    assert not [line for line in ax.lines if line.get_marker() in ("<", ">")]
-
-
-def test_paired_differences_takes_names_parts_groups_and_lives_with_one_seed():
-    table = THREE[THREE["seed"] == 0]
-    comparison = pd.concat([stats.compare(table, 0.002).query("n > 0")] * 3)
-    figure = figures.paired_differences(
-        comparison, table, REPORT, names=["a 1", "a 2", "b"], groups=["a", "a", "b"]
-    )
-    ax = figure.axes[0]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a 1", "a 2", "b"]
-    assert "better than GRU" in ax.get_xlabel()
-    parts = [line for line in ax.lines if list(line.get_ydata()) == [1.5, 1.5]]
-    assert len(parts) == 1 and not lines(ax, "black", 3.5)
-    assert len(figure.legends[0].get_texts()) == 2  # no interval, none in the legend
+def test_test_errors_draw_every_run_and_intervals_from_three_seeds_on(report):
+    results = runs(lstm=LSTM, gru=[0.97, 0.98])
+    ax = figures.test_errors(results, report).axes[0]
+    assert sorted(ax.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(100 - 100 * LSTM))
+    bars = [line.get_segments()[0][:, 0] for line in ax.collections[1::2] if line.get_segments()]
+    low, high = stats.t_interval(100 - 100 * LSTM)
+    assert bars[0] == pytest.approx([low, high])
+    assert not figures.test_errors(results[:0], report).axes[0].collections
 
 
 def history(**accuracies):
-    return pd.DataFrame(
-        [
-            (v, v, 0, epoch, split, 1 - a, a, 2.0)
-            for v, values in accuracies.items()
-            for epoch, a in enumerate(values, start=1)
-            for split in ("train", "validation")
-        ],
-        columns=["variant", "model", "seed", "epoch", "split", "loss", "accuracy", "seconds"],
-    )
+    rows = [
+        (v, v, 0, epoch, split, 1 - a, a, 2.0)
+        for v, values in accuracies.items()
+        for epoch, a in enumerate(values, start=1)
+        for split in ("train", "validation")
+    ]
+    columns = ["variant", "model", "seed", "epoch", "split", "loss", "accuracy", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def test_error_curves_are_in_percent_on_a_log_scale():
-    ax = figures.error_curves(history(agru=[0.9, 0.98, 0.99]), made_report("agru")).axes[0]
-    assert ax.lines[0].get_ydata() == pytest.approx([10, 2, 1])
-    assert ax.get_yscale() == "log"
-    assert not figures.error_curves(history(), REPORT).axes[0].lines
+def test_curves_are_on_a_log_scale(report):
+    curves = history(agru=[0.9, 0.98, 0.99])
+    ax = figures.error_curves(curves, report).axes[0]
+    assert ax.lines[0].get_ydata() == pytest.approx([10, 2, 1]) and ax.get_yscale() == "log"
+    ax = figures.training_curves(curves, report).axes[1]
+    assert ax.lines[0].get_ydata() == pytest.approx([0.1, 0.02, 0.01]) and ax.get_yscale() == "log"
+    assert not figures.error_curves(history(), report).axes[0].lines
 
 
-@pytest.mark.parametrize("names", [["agru"], ["lstm", "agru"]])
-def test_learning_speed_shows_medians_and_leaves_out_what_is_not_reached(names):
-    curves = history(**{name: [0.9, 0.95, 0.97] for name in names})
-    report = made_report(*names)
-    figure = figures.learning_speed(stats.time_to_score(curves, [0.9, 0.96, 0.99]), report)
-    for ax, heights in zip(figure.axes, ([1, 3], [4, 12]), strict=True):
-        drawn = np.concatenate([li.get_ydata() for li in ax.lines if li.get_marker() != "None"])
-        assert drawn[~np.isnan(drawn)] == pytest.approx(heights * len(names))
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["90", "96"]
-    assert len(figure.legends[0].get_texts()) == len(names)
-    assert not figures.learning_speed(stats.time_to_score(curves, [0.99]), report).legends
-
-
-def test_reliability_draws_filled_bins_with_wilson_intervals():
-    bins = pd.DataFrame({
-        "variant": "agru", "low": [0.0, 0.5, 0.9], "high": [0.5, 0.9, 1.0],
-        "count": [0, 10, 100], "confidence": [np.nan, 0.7, 0.95], "accuracy": [np.nan, 0.5, 0.9],
-    })  # fmt: skip
-    curve, counts = figures.reliability(bins, made_report("agru")).axes
-    points = curve.lines[1]
-    assert points.get_xdata() == pytest.approx([0.7, 0.95])
-    assert points.get_ydata() == pytest.approx([0.5, 0.9])
-    bar = curve.collections[0].get_segments()[0][:, 1]
-    assert bar == pytest.approx(stats.wilson(5, 10))
-    assert counts.lines[0].get_ydata() == pytest.approx([10, 100])
-
-
-def test_the_verdict_names_the_better_one_by_its_label():
-    comparison = stats.compare(THREE, 0.002).query("n > 0").assign(verdict="worse")
-    ax = figures.paired_differences(comparison, THREE, REPORT).axes[0]
-    assert [text.get_text() for text in ax.texts] == ["GRU is better"]
+def test_a_score_that_is_no_percentage_is_drawn_as_it_is(tmp_path):
+    report = write_report(tmp_path, {"gru": {"model": "gru"}}, {}, metrics="regression")
+    values, label = figures.errors(pd.Series([-0.5]), report)
+    assert values.tolist() == [-0.5] and label == "Negative MSE"
+    curves = history(gru=[-0.5]).rename(columns={"accuracy": "negative_mse"})
+    assert figures.error_curves(curves, report).axes[0].get_yscale() == "linear"

@@ -243,8 +243,11 @@ def sentence(row: Mapping[str, Any], labels: Mapping[str, str], score: Score = A
     a, b, difference = labels[row["a"]], labels[row["b"]], row["difference"]
     low, high = row["family_low"], row["family_high"]
     if kind == Verdict.NONE:
-        start = f"{a} minus {b} is {shown(difference, score, '+', unit)}; " if n else f"{a}, {b}: "
-        return f"{start}{row['reason']}: no verdict."
+        if n == 0:
+            return f"{a} and {b} have no common seed."
+        return (
+            f"{a} minus {b} is {shown(difference, score, '+', unit)}; {row['reason']}: no verdict."
+        )
     margin = f"{score.scale * row['margin']:.3g} {unit}".rstrip()
     if kind in (Verdict.BETTER, Verdict.WORSE):
         if kind == Verdict.WORSE:

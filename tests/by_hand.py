@@ -1,0 +1,78 @@
+"""A report written by hand: runs with given answers and curves, without training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rnnbench_nb import results
+
+CURVE = (0.5,)
+
+
+def write_report(
+    folder: Path,
+    variants: Mapping[str, Mapping[str, Any]],
+    answers: Mapping[tuple[str, int], tuple[Any, Any]],
+    curves: Mapping[tuple[str, int], Any] | None = None,
+    metrics: str = "classification",
+    note: str = "",
+) -> results.Report:
+    """Write a report.
+
+    Args:
+        folder: Of the report.
+        variants: For each variant its `model`; its `group`, and other parameters.
+        answers: For each (variant, seed) the labels and the answers; a run without is missing.
+        curves: For each (variant, seed) the validation score of each epoch of 10 s.
+        metrics: The kind of metrics.
+        note: Of stand-in data.
+    """
+    seeds = sorted({seed for _, seed in answers}) or [1]
+    colours = ("#0072B2", "#E69F00", "#882255", "#117733")
+    looks = {
+        name: {
+            "label": name.upper(),
+            "colour": colours[i % 4],
+            "dashes": [],
+            "marker": "osDv"[i % 4],
+            "model": own["model"],
+            "task": "image_sequence",
+            "group": own.get("group", "all"),
+            "parameters": {k: v for k, v in own.items() if k != "group"},
+        }
+        for i, (name, own) in enumerate(variants.items())
+    }
+    models = {own["model"]: {"label": own["model"], "equation": ""} for own in variants.values()}
+    marker = {"format": 2, "protocol": "by_hand", "metrics": metrics, "note": note}
+    marker |= {"models": models, "variants": looks, "seeds": dict.fromkeys(variants, seeds)}
+    results.write_json(folder / results.MARKER, marker)
+    kind = results.METRICS[metrics]
+    for (variant, seed), (label, predicted) in answers.items():
+        run, curve = (
+            folder / f"runs/{variant}-seed{seed}",
+            (curves or {}).get((variant, seed), CURVE),
+        )
+        keys = {"variant": variant, "model": looks[variant]["model"], "seed": seed}
+        rows = [
+            {**keys, "epoch": epoch, "split": split, "loss": 1.0, kind.score.name: at, "seconds": s}
+            for epoch, at in enumerate(curve, start=1)
+            for split, s in (("train", 9.0), ("validation", 1.0))
+        ]
+        columns = results.history_columns(kind.score.name)
+        results.write_csv(run / "history.csv", pd.DataFrame(rows, columns=columns))
+        label, predicted = np.asarray(label), np.asarray(predicted)
+        results.write_tensors(
+            run / "predictions.safetensors", {"label": label, "predicted": predicted}
+        )
+        size = looks[variant]["parameters"].get("hidden_size", 128)
+        record = {"format": 2, **keys, "status": results.COMPLETED, "metrics": metrics}
+        record |= {"parameters": looks[variant]["parameters"], "epochs": len(curve)}
+        record |= {"best_epoch": int(np.argmax(curve)) + 1, "seconds": 10.0 * len(curve)}
+        record |= {"parameter_count": 10 * size, "free_parameter_count": 9 * size}
+        record |= {"data": {"class_names": [str(k) for k in range(10)]}, "device": "cpu"}
+        test = kind.values(label, predicted) | {"loss": 1.0}
+        results.write_json(run / "run.json", record | {"test": test})
+    return results.Report(folder)
