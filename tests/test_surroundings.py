@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from conftest import RNNBENCH, write_tiny
 
 from rnnbench_nb import surroundings
-from rnnbench_nb.analyses.comparison import SHARED
+SHARED = "Runs shared a machine or ran on several, so their seconds should not be compared."
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.report import read_csv
 

@@ -8,7 +8,6 @@ import torch
 
 from rnnbench_nb import statistics
 from rnnbench_nb.analyses import Analysis
-from rnnbench_nb.analyses._examples import classes
 from rnnbench_nb.report import Run, labels, looks
 
 LEVEL = 0.95
@@ -28,7 +27,7 @@ def analyse(run: Run) -> Analysis:
         f"examples ({100 * LEVEL:g}% interval {ends}, for new examples and this one fitted model).",
         examples=examples, mean=mean, low=low, high=high, level=LEVEL, seed=run.key[1],
     )  # fmt: skip
-    names = classes(run)
+    names = run.record["data"].get("class_names", [])
     if names:
         wrong = pd.Series(1 - run.scores).groupby(run.predictions["label"]).mean()
         most, least = wrong.idxmax(), wrong.idxmin()
@@ -68,7 +67,7 @@ def worst(run: Run, count: int = SHOWN) -> pd.DataFrame:
     truth, predicted = run.predictions["label"], run.predictions["predicted"]
     targets = truth.astype(np.int64) if truth.dtype.kind in "iu" else truth
     losses = run.task.losses(outputs, torch.from_numpy(targets)).numpy()
-    names = classes(run)
+    names = run.record["data"].get("class_names", [])
     order = np.argsort(-losses, kind="stable")
     if names:
         order = order[run.scores[order] < 1]
