@@ -8,15 +8,16 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pandas as pd
 from IPython.display import Markdown, display
 
-from rnnbench_nb.figures.theme import show
-from rnnbench_nb.files import PROJECT, write_file
-from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.figures.theme import labelled, show
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
-from rnnbench_nb.report import Report
+from rnnbench_nb.results import MARKER, Report, write_json
 
-__all__ = ["claim", "open_report", "show", "sliders"]
+__all__ = ["claim", "measured", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
 DEMONSTRATION = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "hidden_size": 32}
 
@@ -33,17 +34,33 @@ def open_report(output_dir: str) -> Report:
         UserError: A folder other than the default holds no report.
     """
     folder = PROJECT / output_dir
-    if output_dir == DEFAULT_REPORT and not (folder / "protocol.yaml").exists():
+    if output_dir == DEFAULT_REPORT and not (folder / MARKER).exists():
         folder = _demonstration()
     report = Report(folder)
-    for sentence in report.lost_sentences():
-        claim("**Not in what follows:** {sentence}", sentence=sentence)
+    claim("**{note}.**", report.note, note=report.note)
+    for run in report.missing:
+        claim("**Missing:** {variant}-seed{seed} is {status}: {reason}", **run)
+    for run in report.runs:
+        for part, reason in run.record.get("unmeasured", {}).items():
+            claim("**Missing:** {part} of {run}: {why}", part=part, run=run.folder.name, why=reason)
     return report
+
+
+def measured(report: Report, name: str) -> pd.DataFrame:
+    """A table that was measured on the runs' weights, with a column `label` for people.
+
+    Raises:
+        UserError: No run of the report has it.
+    """
+    table = report.table(name)
+    if table.empty:
+        raise UserError(f"{report.folder} has no table {name}: no finished run was measured so.")
+    return labelled(table, report)
 
 
 def _demonstration() -> Path:
     """Train the models of params/quick.yaml on digits, which takes some seconds; the folder."""
-    from rnnbench_nb.runs import train_run
+    from rnnbench_nb.runs import marker, train_run
 
     claim(
         "**This is a demonstration:** there is no report yet (`make report` makes one), so a "
@@ -52,7 +69,7 @@ def _demonstration() -> Path:
     folder = Path(mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     protocol = load_protocol(PROJECT / "params/quick.yaml", DEMONSTRATION).resolved()
-    write_file(folder / "protocol.yaml", to_yaml(protocol.dump()))
+    write_json(folder / MARKER, marker("quick", protocol))
     for seed in protocol.seeds:
         for parameters in protocol.at(seed):
             train_run(parameters, folder / "runs" / parameters.run, lambda line: None)
