@@ -168,7 +168,7 @@ def render(path: Path) -> Page:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
-    body = re.sub(r"<th([^>]*)>(&nbsp;)?</th>", r"<td\1></td>", body)  # pandas' empty headings
+    body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)  # half a table
     title = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(title[1]).striptags() if title else name, Markup(body), failed)

@@ -1,0 +1,279 @@
+"""The pages and the index of small reports: tiny notebooks, a figure of one pixel."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from small_reports import figure, ran, save_notebook, write_report
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.results import write_published
+from rnnbench_nb.site import index, render
+
+NASTY = """<b>&"'</b>"""
+FIVE = [0.96, 0.97, 0.98, 0.97, 0.96]
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    """Two seeds of an LSTM and a GRU; of the GRU's runs one failed and one is missing."""
+    runs = {"lstm": [0.97, 0.99], "gru": [f"loss is nan {NASTY}", None]}
+    report = write_report(tmp_path / "small", runs)
+    save_notebook(report / "notebooks/01_data.ipynb", new_markdown_cell("# Which digits?"))
+    save_notebook(
+        report / "notebooks/03_compare.ipynb",
+        new_markdown_cell("# Which cell, $W^\\top$ or not?\n\nSee [data](01_data.ipynb)."),
+        ran("plot()", figure("Loss falls"), figure('"><script>', width=950), figure()),
+    )
+    for seed in (42, 43):
+        path = report / f"runs/lstm-seed{seed}/02_train.ipynb"
+        save_notebook(path, new_markdown_cell("# One model"), ran("1"))
+    return report
+
+
+class Links(HTMLParser):
+    """Every address of a page, those that load at once apart, and the alternative texts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses, self.loaded, self.alts, self.tags = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.alts += [values.get("alt")] if tag == "img" else []
+        found = [values[key] for key in ("href", "src", "srcset", "data") if values.get(key)]
+        self.addresses += found
+        self.loaded += found if tag != "a" else []
+
+
+def page(report: Path, *cells: dict) -> str:
+    """The page of a notebook with these cells."""
+    save_notebook(report / "notebooks/05_extra.ipynb", *cells)
+    index.build(report)
+    return (report / "pages/05_extra.html").read_text()
+
+
+def test_every_link_resolves_nothing_is_fetched_and_no_script_is_needed(report):
+    assert index.build(report) == report / "index.html"
+    pages = [report / "index.html", *(report / "pages").glob("*.html")]
+    assert len(pages) == 5  # the index, two notebooks, two training runs
+    for path in pages:
+        text = path.read_text()
+        links = Links(text)
+        assert "script" not in links.tags and "@import" not in text and "url(" not in text
+        assert all(address.startswith("data:") or ":" not in address for address in links.loaded)
+        for address in links.addresses:
+            if not address.startswith(("data:", "#")):
+                assert (path.parent / unquote(address.split("#")[0])).is_file(), address
+        linked = {(path.parent / link).resolve() for link in links.addresses}
+        assert {report / "index.html", report / "pages/03_compare.html"} <= linked
+
+
+def test_a_link_to_a_notebook_leads_to_its_page_or_else_to_the_index(report):
+    text = page(report, new_markdown_cell("[a](01_data.ipynb) [b](./02_train.ipynb#x)"))
+    assert 'href="01_data.html">a</a>' in text and 'href="../index.html#x">b</a>' in text
+
+
+def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
+    worse = [0.91, 0.92, 0.93, 0.92, 0.92]
+    text = index.build(write_report(tmp_path / "five", {"lstm": FIVE, "gru": worse})).read_text()
+    answer = text.partition('class="answer"')[2].partition("</section>")[0]
+    assert "LSTM is better than GRU by 4.80 points" in answer
+    assert text.index('class="answer"') < text.index("96.80 ± 0.84") < text.index("<h2>How it was")
+    for fact in ("51,000 examples for training", "9,000 for validation", "1,000 for testing"):
+        assert fact in text
+    assert text.index("10 training runs</summary>") > text.index("96.80")
+
+
+@pytest.mark.parametrize(("seeds", "note", "reason"), [
+    (FIVE[:2], "", "two seeds: no verdict"),
+    (FIVE, "mnist could not be fetched: mnist_5k stands in", "stand-in data: no verdict"),
+])  # fmt: skip
+def test_where_no_verdict_can_stand_there_is_none(seeds, note, reason, tmp_path):
+    worse = [accuracy - 0.05 for accuracy in seeds]
+    report = write_report(tmp_path / "weak", {"lstm": seeds, "gru": worse}, note)
+    text = index.build(report).read_text()
+    assert reason in text and "is better" not in text
+
+
+def test_data_that_stand_in_are_named_on_every_page(report):
+    assert "stands in" not in index.build(report).read_text()
+    write_report(report, {"lstm": [0.97, 0.99]}, f"mnist_5k stands in {NASTY}")
+    index.build(report)
+    for path in [report / "index.html", *(report / "pages").glob("*.html")]:
+        warning = path.read_text().partition('<p class="warning">')[2]
+        assert warning.startswith("<strong>Mnist_5k stands in &lt;b&gt;"), path
+
+
+def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):
+    text = index.build(report).read_text()
+    assert "2 of 4 runs are finished" in text
+    assert "gru-seed42 failed: loss is nan &lt;b&gt;&amp;&#34;&#39;&lt;/b&gt;" in text
+    assert "gru-seed43 is missing: it did not finish; logs/gru-seed43.txt" in text
+    assert NASTY not in text
+
+
+def test_a_report_without_a_finished_run_has_an_index_that_says_so(tmp_path):
+    text = index.build(write_report(tmp_path / "none", {"lstm": [None]})).read_text()
+    assert "No run finished, so there are no results." in text
+
+
+def test_devices_that_differ_as_variants_do_are_named_after_the_results(report, monkeypatch):
+    write_report(report, {"lstm": [0.97], "gru": [0.96]})
+    path = report / "runs/gru-seed42/run.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    text = index.build(report).read_text()
+    assert text.index("LSTM on CPU; GRU on CUDA") > text.index("97.00")
+
+
+def test_a_notebook_that_failed_is_shown_as_far_as_it_got(report):
+    error = new_output("error", ename="E", evalue="v", traceback=["\x1b[31mE\x1b[0m: <v> & co"])
+    notice = new_markdown_cell("papermill says", metadata={"tags": ["papermill-error-cell-tag"]})
+    text = page(report, notice, ran("1", error), new_code_cell("2"))
+    assert "This notebook stopped with an error" in text and "papermill says" not in text
+    assert '<span class="ansi-red-fg">E</span>: &lt;v&gt; &amp; co' in text
+    assert "(stopped with an error)" in (report / "index.html").read_text()
+    assert "stopped with an error" not in (report / "pages/01_data.html").read_text()
+
+
+def test_a_notebook_whose_kernel_died_or_that_left_nothing_is_marked(report):
+    (report / "notebooks/05_extra.ipynb.failed").touch()
+    assert "stopped with an error" in page(report, ran("1"), new_code_cell("2"))
+    (report / "runs/gru-seed42/02_train.ipynb").touch()
+    index.build(report)
+    text = (report / "pages/02_train-gru-seed42.html").read_text()
+    assert "stopped with an error" in text and "<code>logs/gru-seed42.txt</code>" in text
+
+
+def test_a_page_that_has_no_notebook_any_more_goes_and_files_of_the_user_stay(report):
+    page(report, ran("1"))
+    (report / "pages/mine.html").write_text("mine")
+    (report / "notebooks/05_extra.ipynb").unlink()
+    index.build(report)
+    assert not (report / "pages/05_extra.html").exists()
+    assert (report / "pages/mine.html").read_text() == "mine"
+
+
+def test_figures_have_alternative_texts_and_wide_ones_scroll(report):
+    index.build(report)
+    text = (report / "pages/03_compare.html").read_text()
+    assert Links(text).alts == ["Loss falls", '"><script>', "figure"]
+    assert text.count('class="sheet wide" tabindex="0"') == 1
+
+
+def test_formulas_are_mathml_and_code_is_left_alone(report):
+    text = page(
+        report,
+        new_markdown_cell(
+            "Inline $W - W^\\top$, a span `$a$` and ``$$b$$`` stay.\n\n"
+            "$$\n\\lVert x \\rVert\n$$\n\n"
+            "\\begin{align}\na &= b \\\\\nc &= d\n\\end{align}\n\n```\n$$c_1$$ and $d$\n```\n"
+        ),
+    )
+    assert len(re.findall("<math ", text)) == 3 and len(re.findall("<math [^>]*block", text)) == 2
+    assert "<msup><mi>W</mi><mo>⊤</mo></msup>" in text and "<mo>‖</mo>" in text
+    assert text.count("<mtr>") == 2 and "(1)" not in text  # aligned, not numbered
+    for code in ("<code>$a$</code>", "<code>$$b$$</code>", "$$c_1$$ and $d$"):
+        assert code in text
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [r"\nosuchcommand x", r"\frac{a", "a_{b", r"\begin{gather}a \\ b\end{gather}", "a & b", ""],
+)
+def test_a_formula_that_cannot_be_converted_is_refused(latex):
+    with pytest.raises(UserError, match=re.escape(repr(latex))):
+        render.mathml(latex)
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\begin{aligned}a &= b \\ c &= d\end{aligned}",
+        r"\begin{pmatrix}0 & 1 \\ -1 & 0\end{pmatrix}",
+        r"z \odot \sigma(\mathrm{Re}\,\lambda) \quad \text{if } \{x_{i_{j_k}}\}",
+    ],
+)
+def test_the_formulas_of_the_notebooks_are_converted(latex):
+    assert "\\" not in render.mathml(latex) and render.mathml(latex).startswith("<math")
+
+
+def test_a_broken_formula_names_its_notebook(report):
+    with pytest.raises(UserError, match=r"05_extra\.ipynb: the formula '\\\\nosuch'"):
+        page(report, new_markdown_cell("# A $\\nosuch$"))
+
+
+def test_outputs_are_tables_and_text_without_warnings(report):
+    log = [new_output("stream", name="stdout", text=f"epoch {i}\n") for i in (1, 2)]
+    text = page(
+        report,
+        ran(
+            "a < b",
+            new_output("stream", name="stderr", text="NOISE"),
+            *log,
+            new_output("execute_result", {"text/html": "<table></table>", "text/plain": "PLAIN"}),
+            new_output("display_data", {"application/javascript": "J", "text/plain": "<plain>"}),
+        ),
+    )
+    assert "NOISE" not in text and "PLAIN" not in text
+    assert "epoch 1\nepoch 2\n</pre>" in text  # one block
+    assert "&lt;plain&gt;" in text and "<table></table>" in text
+
+
+def test_the_tables_of_pandas_lose_the_names_of_their_cells(report):
+    frame = pd.DataFrame({"a": [1]}, index=["x"])
+    shown = new_output("display_data", {"text/html": frame.style.to_html(), "text/plain": ""})
+    text = page(report, ran("frame", shown))
+    assert re.search("<td ?>1</td>", text) and "row0" not in text
+    assert re.search(r"<td ?></td>\s*<th ?>a</th>", text)
+
+
+def test_a_page_that_is_too_big_is_refused_and_nothing_is_written(report):
+    log = ran("1", new_output("stream", name="stdout", text="x" * 100_000))
+    save_notebook(report / "notebooks/05_extra.ipynb", log)
+    with pytest.raises(UserError, match=r"05_extra\.html would be 0\.\d MB; .* under 0\.05 MB"):
+        index.build(report, limit=50_000)
+    assert not (report / "index.html").exists()
+
+
+def test_a_page_has_its_contents_its_neighbours_and_its_notebook(report):
+    text = page(report, new_markdown_cell("# Title\n\nWhat is *it*?\n\n## A & $b$\n\n## C"))
+    assert '<li><a href="#A-&amp;-b">A &amp; b</a></li>' in text and "ns0" not in text
+    assert [text.count(f'id="{name}"') for name in ("C", "A-&amp;-b")] == [1, 1]
+    assert '<meta name="description" content="What is it?">' in text
+    assert '<a rel="prev" href="03_compare.html">← Compare</a>' in text
+    assert '<a rel="next" href="02_train-lstm-seed42.html">lstm-seed42 →</a>' in text
+    assert '<a href="../notebooks/05_extra.ipynb" download>' in text
+
+
+def test_signs_are_set_in_text_and_not_in_code():
+    html = "<p title='-1'>-0.5 to 3, a-1, 2020-01-02, 8 × 8</p><pre>-2</pre><svg>A-GRU</svg><b>A-GRU-28</b>"
+    assert render.typeset(html) == (
+        "<p title='-1'>−0.5 to 3, a-1, 2020-01-02, 8\u00a0×\u00a08</p><pre>-2</pre><svg>A-GRU</svg>"
+        '<b><span class="name">A-GRU-28</span></b>'
+    )
+
+
+def test_of_many_runs_the_first_seed_and_failed_ones_have_pages(report, monkeypatch):
+    monkeypatch.setattr(index, "RUN_PAGES", 3)
+    for name, failed in (("gru-seed42", False), ("gru-seed43", True)):
+        save_notebook(report / f"runs/{name}/02_train.ipynb", ran("1"))
+        if failed:
+            (report / f"runs/{name}/02_train.ipynb.failed").touch()
+    index.build(report)
+    pages = {path.stem.removeprefix("02_train-") for path in report.glob("pages/02_train-*")}
+    assert pages == {"lstm-seed42", "gru-seed42", "gru-seed43"}
+
+
+def test_a_published_report_has_its_index_without_run_folders(report, tmp_path):
+    before = index.build(report).read_text()
+    write_published(index.Report(report), tmp_path / "light")
+    text = index.write(index.Report(tmp_path / "light"), [], {}, front=True).read_text()
+    assert "98.00 ± 1.41" in before and "98.00 ± 1.41" in text
+    assert '<a href="../index.html">All reports' in text and "lstm-seed42" in text
