@@ -5,12 +5,8 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
-
-from rnnbench_nb.figures.theme import legend_below
 
 
 def images(
@@ -30,15 +26,6 @@ def images(
     for ax, picture, title in zip(axes.flat, pictures, titles, strict=False):
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255, aspect=aspect)
         ax.set_title("\n".join(fill(line, 18) for line in title.split("\n")), fontsize=8)
-    return figure
-
-
-def class_counts(counts: pd.DataFrame) -> Figure:
-    """Images of each class and split, from columns `class, split, images`."""
-    figure, ax = plt.subplots(figsize=(8, 3))
-    sns.barplot(counts, x="class", y="images", hue="split", ax=ax)
-    ax.set(xlabel="Class", ylabel="Images")
-    legend_below(figure, ax)
     return figure
 
 
