@@ -97,7 +97,7 @@ class Run:
     @cached_property
     def scores(self) -> np.ndarray:
         """The score of each test example, (N,); more is better."""
-        return self.metrics.scores(**self.predictions)
+        return self.metrics.scores(self.predictions["label"], self.predictions["predicted"])
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         """The arrays in the run's file NAME.safetensors.
@@ -117,7 +117,7 @@ class Run:
         for path in (self.folder.parents[1] if self.published else self.folder).glob("measures/*"):
             with reading(path, self.remedy):
                 rows = pd.read_parquet(path)
-                mine = (rows[["variant", "seed"]] == self.key).all(axis=1)
+                mine = (rows["variant"] == self.key[0]) & (rows["seed"] == self.key[1])
                 tables[path.stem] = rows[mine].reset_index(drop=True)
         return tables
 
@@ -153,13 +153,13 @@ def load_run(folder: Path | str) -> Run:
             if record.get("format", 1) == FORMAT:
                 return Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
         raise _of_version_0_1(path)
-    runs = _published_runs(common) if common.is_file() else {}
+    runs = published_runs(common) if common.is_file() else {}
     if folder.name not in runs:
         raise UserError(f"{folder} holds no run (no run.json); name another.")
     return runs[folder.name]
 
 
-def _published_runs(path: Path) -> dict[str, Run]:
+def published_runs(path: Path) -> dict[str, Run]:
     """The runs in a published report's runs.json, by name."""
     with reading(path, "restore it or publish the report again"):
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -230,7 +230,7 @@ class Report:
     def _read(self) -> tuple[list[Run], list[dict[str, Any]]]:
         """The completed runs, and the records of all runs."""
         runs, records = [], []
-        there = _published_runs(self.folder / "runs.json") if self.published else {}
+        there = published_runs(self.folder / "runs.json") if self.published else {}
         for folder in self.run_folders:
             variant, _, seed = folder.name.rpartition("-seed")
             record = {"variant": variant, "model": self.variants[variant]["model"]}
@@ -333,7 +333,7 @@ def read_csv(path: Path, remedy: str, columns: Iterable[str] = ()) -> pd.DataFra
             raise ValueError("the last line is cut off")
         names = dict.fromkeys(("variant", "model", "status", "split"), str)
         frame = pd.read_csv(StringIO(text), dtype=names, keep_default_na=False, na_values=[""])
-        return frame[list(columns) or list(frame)]
+        return frame[[*columns] or [*frame.columns]]
 
 
 def history_columns(score: str) -> list[str]:
@@ -368,7 +368,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
         `parameters, free_parameters`; and the means of `epochs` and `best_epoch`.
     """
     groups = results[results["status"] == COMPLETED].groupby("variant", sort=False)
-    columns = {"seeds": groups["seed"].nunique()}
+    columns: dict[str, pd.Series] = {"seeds": groups["seed"].nunique()}
     for name in results.columns[len(KEYS) : results.columns.get_loc("loss")]:
         columns |= {name: groups[name].mean(), f"{name}_sd": groups[name].std(ddof=1)}
     columns |= {name: groups[name].first() for name in SIZES[:2]}
@@ -418,16 +418,8 @@ def write_tables(report: Report) -> None:
     write_file(report.folder / "results_summary.md", summary_text(report))
 
 
-def write_published(report: Report, folder: Path) -> list[Path]:
-    """Write the records, tables, histories and predictions of a report's finished runs.
-
-    Args:
-        report: A report with the runs' own files.
-        folder: The published report.
-
-    Returns:
-        The files, which together with protocol.yaml, figures and pages are a published report.
-    """
+def write_published(report: Report, folder: Path) -> None:
+    """Write the records, tables, histories and predictions of a report's finished runs."""
     predictions = {
         f"{run.folder.name}/{name}": array
         for run in report.runs
@@ -439,9 +431,5 @@ def write_published(report: Report, folder: Path) -> list[Path]:
     write_file(folder / "results_summary.md", summary_text(report))
     write_parquet(folder / "history.parquet", report.history)
     write_tensors(folder / "predictions.safetensors.xz", predictions)
-    names = {path.stem for run in report.runs for path in run.folder.glob("measures/*.parquet")}
-    for name in sorted(names):
+    for name in {path.stem for run in report.runs for path in run.folder.glob("measures/*")}:
         write_parquet(folder / f"measures/{name}.parquet", report.table(name))
-    fixed = [MARKER, "runs.json", "results.csv", "results_summary.md", "history.parquet"]
-    measures = [f"measures/{name}.parquet" for name in sorted(names)]
-    return [folder / name for name in [*fixed, "predictions.safetensors.xz", *measures]]

@@ -1,7 +1,7 @@
 """One run: its data, its model, its training, one look at the test set, and its folder."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -19,14 +19,16 @@ from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.measures import measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
-from rnnbench_nb.probe import agrees, probe
+from rnnbench_nb.probe import Probe, agrees, probe
 from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, run_parameters
 from rnnbench_nb.provenance import environment
-from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
+from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run, published_runs
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import State, arithmetic, evaluate, fit, read_checkpoint
+from rnnbench_nb.training import CHECKPOINT, State, arithmetic, evaluate, fit, read_checkpoint
+
+Say = Callable[[str], None]
 
 
 def marker(name: str, protocol: Protocol) -> dict[str, Any]:
@@ -72,6 +74,11 @@ def device_of(parameters: RunParameters) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def task_of(parameters: RunParameters) -> Task:
+    """The task of a run, with its options."""
+    return TASKS[parameters.task](parameters.task_options)
+
+
 def started(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
     """The model of a run before its first step, for examples like those of a part."""
     features = task.inputs(part.inputs[:1]).shape[2]
@@ -98,7 +105,7 @@ def described(task: Task, data: Split) -> dict[str, Any]:
     """The `data` of run.json, with a hash of all examples that the run sees."""
     digest = hashlib.sha256()
     for tensor in (tensor for part in data for tensor in part):
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().data)
     steps, input_size = task.inputs(data.train.inputs[:1]).shape[1:]
     return {
         **task.describe(),
@@ -110,58 +117,47 @@ def described(task: Task, data: Split) -> dict[str, Any]:
     }
 
 
-def _runs_of_the_project(seed: int) -> Iterator[Run]:
-    """The runs with this seed in the project's reports, published ones last; damaged ones not."""
-    folder = PROJECT / "reports"
-    for path in sorted(folder.glob(f"*/runs/*-seed{seed}/run.json")):
-        try:
-            yield load_run(path.parent)
-        except UserError:
-            continue
-    for path in sorted(folder.glob("published/*/report.json")):
-        try:
-            yield from (run for run in Report(path.parent).runs if run.key[1] == seed)
-        except UserError:
-            continue
+def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether parameters, by flat keys, are equal in all but the variant's name."""
+    return {**a, "variant": None} == {**b, "variant": None}
 
 
 def finished(record: Mapping[str, Any]) -> Run | None:
-    """A completed run of the project with the parameters, data and probe of a record.
-
-    The name of the variant may differ.
-    """
-
-    def same(run: Run) -> bool:
-        ours, theirs = (
-            {key: value for key, value in each["parameters"].items() if key != "variant"}
-            for each in (record, run.record)
-        )
-        return (
-            run.record["status"] == COMPLETED
-            and ours == theirs
-            and run.record["data"]["hash"] == record["data"]["hash"]
-            and agrees(run.record["probe"], record["probe"], ours["precision"])
-        )
-
-    return next((run for run in _runs_of_the_project(record["seed"]) if same(run)), None)
+    """A completed run of the project with the parameters, data and probe of a record."""
+    reports, precision = PROJECT / "reports", record["parameters"]["precision"]
+    folders = sorted(path.parent for path in reports.glob("*/runs/*/run.json"))
+    published = sorted(reports.glob("published/*/runs.json"))
+    for read, paths in ((load_run, folders), (published_runs, published)):
+        for path in paths:
+            try:
+                there = read(path)
+            except UserError:  # a damaged run is none
+                continue
+            for run in there.values() if isinstance(there, dict) else [there]:
+                if (
+                    run.record["status"] == COMPLETED
+                    and _same(run.record["parameters"], record["parameters"])
+                    and run.record["data"]["hash"] == record["data"]["hash"]
+                    and agrees(run.record["probe"], record["probe"], precision)
+                ):
+                    return run
+    return None
 
 
 def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
     """Write a run's record, history, predictions and tables to a folder, without its weights."""
-    names = {"variant": parameters.name}
-    results.write_csv(folder / "history.csv", run.history.assign(**names))
+    name = parameters.name
+    results.write_csv(folder / "history.csv", run.history.assign(variant=name))
     results.write_tensors(folder / "predictions.safetensors", run.predictions)
-    for name, table in run.tables().items():
-        results.write_parquet(folder / f"measures/{name}.parquet", table.assign(**names))
-    record = {**run.record, **names, "parameters": parameters.flat()}
-    origin = run.folder.relative_to(PROJECT).as_posix()
-    results.write_json(folder / "run.json", {**record, "copied_from": origin})
+    for table, rows in run.tables().items():
+        results.write_parquet(folder / f"measures/{table}.parquet", rows.assign(variant=name))
+    record = {**run.record, "variant": name, "parameters": parameters.flat()}
+    record["copied_from"] = run.folder.relative_to(PROJECT).as_posix()
+    results.write_json(folder / "run.json", record)
     return load_run(folder)
 
 
-def train_run(
-    parameters: RunParameters, folder: Path | str, report: Callable[[str], None] = print
-) -> Run:
+def train_run(parameters: RunParameters, folder: Path | str, report: Say = print) -> Run:
     """Train one model with one seed, look at the test set once, and write the run's folder.
 
     Args:
@@ -178,21 +174,26 @@ def train_run(
             other parameters, and stays as it is.
     """
     folder = Path(folder)
-    parameters, note = _settled(parameters)
+    settled, note = task_of(parameters).resolve()
     if note:
         report(f"{note}.")
-    stamp = {"parameters": parameters.flat()}
-    if (folder / "run.json").exists():
-        run = load_run(folder)
-        _require_same(run.record.get("parameters", stamp["parameters"]), parameters, folder)
-        if run.record["status"] == COMPLETED:
-            report(f"{parameters.run} is finished: its results are read, not trained again.")
-            return run
-    checkpoint = _checkpoint(folder, report)
-    if checkpoint:
-        _require_same(checkpoint["stamp"]["parameters"], parameters, folder)
+    parameters = parameters.changed(**settled) if settled else parameters
+    try:
+        checkpoint = read_checkpoint(folder)
+    except ValueError as error:
+        report(f"{error}: training starts again from the first epoch.")
+        checkpoint = None
+    run = load_run(folder) if (folder / "run.json").exists() else None
+    theirs = [run.record.get("parameters")] if run else []
+    theirs += [checkpoint["stamp"]["parameters"]] if checkpoint else []
+    if not all(_same(there, parameters.flat()) for there in theirs if there):
+        raise UserError(f"{folder} holds a run with other parameters; name another output folder.")
+    if run and run.record["status"] == COMPLETED:
+        report(f"{parameters.run} is finished: its results are read, not trained again.")
+        return run
     record = {"format": results.FORMAT, "variant": parameters.name, "model": parameters.model}
-    record |= {"seed": parameters.seed, "status": FAILED, **environment(), **stamp}
+    record |= {"seed": parameters.seed, "status": FAILED, **environment()}
+    record["parameters"] = parameters.flat()
     try:
         with arithmetic(parameters.precision):
             return _trained(parameters, folder, report, record, checkpoint)
@@ -202,38 +203,19 @@ def train_run(
         raise
 
 
-def _settled(parameters: RunParameters) -> tuple[RunParameters, str]:
-    """The parameters with what the task settles on this machine, and what there is to say of it."""
-    changed, note = TASKS[parameters.task](parameters.task_options).resolve()
-    return parameters.changed(**changed) if changed else parameters, note
-
-
-def _require_same(there: Mapping[str, Any], parameters: RunParameters, folder: Path) -> None:
-    if {**there, "variant": None} != {**parameters.flat(), "variant": None}:
-        raise UserError(f"{folder} holds a run with other parameters; name another output folder.")
-
-
-def _checkpoint(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
-    try:
-        return read_checkpoint(folder)
-    except ValueError as error:
-        report(f"{error}: training starts again from the first epoch.")
-        return None
-
-
 def _trained(
     parameters: RunParameters,
     folder: Path,
-    report: Callable[[str], None],
+    report: Say,
     record: dict[str, Any],
     checkpoint: dict[str, Any] | None,
 ) -> Run:
     """Train a run and write its folder; `record` is filled on the way."""
-    task = TASKS[parameters.task](parameters.task_options)
+    task = task_of(parameters)
     data = task.load(parameters.seed)
-    device = device_of(parameters)
-    model = started(parameters, task, data.train)
+    model, initial = (started(parameters, task, data.train) for _ in range(2))
     total, free = count(model)
+    device = device_of(parameters)
     record |= {
         "metrics": task.metrics,
         "parameter_count": total,
@@ -247,22 +229,24 @@ def _trained(
     if run:
         report(f"{parameters.run} is finished in {run.folder}: it is copied, not trained again.")
         return copy_run(run, parameters, folder)
-    stamp = {"parameters": parameters.flat(), "probe": record["probe"]}
-    there = checkpoint and checkpoint["stamp"]["probe"]
-    if checkpoint and not agrees(there, record["probe"], parameters.precision):
-        report(f"The checkpoint in {folder} was made by other code: training starts again.")
+    stamp = {name: record[name] for name in ("parameters", "probe")}
+    old = checkpoint and checkpoint["stamp"]["probe"]
+    if checkpoint and not agrees(old, record["probe"], parameters.precision):
+        report(f"{folder / CHECKPOINT} was made by other code: training starts again.")
         checkpoint = None
     state = fit(model.to(device), data, task, parameters, folder, report, stamp, checkpoint)
     model.load_state_dict(state.best)
     loss, _, outputs = evaluate(model, data.test, task)
     label, predicted = data.test.targets.numpy(), task.answers(outputs).numpy()
-    answers = narrow(label=label, predicted=predicted)
-    results.write_tensors(folder / "predictions.safetensors", answers)
-    _write_tensors(folder, state, outputs)
-    keys = {"variant": parameters.name, "model": parameters.model, "seed": parameters.seed}
+    _write_tensors(folder, state, outputs, narrow(label=label, predicted=predicted))
+    keys = {name: record[name] for name in results.KEYS}
     columns = results.history_columns(task.score.name)
-    history = pd.DataFrame(state.history).assign(**keys).reindex(columns=columns)
+    history = pd.DataFrame([keys | row for row in state.history], columns=columns)
     results.write_csv(folder / "history.csv", history)
+    initial.load_state_dict(state.initial)
+    measured = measure(parameters, task, data, initial, model, outputs, state.tracked)
+    for name, table in measured.tables.items():
+        results.write_parquet(folder / f"measures/{name}.parquet", table)
     record |= {
         "status": COMPLETED,
         "path": state.progress["path"],
@@ -271,46 +255,24 @@ def _trained(
         "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},
         "seconds": state.progress["seconds"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unmeasured": _measure(parameters, task, data, state, model.cpu(), outputs, folder),
+        "unmeasured": measured.failures,
     }
     results.write_json(folder / "run.json", record)
     return load_run(folder)
 
 
-def _measure(
-    parameters: RunParameters,
-    task: Task,
-    data: Split,
-    state: State,
-    model: SequenceModel,
-    outputs: torch.Tensor,
-    folder: Path,
-) -> dict[str, str]:
-    """Write the tables that need the run's weights; return a reason for each that failed."""
-    initial = started(parameters, task, data.train)
-    initial.load_state_dict(state.initial)
-    try:
-        measured = measure(
-            parameters, task, data, initial.eval(), model.eval(), outputs, state.tracked
-        )
-    except Exception as error:  # a cell that cannot be measured loses its tables, not its run
-        return {"all": f"{type(error).__name__}: {error}"}
-    for name, table in measured.tables.items():
-        results.write_parquet(folder / f"measures/{name}.parquet", table)
-    return measured.failures
-
-
-def _write_tensors(folder: Path, state: State, outputs: torch.Tensor) -> None:
-    """Write the weights, the test outputs (N, ...), and what is tracked at each epoch."""
+def _write_tensors(
+    folder: Path, state: State, outputs: torch.Tensor, predictions: Mapping[str, np.ndarray]
+) -> None:
+    """Write weights, test outputs (N, ...), predictions, and what is tracked at each epoch."""
+    tracked = {
+        name: torch.stack([epoch[name] for epoch in state.tracked]) for name in state.tracked[0]
+    }
     tensors = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
-    if state.tracked[0]:
-        names = state.tracked[0].keys()
-        tensors["recurrent"] = {
-            name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names
-        }
-    for name, content in tensors.items():
+    for name, content in (tensors | ({"recurrent": tracked} if tracked else {})).items():
         arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
         results.write_tensors(folder / f"{name}.safetensors", arrays)
+    results.write_tensors(folder / "predictions.safetensors", predictions)
 
 
 def narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
@@ -329,10 +291,9 @@ def stale_runs(report: Report) -> list[str]:
     """
 
     @cache
-    def today(variant: str) -> dict[str, list[float]] | None:
-        record = report.of(variant)[0].record
-        parameters = run_parameters(record["parameters"], f"{report.folder}: {variant}")
-        task = TASKS[parameters.task](parameters.task_options)
+    def today(variant: str) -> Probe | None:
+        parameters = run_parameters(report.variants[variant]["parameters"], report.folder.name)
+        task = task_of(parameters)
         try:
             return probe(parameters, task, task.load(parameters.seed))
         except UserError:
@@ -340,8 +301,7 @@ def stale_runs(report: Report) -> list[str]:
 
     stale = []
     for run in report.runs:
-        there, precision = run.record["probe"], run.record["parameters"]["precision"]
-        now = today(run.key[0]) if there else None
-        if now and not agrees(there, now, precision):
+        now = today(run.key[0]) if run.record["probe"] else None
+        if now and not agrees(run.record["probe"], now, run.record["parameters"]["precision"]):
             stale.append(run.folder.name)
     return stale

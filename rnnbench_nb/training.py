@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import lr_scheduler
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
@@ -25,11 +26,6 @@ MOMENTUM = 0.9  # of SGD
 EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
 CHECKPOINT = "checkpoint.pt"
 PROGRESS = "progress.json"  # after each epoch, for whoever shows how far a run is
-OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
-    "adam": (torch.optim.Adam, {}),
-    "adamw": (torch.optim.AdamW, {}),
-    "sgd": (torch.optim.SGD, {"momentum": MOMENTUM}),
-}
 
 
 @contextmanager
@@ -72,52 +68,28 @@ def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.opt
     decayed, others = model.cell.decayed()
     groups: list[dict[str, Any]] = [{"params": [*decayed, *model.head.parameters()]}]
     groups += [{"params": others, "weight_decay": 0.0}] if others else []
-    kind, options = OPTIMISERS[parameters.optimiser]
-    rates = {"lr": parameters.learning_rate, "weight_decay": parameters.weight_decay}
-    return kind(groups, **rates, **options, fused=True)  # type: ignore[call-arg]
+    options: dict[str, Any] = {"lr": parameters.learning_rate, "fused": True}
+    options["weight_decay"] = parameters.weight_decay
+    if parameters.optimiser == "sgd":
+        return torch.optim.SGD(groups, momentum=MOMENTUM, **options)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[parameters.optimiser](groups, **options)
 
 
 def make_schedule(
     optimiser: torch.optim.Optimizer, parameters: RunParameters, epochs: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+) -> lr_scheduler.LRScheduler:
     """The learning-rate schedule, which takes a step after each epoch."""
-    schedules = torch.optim.lr_scheduler
     if parameters.schedule == "plateau":
-        return schedules.ReduceLROnPlateau(
+        return lr_scheduler.ReduceLROnPlateau(
             optimiser,
             factor=parameters.plateau_factor,
             patience=parameters.plateau_patience,
             min_lr=parameters.plateau_minimum,
         )
     if parameters.schedule == "cosine":
-        return schedules.CosineAnnealingLR(optimiser, T_max=epochs)
-    return schedules.ConstantLR(optimiser, factor=1.0)
-
-
-class Step(NamedTuple):
-    """One step of training: loss and gradient norm before clipping (scalars), outputs (B, ...)."""
-
-    loss: Tensor
-    norm: Tensor
-    outputs: Tensor
-
-
-def train_step(
-    model: SequenceModel,
-    optimiser: torch.optim.Optimizer,
-    task: Task,
-    inputs: Tensor,
-    targets: Tensor,
-    clip_norm: float | None,
-) -> Step:
-    """Take one step on a batch of sequences (B, T, D), without waiting for the device."""
-    outputs = model(inputs)
-    loss = task.losses(outputs, targets, "mean")
-    optimiser.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
-    optimiser.step()
-    return Step(loss.detach(), norm, outputs.detach())
+        return lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs)
+    return lr_scheduler.ConstantLR(optimiser, factor=1.0)
 
 
 @torch.inference_mode()
@@ -139,10 +111,12 @@ class State:
         history: One row for each epoch and split, without the columns that name the run.
         initial, best: The state dict before the first step and at the best epoch.
         tracked: What `SequenceModel.tracked` gave before training and after each epoch.
-        progress: `epoch`, `best_epoch`, `seconds` and what chooses and stops.
+        progress: `epoch`, `best_epoch`, `seconds`, the `path` that served the cell, and what
+            chooses the best epoch and stops early.
     """
 
     PLAIN = ("progress", "history", "initial", "best", "tracked")
+    PARTS = ("model", "optimiser", "schedule")  # which have a state dict
 
     def __init__(self, model: SequenceModel, parameters: RunParameters, epochs: int) -> None:
         self.model = model
@@ -151,10 +125,8 @@ class State:
         self.order = generator(parameters.seed, "order")
         # Dropout alone draws from torch's global generator.
         torch.manual_seed(generator(parameters.seed, "dropout").initial_seed())
-        self.progress: dict[str, Any] = {
-            "epoch": 0, "best_epoch": 0, "best_score": -math.inf, "lowest_loss": math.inf,
-            "epochs_without_fall": 0, "seconds": 0.0,
-        }  # fmt: skip
+        self.progress: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": -math.inf}
+        self.progress |= {"lowest_loss": math.inf, "epochs_without_fall": 0, "seconds": 0.0}
         self.history: list[dict[str, Any]] = []
         self.initial: dict[str, Tensor] = copy.deepcopy(model.state_dict())
         self.best = self.initial
@@ -162,31 +134,25 @@ class State:
 
     def save(self, path: Path, stamp: Mapping[str, Any]) -> None:
         """Write a checkpoint; `stamp` says which run it belongs to."""
-        content = {
-            "stamp": dict(stamp),
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "order": self.order.get_state(),
-            "dropout": torch.get_rng_state(),
-            "dropout_cuda": torch.cuda.get_rng_state_all(),
-            **{name: getattr(self, name) for name in self.PLAIN},
-        }
+        content = {"stamp": dict(stamp), "order": self.order.get_state()}
+        content |= {name: getattr(self, name).state_dict() for name in self.PARTS}
+        content |= {name: getattr(self, name) for name in self.PLAIN}
+        content["dropout"] = torch.get_rng_state()
+        content["dropout_cuda"] = torch.cuda.get_rng_state_all()
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_file(path, buffer.getvalue())
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.model.load_state_dict(content["model"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.schedule.load_state_dict(content["schedule"])
+        for name in self.PARTS:
+            getattr(self, name).load_state_dict(content[name])
+        for name in self.PLAIN:
+            setattr(self, name, content[name])
         self.order.set_state(content["order"])
         torch.set_rng_state(content["dropout"])
         if len(content["dropout_cuda"]) == torch.cuda.device_count():  # else they draw anew
             torch.cuda.set_rng_state_all(content["dropout_cuda"])
-        for name in self.PLAIN:
-            setattr(self, name, content[name])
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -200,12 +166,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
-        missing = {"stamp", "model", "optimiser", "schedule", "order", *State.PLAIN} - set(content)
+        wanted = {"stamp", "order", "dropout", "dropout_cuda", *State.PARTS, *State.PLAIN}
+        return {name: content[name] for name in wanted}
     except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is damaged") from error
-    if missing:
-        raise ValueError(f"{path} is damaged")
-    return content
 
 
 def fit(
@@ -241,14 +205,12 @@ def fit(
     Raises:
         UserError: The loss is not finite.
     """
-    epochs = epochs_of(parameters, len(data.train.targets))
+    epochs, name = epochs_of(parameters, len(data.train.targets)), task.score.name
     state = State(model, parameters, epochs)
     if checkpoint:
         state.restore(checkpoint)
-    progress, patience, score_name = state.progress, parameters.patience, task.score.name
-    while progress["epoch"] < epochs:
-        if patience and progress["epochs_without_fall"] >= patience:
-            break
+    progress, patience = state.progress, parameters.patience or math.inf
+    while progress["epoch"] < epochs and progress["epochs_without_fall"] < patience:
         epoch = progress["epoch"] + 1
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()
@@ -259,12 +221,10 @@ def fit(
         end = time.perf_counter()
         _require_finite(loss, parameters, epoch, "in validation", training["loss"])
 
-        seconds = {"train": middle - start, "validation": end - middle}
-        key = {"epoch": epoch, "split": "train"}
-        row = {**key, **training, "seconds": seconds["train"], "learning_rate": rate}
-        state.history.append(row)
-        row = {**key, "split": "validation", "loss": loss, score_name: score}
-        state.history.append({**row, "seconds": seconds["validation"]})
+        training |= {"seconds": middle - start, "learning_rate": rate}
+        validation = {"loss": loss, name: score, "seconds": end - middle}
+        state.history.append({"epoch": epoch, "split": "train", **training})
+        state.history.append({"epoch": epoch, "split": "validation", **validation})
         state.tracked.append(model.tracked())
         worth = score if parameters.best_by == "score" else -loss
         if worth > progress["best_score"]:
@@ -274,17 +234,19 @@ def fit(
             progress |= {"lowest_loss": loss, "epochs_without_fall": 0}
         else:
             progress["epochs_without_fall"] += 1
-        plateau = isinstance(state.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        state.schedule.step(*([loss] if plateau else []))
+        if isinstance(state.schedule, lr_scheduler.ReduceLROnPlateau):
+            state.schedule.step(loss)
+        else:
+            state.schedule.step()
         progress |= {"epoch": epoch, "seconds": progress["seconds"] + end - start}
         if folder:
             state.save(folder / CHECKPOINT, stamp or {})
-            now = {"epoch": epoch, "epochs": epochs, "seconds": progress["seconds"], "loss": loss}
-            write_file(folder / PROGRESS, json.dumps(now | {score_name: score}) + "\n")
+            told = {"epoch": epoch, "epochs": epochs, "seconds": progress["seconds"], "loss": loss}
+            write_file(folder / PROGRESS, json.dumps({**told, name: score}) + "\n")
         report(
             f"{parameters.run}  epoch {epoch:3d}  training loss {training['loss']:.4f}  "
-            f"validation loss {loss:.4f}  {score_name} {task.score.scale * score:.4g}"
-            f"{task.score.unit}  {end - start:.1f} s"
+            f"validation loss {loss:.4f}  {name} {task.score.scale * score:.4g}{task.score.unit}  "
+            f"{end - start:.1f} s"
         )
     return state
 
@@ -300,24 +262,27 @@ def _train_epoch(
     """
     state.model.train()
     device = next(state.model.parameters()).device
+    limit = parameters.clip_norm or math.inf
     batches = torch.randperm(len(part.targets), generator=state.order).split(parameters.batch_size)
     batches = batches[: batches_of(parameters, len(part.targets))]
     if parameters.steps:
         batches = batches[: parameters.steps - (epoch - 1) * len(batches)]
     losses, norms, answers = [], [], []  # on the device, which nobody waits for within an epoch
     for batch in batches:
-        inputs = task.inputs(part.inputs.index_select(0, batch)).to(device)
-        targets = part.targets[batch].to(device)
-        step = train_step(state.model, state.optimiser, task, inputs, targets, parameters.clip_norm)
-        losses.append(step.loss)
-        norms.append(step.norm)
-        answers.append(task.answers(step.outputs))
+        outputs = state.model(task.inputs(part.inputs.index_select(0, batch)).to(device))
+        loss = task.losses(outputs, part.targets[batch].to(device), "mean")
+        state.optimiser.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+        state.optimiser.step()
+        losses.append(loss.detach())
+        answers.append(task.answers(outputs.detach()))
     last_finite, loss_sum, score_sum, examples = math.nan, 0.0, 0.0, 0
     steps = zip(batches, torch.stack(losses).tolist(), answers, strict=True)
-    for number, (batch, loss, predicted) in enumerate(steps, start=1):
-        _require_finite(loss, parameters, epoch, f"at step {number}", last_finite)
-        last_finite = loss
-        loss_sum += loss * len(batch)
+    for number, (batch, value, predicted) in enumerate(steps, start=1):
+        _require_finite(value, parameters, epoch, f"at step {number}", last_finite)
+        last_finite = value
+        loss_sum += value * len(batch)
         score_sum += task.scores(part.targets[batch].numpy(), predicted.cpu().numpy()).sum()
         examples += len(batch)
     return {

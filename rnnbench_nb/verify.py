@@ -87,7 +87,8 @@ def _run(report: Report, run: Run) -> Iterator[str]:
     right = {"variant": record["variant"], "model": asked["model"], "seed": record["seed"]}
     if record["model"] != asked["model"] or not (history[KEYS] == right.values()).all(axis=None):
         yield "its record or history names another run"
-    for name, value in run.metrics.values(**run.predictions).items():
+    answers = run.predictions["label"], run.predictions["predicted"]
+    for name, value in run.metrics.values(*answers).items():
         if record["test"][name] != value:
             yield f"its {name} is {record['test'][name]}; its predictions give {value}"
     epochs = list(range(1, record["epochs"] + 1))
@@ -180,4 +181,4 @@ def _retrained(run: Run, epochs: int) -> float:
     key = ["epoch", "split"]
     new = pd.DataFrame(state.history).set_index(key)[COMPARED]
     old = run.history.set_index(key)[COMPARED].loc[new.index]
-    return float(((new - old).abs() / old.abs()).max(axis=None))
+    return float(((new - old).abs() / old.abs()).max().max())
