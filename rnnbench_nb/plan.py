@@ -1,7 +1,4 @@
-"""How long a protocol will take on this machine, from a few measured steps of each variant."""
-
-from pathlib import Path
-from tempfile import TemporaryDirectory
+"""How long a protocol takes on this machine, from a few measured steps of each variant."""
 
 import pandas as pd
 
@@ -16,39 +13,35 @@ VALIDATED = 200  # examples
 
 
 def hours(protocol: Protocol) -> pd.DataFrame:
-    """What the whole budget of each variant takes, one training at a time.
+    """Measure what the whole budget of each variant takes, one training at a time.
 
     Returns:
-        A row a variant: `variant`, `step` (seconds a step of the optimiser), `steps`, `validation`
-        (seconds an epoch), `epochs`, `seeds`, and `hours` of all its seeds. Early stopping, where
-        the protocol has it, may end them before.
+        One row a variant: `variant`, `step` (seconds a step of the optimiser), `steps`,
+        `validation` (seconds an epoch), `epochs`, `seeds`, and `hours` of all its seeds. Early
+        stopping may end them before.
     """
-    return pd.DataFrame([_row(own, len(protocol.seeds_of(name)))
-                         for name, own in protocol.parameterisations.items()])  # fmt: skip
+    table = pd.DataFrame([_row(own) for own in protocol.parameterisations.values()])
+    table["seeds"] = [len(protocol.seeds_of(name)) for name in table["variant"]]
+    seconds = table["steps"] * table["step"] + table["epochs"] * table["validation"]
+    return table.assign(hours=table["seeds"] * seconds / 3600)
 
 
-def _row(parameters: RunParameters, seeds: int) -> dict:
+def _row(parameters: RunParameters) -> dict[str, str | float]:
     task = TASKS[parameters.task](parameters.task_options)
     data = task.load(parameters.seed)
-    examples, checked = len(data.train.targets), len(data.validation.targets)
-    small = Split(
-        _first(data.train, STEPS * parameters.batch_size), _first(data.validation, VALIDATED),
-        data.test,
-    )  # fmt: skip
-    few = parameters.model_copy(update={"steps": STEPS, "epochs": STEPS, "patience": None})
+    train = _first(data.train, STEPS * parameters.batch_size)
+    validation = _first(data.validation, VALIDATED)
+    few = parameters.changed(steps=STEPS, epochs=STEPS, patience=None)
     model = started(parameters, task, data.train).to(device_of(parameters))
-    for _ in range(2):  # the first may build a kernel
-        with TemporaryDirectory() as folder:
-            state = fit(model, small, task, few, Path(folder), lambda line: None)
+    for _ in range(2):  # the first time may build a kernel
+        state = fit(model, Split(train, validation, data.test), task, few, report=lambda line: None)
     seconds = pd.DataFrame(state.history).groupby("split")["seconds"].sum()
-    passes = state.progress["epoch"]
+    share = len(data.validation.targets) / len(validation.targets) / state.progress["epoch"]
+    examples = len(data.train.targets)
     epochs = epochs_of(parameters, examples)
-    steps = min(epochs * batches_of(parameters, examples), parameters.steps or examples * epochs)
-    step = seconds["train"] / STEPS
-    validation = seconds["validation"] / passes * checked / len(small.validation.targets)
-    total = seeds * (steps * step + epochs * validation) / 3600
-    return {"variant": parameters.name, "step": step, "steps": steps, "validation": validation,
-            "epochs": epochs, "seeds": seeds, "hours": total}  # fmt: skip
+    steps = min(epochs * batches_of(parameters, examples), parameters.steps or 10**12)
+    row = {"variant": parameters.name, "step": seconds["train"] / STEPS, "steps": steps}
+    return row | {"validation": share * seconds["validation"], "epochs": epochs}
 
 
 def _first(part: Part, count: int) -> Part:

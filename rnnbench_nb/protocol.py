@@ -447,5 +447,5 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> RunParameters:
                 if key in _readers():
                     raise UserError(f"{where}: {key} is an option; give it in `options`.")
                 if key not in known:
-                    raise UserError(f"{where}: {unknown(key, known)}")
+                    raise UserError(f"{where}: {unknown(key, [*known, *_readers()])}")
     return run_parameters({key: namespace[key] for key in known[:-1]}, where)

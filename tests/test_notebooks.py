@@ -1,21 +1,18 @@
-import json
+import ast
 import re
 import shutil
 
 import nbformat
 import papermill
 import pytest
-import yaml
 from conftest import write_tiny
 from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbformat.v4 import new_code_cell, new_notebook
 
 from rnnbench_nb import runs
-from rnnbench_nb.cells import CELLS
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.protocol import RunParameters, load_protocol
-from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.protocol import load_protocol
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -46,31 +43,13 @@ def test_every_parameter_has_a_type_and_help(path):
         assert len(entry["help"]) > 3, name
 
 
-def test_the_training_notebook_declares_every_key_with_the_quick_values():
+def test_the_training_notebook_declares_what_a_variant_file_holds_with_the_quick_values():
     declared = parameters_of(PROJECT / "notebooks/02_train.ipynb")
-    options = {key for table in (CELLS, TASKS) for entry in table.values()
-               for key in entry.Options.model_fields}  # fmt: skip
-    sweep = {"base", "models", "runs", "variants", "quick", "note", "output_dir"}
-    common = {*RunParameters.model_fields, *sweep}
-    assert common <= set(declared) <= common | options  # a new cell's or task's need no edit here
-    quick = load_protocol(PROJECT / "params/quick.yaml").values
-    for name in set(RunParameters.model_fields) - {"model", "variant"}:
-        assert yaml.safe_load(str(_literal(declared[name]["default"]))) == _yaml(quick[name]), name
-    assert all(declared[name]["default"] == "None" for name in options & set(declared))
-
-
-def _literal(text):
-    return {"True": "true", "False": "false", "None": "null"}.get(text, text).replace("'", '"')
-
-
-def _yaml(value):
-    return yaml.safe_load(json.dumps(value))
-
-
-def test_every_parameter_file_passes_papermill_without_a_warning():
-    declared = set(parameters_of(PROJECT / "notebooks/02_train.ipynb"))
-    for path in (PROJECT / "params").glob("*.yaml"):
-        assert set(yaml.safe_load(path.read_text())) <= declared
+    (quick, *_) = load_protocol("quick").parameterisations.values()
+    assert set(declared) == {*quick.grouped(), "output_dir"}  # so papermill warns of no key
+    for name, value in quick.grouped().items():
+        if name not in ("model", "variant", "options"):
+            assert ast.literal_eval(declared[name]["default"]) == value, name
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
