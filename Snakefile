@@ -33,7 +33,6 @@ wildcard_constraints:
 
 localrules:
     all,
-    collect,
     render,
 
 
@@ -77,28 +76,9 @@ rule train:
         execute % f"-f {{input.parameters:q}} -p seed {{wildcards.seed}} {into_report}"
 
 
-rule collect:
-    input:
-        expand("{run}/02_train.ipynb", run=runs),
-        "protocol.yaml",
-    output:
-        "results.csv",
-        "history.csv",
-        "results_summary.md",
-        expand(
-            "figures/{figure}.{format}",
-            figure=["training_curves", "error_curves", "test_comparison"],
-            format=["png", "svg"],
-        ),
-    log:
-        "logs/collect.txt",
-    shell:
-        "rnnbench collect . > {log:q} 2>&1"
-
-
 rule analyse:
     input:
-        "results.csv",
+        expand("{run}/02_train.ipynb", run=runs),
         notebook=".sources/{notebook}.ipynb",
     output:
         "notebooks/{notebook}.ipynb",
@@ -119,6 +99,7 @@ rule render:
         expand("{run}/02_train.ipynb", run=runs),
     output:
         "index.html",
+        "results.csv",
     log:
         "logs/render.txt",
     shell:

@@ -1,176 +1,194 @@
-"""How a report is made: its folder claimed and prepared, and Snakemake called in it."""
+"""How a report is made: its folder is prepared, and Snakemake runs the notebooks in it."""
 
-import getpass
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import platformdirs
-import psutil
-from filelock import FileLock, Timeout
-
-from rnnbench_nb import folders, surroundings
-from rnnbench_nb.analyses import PAGES
+from rnnbench_nb import folders, supervisor
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, unexecuted, write_file
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import Protocol, RunParameters, recorded_parameters
-from rnnbench_nb.report import Report, completed
-from rnnbench_nb.runs import CHECKPOINT, marker
-from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.results import COMPLETED, Report
+from rnnbench_nb.runs import marker
+from rnnbench_nb.tasks import DEFAULT, TASKS
 
-OUTPUT = "RNNBENCH_AT_WORK_ON"  # in the environment of what works on an output folder
+FEW = 8  # variants, of which 07_gradients can show each
 FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
+WAIT = 12.0  # seconds in which the work of a command that was ended has ended, too
+FIGURES = ("training_curves", "error_curves", "test_comparison")
+# What is set for terminals and sessions of the user and breaks a kernel or a job of the workflow.
+BREAKING = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH")
+
+# The notebooks of analysis, and of which protocols each makes a page.
+PAGES: dict[str, Callable[[Protocol], bool]] = {
+    "03_compare": lambda protocol: True,
+    "04_eigenvalues": lambda protocol: any(
+        CELLS[parameters.model].recurrent_matrix is not Cell.recurrent_matrix
+        for parameters in protocol.parameterisations.values()
+    ),
+    "06_ablation": lambda protocol: (  # most variants share their cell and task with another
+        2 * len({(own.model, own.group) for own in protocol.parameterisations.values()})
+        <= len(protocol.parameterisations)
+    ),
+    "07_gradients": lambda protocol: len(protocol.parameterisations) <= FEW,
+    "08_memory": lambda protocol: any(
+        own.task != DEFAULT or getattr(own.task_options, "reading", "row") == "pixel"
+        for own in protocol.parameterisations.values()
+    ),
+}
+
+
+def analysis_pages(protocol: Protocol) -> list[str]:
+    """The notebooks that analyse the runs of a protocol."""
+    return [name for name, applies in PAGES.items() if applies(protocol)]
 
 
 def data_pages(protocol: Protocol) -> dict[str, RunParameters]:
     """The notebooks that show the data of a protocol, each with the parameters it is run with."""
-    found: dict[str, RunParameters] = {}
+    pages: dict[str, RunParameters] = {}
     for parameters in protocol.parameterisations.values():
         page = TASKS[parameters.task].data_page
         if page:
-            found.setdefault(page, parameters)
-    return found
+            pages.setdefault(page, parameters)
+    return pages
 
 
 def data_options(parameters: RunParameters) -> str:
-    """What a notebook that shows the data takes: the options of the task and the seed, as YAML."""
-    options = parameters.task_options.model_dump()
-    return to_yaml({**options, "seed": parameters.seed})
+    """The parameters of a notebook that shows the data, as YAML: the task's options, the seed."""
+    return to_yaml({**parameters.task_options.model_dump(), "seed": parameters.seed})
 
 
-def analysis_pages(protocol: Protocol) -> list[str]:
-    """The notebooks that read the runs of a protocol."""
-    return [name for name, applies in PAGES.items() if applies(protocol)]
+def runs_of(protocol: Protocol) -> list[RunParameters]:
+    """The parameters of every run of a protocol."""
+    return [parameters for seed in protocol.seeds for parameters in protocol.at(seed)]
 
 
 def profile_folder(name: str) -> Path:
-    """The folder of a profile of Snakemake.
+    """The folder of a Snakemake profile.
 
     Raises:
-        UserError: There is none of this name, or its executor is not installed.
+        UserError: There is no profile of this name, or its executor is not installed.
     """
     profile = PROJECT / "profiles" / name
     if not profile.is_dir():
         known = ", ".join(sorted(folder.name for folder in profile.parent.iterdir()))
         raise UserError(f"--profile: profiles/ has no {name!r}; it must be one of {known}.")
-    settings = read_yaml(profile / "config.yaml", "take the one that the project has")
+    settings = read_yaml(profile / "config.yaml", "restore it from the project's repository")
     executor = settings.get("executor", "local")
-    module = f"snakemake_executor_plugin_{executor.replace('-', '_')}"
-    if executor != "local" and find_spec(module) is None:
-        plugin = module.replace("_", "-")
+    plugin = f"snakemake-executor-plugin-{executor}"
+    if executor != "local" and find_spec(plugin.replace("-", "_")) is None:
         raise UserError(f"--profile {name} needs {plugin}; install it: pip install {plugin}.")
     return profile
 
 
-def claim(out: Path) -> FileLock:
-    """Take the output folder for this command alone, and end what a killed one left running.
+@contextmanager
+def claim(out: Path) -> Iterator[int]:
+    """Hold the lock of an output folder, which is made if it is new.
+
+    The work of a command that was ended ends some seconds later; that is waited for.
+
+    Yields:
+        The lock's file descriptor. The lock lasts as long as any process has it.
 
     Raises:
-        UserError: Another command is at work there, or it cannot be written.
+        UserError: Another command is at work in the folder, or it cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / folders.LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"{out}: another rnnbench is at work there; wait for it or name another --output-dir."
-        ) from error
+        lock = (out / folders.LOCK).open("a")
     except OSError as error:
         raise UserError(
             f"{out}: the output folder cannot be written ({error.strerror}); name another with "
             "--output-dir."
         ) from error
-    ours = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
-    orphans = [
-        process
-        for process in psutil.process_iter()
-        if process.pid not in ours and _environment(process).get(OUTPUT) == str(out)
-    ]
-    for orphan in orphans:
-        orphan.kill()
-    psutil.wait_procs(orphans, timeout=10)
-    if (out / ".snakemake/slurm_logs").exists():
-        cancel_slurm_jobs(out)
-    return lock
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
+    with lock:
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{out}: another rnnbench is at work there; wait for it, or name another "
+                        "--output-dir."
+                    ) from error
+                time.sleep(0.2)
+        if (out / ".snakemake/slurm_logs").exists():
+            cancel_slurm_jobs(out)
+        yield lock.fileno()
 
 
 def cancel_slurm_jobs(out: Path) -> None:
-    """End the Slurm jobs that a killed command left at work on an output folder.
+    """End the Slurm jobs that a killed command left at work in an output folder.
 
     Raises:
-        UserError: Slurm does not answer, or does not end them.
+        UserError: Slurm does not answer, or does not end them within 90 seconds.
     """
     if not shutil.which("squeue"):
         return
-    query = ["squeue", "--user", getpass.getuser(), "--noheader", "--format=%i %k %Z"]
+    query = ["squeue", "--user", str(os.getuid()), "--noheader", "--format=%i %k %Z"]
     for _ in range(90):  # Slurm gives a job 30 seconds to end itself
-        listed = subprocess.run(query, capture_output=True, text=True, check=False)
-        if listed.returncode:
+        answer = subprocess.run(query, capture_output=True, text=True)
+        if answer.returncode:
             raise UserError(
-                f"{out}: Slurm does not say whether a killed command's jobs are at work there "
-                f"({listed.stderr.strip()}); try again when squeue works."
+                f"{out}: squeue does not list the jobs that a killed command may have left at work "
+                f"there ({answer.stderr.strip()}); try again when it works."
             )
-        lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-        jobs = [job for job, comment, folder in lines
-                if comment.startswith("rule_") and folder == str(out.resolve())]  # fmt: skip
+        lines = [line.split(maxsplit=2) for line in answer.stdout.splitlines()]
+        jobs = [job for job, *rest in lines if rest[0].startswith("rule_") and rest[1] == str(out)]
         if not jobs:
             return
-        subprocess.run(["scancel", *jobs], check=False)
+        subprocess.run(["scancel", *jobs])
         time.sleep(1)
-    raise UserError(
-        f"{out}: the Slurm jobs {', '.join(jobs)} of a killed command are still at work there; "
-        "end them with scancel and try again."
-    )
+    raise UserError(f"{out}: end the Slurm jobs {', '.join(jobs)} with scancel and try again.")
 
 
-def outline(out: Path, protocol: Protocol, again: Iterable[str] = ()) -> str:
-    """The trainings that a report needs, how many of them are there, and which are made `again`.
+def outline(out: Path, protocol: Protocol, again: Collection[str] = ()) -> str:
+    """A sentence on the runs that a report needs, those that are finished, those made `again`.
 
     Raises:
         UserError: The folder holds runs of a variant with other parameters.
     """
     parameter_files(out, protocol)
-    variants, runs = len(protocol.parameterisations), protocol.runs
-    asked = [parameters.run for seed in protocol.seeds for parameters in protocol.at(seed)]
-    to_do = [run for run in asked if not completed(out / "runs" / run)]
-    there = f", {len(asked) - len(to_do)} of them finished" if len(to_do) < len(asked) else ""
-    then = f"; to train: {_few(to_do)}" if to_do else ""
-    once_more = f" To be trained again: {', '.join(again)}." if again else ""
-    return (
+    asked = [parameters.run for parameters in runs_of(protocol)]
+    to_do = [run for run in asked if not (out / f"runs/{run}/run.json").exists() or run in again]
+    variants, seeds = len(protocol.parameterisations), len(protocol.seeds)
+    parts = [
         f"{len(asked)} training{'s' * (len(asked) > 1)} ({variants} variant{'s' * (variants > 1)}, "
-        f"{runs} seed{'s' * (runs > 1)}){there}{then}.{once_more} "
-        f"What each is doing stands in {out / 'logs'}."
-    )
+        f"{seeds} seed{'s' * (seeds > 1)})"
+    ]
+    if len(to_do) < len(asked):
+        parts.append(f", {len(asked) - len(to_do)} of them finished")
+    if to_do:
+        parts.append(f"; to train: {few(to_do)}")
+    return f"{''.join(parts)}. Their logs are in {out / 'logs'}."
 
 
-def parameter_files(out: Path, protocol: Protocol) -> dict[Path, str]:
-    """The variants' parameters that are not in the output folder yet, by the file to be written.
+def parameter_files(out: Path, protocol: Protocol) -> dict[str, str]:
+    """The content of each variant's parameter file that is not in the output folder yet.
 
     Raises:
         UserError: The folder holds runs of a variant with other parameters.
     """
-    found = {}
+    files = {}
     for name, parameters in protocol.parameterisations.items():
         path = out / "variants" / f"{name}.yaml"
         if path.exists():
             values = read_yaml(path, "move it away and give the command again")
             there = recorded_parameters({**values, "seed": parameters.seed}, str(path))
-            if there.same_as(parameters):  # a key that has come since has its default
+            if there.same_as(parameters):  # also if the file lacks keys that are new since
                 continue
             if any(out.glob(f"runs/{name}-seed*")):
                 old, new = there.flat(), parameters.flat()
@@ -180,53 +198,24 @@ def parameter_files(out: Path, protocol: Protocol) -> dict[Path, str]:
                     f"{old.get(key)!r} there, {new[key]!r} asked for); name another "
                     "--output-dir."
                 )
-        found[path] = to_yaml(parameters.grouped())
-    return found
-
-
-def write_parameters(out: Path, protocol: Protocol) -> None:
-    """Write protocol.yaml and variants/.
-
-    Raises:
-        UserError: The folder holds runs of a variant with other parameters.
-    """
-    for path, text in parameter_files(out, protocol).items():
-        write_file(path, text)
-    path, text = out / "protocol.yaml", to_yaml(protocol.dump())
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_file(path, text)
-
-
-def write_sources(out: Path) -> None:
-    """Write what the project's notebooks say, without outputs, to `.sources` where it is new.
-
-    The workflow executes these: a notebook that was opened, executed or saved is none that changed.
-    """
-    for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
-        path, content = out / ".sources" / notebook.name, unexecuted(notebook.read_bytes())
-        is_new = not path.exists()
-        if is_new or path.read_bytes() != content:
-            write_file(path, content)
-        if is_new:  # what this notebook made before may be newer
-            when = min(notebook.stat().st_mtime, time.time())
-            os.utime(path, (when, when))
+        files[f"variants/{name}.yaml"] = to_yaml(parameters.grouped())
+    return files
 
 
 def written(out: Path, protocol: Protocol) -> set[str]:
     """The names of all files and folders that a report of this protocol writes in its folder."""
-    asked = [parameters.run for seed in protocol.seeds for parameters in protocol.at(seed)]
+    asked = [parameters.run for parameters in runs_of(protocol)]
     pages = {*data_pages(protocol), *analysis_pages(protocol)}
     shown = pages | {path.stem for path in out.glob("notebooks/*.ipynb")}  # the user's own, too
-    drawn = ("training_curves", "error_curves", "test_comparison")
     return {
         *("protocol.yaml", "index.html", "results.csv", "history.csv", "results_summary.md"),
-        *(".snakemake/", ".sources/", "analyses/"),
+        *(".snakemake/", ".sources/"),
         *(f"variants/{name}.yaml" for name in protocol.parameterisations),
-        *(f"figures/{name}.{kind}" for name in drawn for kind in ("png", "svg")),
+        *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
         *(f"notebooks/{page}.ipynb{ending}" for page in pages for ending in ("", ".failed")),
         *(f"pages/{page}.html" for page in shown),
         *(f"pages/02_train-{run}.html" for run in asked),
-        *(f"logs/{job}.txt" for job in (*pages, *asked, "collect", "render", "snakemake")),
+        *(f"logs/{job}.txt" for job in (*pages, *asked, "render", "snakemake")),
         *(f"runs/{run}/" for run in asked),
     }
 
@@ -234,95 +223,129 @@ def written(out: Path, protocol: Protocol) -> set[str]:
 def prepare(out: Path, protocol: Protocol, name: str) -> None:
     """Mark an output folder as the report of a protocol, and write what the workflow reads.
 
-    Files of an earlier protocol that this one does not write are removed, if the list of the
-    folder names them; runs stay.
+    Pages of an earlier protocol that this one lacks are removed, if the folder's list names them.
+    Runs stay.
 
     Raises:
         UserError: The folder holds runs of a variant with other parameters, or a file of the
             user's where the report writes one.
     """
-    parameter_files(out, protocol)
+    files = parameter_files(out, protocol) | {"protocol.yaml": to_yaml(protocol.dump())}
     folders.mark(out, marker(name, protocol))
     names = written(out, protocol)
     folders.own(out, names)
-    retry(out)
-    stays = {name for name in folders.listed(out) if name.startswith(("runs/", "variants/"))}
-    folders.remove(out, folders.listed(out) - names - stays - {folders.LIST})
-    write_parameters(out, protocol)
-    write_sources(out)
-
-
-def retry(out: Path) -> None:
-    """Remove the notebooks that stopped with an error, so that they are executed again."""
-    pages = [out / name for name in folders.listed(out) if name.endswith(".failed")]
-    runs = [out / name / "02_train.ipynb.failed" for name in _run_folders(out)]
-    for path in filter(Path.exists, (*pages, *runs)):
+    ours = folders.listed(out)
+    failed = [out / name for name in ours if name.endswith(".failed")]
+    failed += [out / name / "02_train.ipynb.failed" for name in ours if name.startswith("runs/")]
+    for path in filter(Path.exists, failed):  # the workflow executes them again
         path.with_suffix("").unlink(missing_ok=True)
         path.unlink()
+    stays = {name for name in ours if name.startswith("variants/") or name == folders.LIST}
+    folders.remove(out, ours - names - stays)
+    for place, text in files.items():
+        path = out / place
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_file(path, text)
+    _write_sources(out)
 
 
-def _run_folders(out: Path) -> list[str]:
-    return [name for name in folders.listed(out) if name.startswith("runs/")]
+def _write_sources(out: Path) -> None:
+    """Write the project's notebooks, without outputs, to `.sources` where they have changed.
+
+    The workflow executes these, so that opening or executing a notebook does not change a report.
+    """
+    for notebook in sorted((PROJECT / "notebooks").glob("*.ipynb")):
+        path, content = out / ".sources" / notebook.name, unexecuted(notebook.read_bytes())
+        is_new = not path.exists()
+        if is_new or path.read_bytes() != content:
+            write_file(path, content)
+        if is_new:  # pages that were made before this file may be newer than the notebook
+            when = min(notebook.stat().st_mtime, time.time())
+            os.utime(path, (when, when))
 
 
-def forget(out: Path, runs: list[str]) -> None:
-    """Remove the records of finished runs, so that they are trained again."""
-    for run in (name for name in _run_folders(out) if name.split("/")[1] in runs):
-        for file in ("run.json", "02_train.ipynb", CHECKPOINT):
-            (out / run / file).unlink(missing_ok=True)
+def forget(out: Path, runs: Collection[str]) -> None:
+    """Remove the records of some runs, so that they are trained again."""
+    for name in folders.listed(out):
+        if name.startswith("runs/") and name.split("/")[1] in runs:
+            for file in ("run.json", "02_train.ipynb", "checkpoint.pt", "progress.json"):
+                (out / name / file).unlink(missing_ok=True)
 
 
-def _environment_in(out: Path) -> dict[str, str]:
-    """The environment of the workflow: what Jupyter and IPython read and write is in `out`."""
+def environment(out: Path) -> dict[str, str]:
+    """The user's environment for the workflow, without what is known to break a kernel."""
     from rnnbench_nb.tasks.data import data_folder
 
     hidden = out / ".snakemake/rnnbench"
     profile = hidden / "ipython/profile_default/ipython_kernel_config.py"
     write_file(profile, "c = get_config()\nc.HistoryManager.enabled = False\n")
-    environment = surroundings.environment() | {
-        OUTPUT: str(out),
+    values = {name: value for name, value in os.environ.items() if name not in BREAKING}
+    values |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUTF8": "1",
         "RNNBENCH_DATA": str(data_folder().absolute()),  # jobs work in another folder
         "IPYTHONDIR": str(hidden / "ipython"),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this Python's kernel before the user's
         **{f"JUPYTER_{kind}_DIR": str(hidden / kind.lower())
            for kind in ("CONFIG", "DATA", "RUNTIME")},
     }  # fmt: skip
+    if (PROJECT / "pyproject.toml").exists():  # a checkout, which need not be installed
+        values["PYTHONPATH"] = f"{PROJECT}{os.pathsep}{values.get('PYTHONPATH', '')}".rstrip(":")
+    home = Path(values.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     try:
-        Path(platformdirs.user_cache_dir("rnnbench_nb")).mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that cannot be written
-        environment["XDG_CACHE_HOME"] = environment["MPLCONFIGDIR"] = str(hidden / "cache")
-    return environment
+        values["XDG_CACHE_HOME"] = values["MPLCONFIGDIR"] = str(hidden / "cache")
+    return values
 
 
 def snakemake(
-    out: Path, profile: Path, jobs: int | None, on_gpu: bool, look: Callable[[], None]
+    out: Path,
+    profile: Path,
+    jobs: int | None,
+    on_gpu: bool,
+    look: Callable[[], None],
+    lock: int,
 ) -> int:
-    """Run the workflow in `out`, one training at a time if it is `on_gpu`; its exit code.
+    """Run the workflow in a folder under a supervisor, which ends it when this process ends.
 
-    What Snakemake prints goes to logs/snakemake.txt; `look` is called twice a second.
+    Args:
+        out: The report's folder; what Snakemake prints goes to logs/snakemake.txt.
+        profile: The folder of Snakemake's profile.
+        jobs: How many trainings run side by side; None leaves it to the profile.
+        on_gpu: Whether trainings take turns.
+        look: Called twice a second.
+        lock: The descriptor of the folder's lock, which the supervisor keeps until all has ended.
+
+    Returns:
+        The exit code.
     """
-    environment = _environment_in(out)
+    values, others = environment(out), {process.pid for process in supervisor.descendants()}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
     command += ["--directory", str(out), "--profile", str(profile)]
     log = out / "logs/snakemake.txt"
     write_file(log, "")
-    silent = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": out}
-    subprocess.run(
-        [*command, "--unlock"], env=environment, stdout=subprocess.DEVNULL, **silent, check=False
-    )
+    subprocess.run([*command, "--unlock"], env=values, cwd=out, capture_output=True)
     command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
-    if on_gpu:  # a training at a time: `gpu` is what the machine has, and what a training takes
+    if on_gpu:  # `gpu` is a resource that the machine has, and that each training takes
         command += ["--resources", "gpu=1", "--set-resources", "train:gpu=1"]
+    supervisor.adopt_orphans()
     with (
         log.open("wb") as file,
-        subprocess.Popen(command, env=environment, stdout=file, **silent) as process,
-    ):
+        subprocess.Popen(
+            [sys.executable, "-P", supervisor.__file__, *command], env=values, cwd=out,
+            stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+            pass_fds=[lock], start_new_session=True,
+        ) as process,
+    ):  # fmt: skip
         while True:
             try:
-                return process.wait(timeout=0.5)
+                code = process.wait(timeout=0.5)
+                break
             except subprocess.TimeoutExpired:
                 look()
-            except KeyboardInterrupt:  # Snakemake has it too, and ends its jobs before itself
-                continue
+    supervisor.end_descendants(others)  # if the supervisor was killed
+    return code
 
 
 def has_gpu() -> bool:
@@ -332,22 +355,27 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def stopped_early(out: Path) -> UserError:
-    """Why the workflow ended before the report was made."""
+def why_it_stopped(out: Path) -> UserError:
+    """The error of a workflow that ended before the report was made."""
     log = out / "logs/snakemake.txt"
+    reasons = [run["reason"] for run in Report(out).missing if (
+        out / f"runs/{run['variant']}-seed{run['seed']}/run.json").exists()]  # fmt: skip
     if shutil.disk_usage(out).free < FULL:
-        why = ", for the disk is full; free some space, and"
+        why = "the disk is full; free some space"
+    elif reasons:
+        why = reasons[0].rstrip(".")
     else:
-        why = f" ({reason(log.read_text(encoding='utf-8', errors='replace'))}); {log} has more, and"
+        why = snakemake_reason(log.read_text(encoding="utf-8", errors="replace"))
     return UserError(
-        f"{out}: the workflow stopped early{why} the same command goes on from what is finished."
+        f"{out}: the workflow stopped early ({why}). {log} has more; the same command goes on from "
+        "what is finished."
     )
 
 
-def reason(log: str) -> str:
-    """The line of Snakemake's log that says why it stopped."""
+def snakemake_reason(log: str) -> str:
+    """The line of Snakemake's log that names the reason why it stopped."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    lines = [f"{line} {after}" if line.endswith(":") else line  # which goes on in the next
+    lines = [f"{line} {after}" if line.endswith(":") else line  # a heading and what it is about
              for line, after in zip(lines, [*lines, ""][1:], strict=True)]  # fmt: skip
     named = [line for line in lines if re.match(r"([\w.]+(Error|Exception)|Error)\b.*:? \w", line)]
     return [*(lines[-1:] or ["Snakemake was killed"]), *named][-1].rstrip(" .")[:300]
@@ -355,27 +383,19 @@ def reason(log: str) -> str:
 
 def problems(report: Report) -> list[str]:
     """One sentence for each run that did not complete and each notebook that failed."""
-    found = report.lost_sentences()
+    sentences = [
+        f"{run['variant']}-seed{run['seed']} is {run['status']}: {run.get('reason', 'no reason')}"
+        for run in report.missing
+        if run["status"] != COMPLETED
+    ]
     for path in sorted(report.folder.glob("notebooks/*.failed")):
         notebook = path.with_suffix("")
         log = report.folder / "logs" / f"{notebook.stem}.txt"
-        found.append(f"{notebook} stopped with an error, which its page and {log} show.")
-    return found
+        sentences.append(f"{notebook} stopped with an error, which its page and {log} show.")
+    return sentences
 
 
-def provenance_notes(report: Report) -> list[str]:
-    """What is to be said of what made the runs, code and device: one sentence a kind, or none."""
-    kinds = {
-        "made by other code than stands here; --again trains them again": report.differing(),
-        "of before fingerprints were kept: which code made them is unknown": report.unknown(),
-    }
-    count = len(report.runs)
-    told = [f"{len(runs)} of {count} finished run{'s' * (count > 1)} "
-            f"{'are' if len(runs) > 1 else 'is'} {what} ({_few(runs)})."
-            for what, runs in kinds.items() if runs]  # fmt: skip
-    return [*told, *report.devices_sentences()]
-
-
-def _few(names: list[str]) -> str:
-    """The first names of a list that may be long."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+def few(names: Collection[str]) -> str:
+    """The first three names of a list."""
+    first = ", ".join([*names][:3])
+    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first

@@ -1,80 +1,105 @@
-"""How the trainings of a report come on, told while they run."""
+"""The lines that `rnnbench run` prints while a report is made."""
 
+import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from rnnbench_nb.report import Report, completed, said
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.results import COMPLETED, load_run, readable
 
-SECONDS = 30.0  # between two lines on what is under way
+FIRST, LAST = 5.0, 60.0  # seconds between two lines: at the start, and after ten minutes
 
 
 class Progress:
-    """Tells each training that ends, and now and then those under way and the time left.
+    """Prints each training that ends, and every few seconds what is under way.
 
     Args:
-        report: The report that is being made.
-        say: Takes a line.
-        clock: The time in seconds.
-
-    Attributes:
-        budget: The epochs at most of each run that is not completed, by its folder.
+        out: The report's folder.
+        epochs: The largest number of epochs of each run, by the run's name.
+        say: Prints a line.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, report: Report, say: Callable[[str], None], clock=time.monotonic):
-        self.report, self.say, self.clock = report, say, clock
-        self.count = len(report.run_folders)
-        self.budget = {folder: report.variants[folder.name.rpartition("-seed")[0]].epochs
-                       for folder in report.run_folders if not completed(folder)}  # fmt: skip
-        self.begun = {folder: self._epoch(folder) for folder in self.budget}
-        self.epochs = 0  # of the trainings that ended since the start
-        self.start = self.told = clock()
+    def __init__(
+        self,
+        out: Path,
+        epochs: Mapping[str, int],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.out, self.epochs, self.say, self.clock = out, dict(epochs), say, clock
+        self.open = {run for run in epochs if not self._record(run)}
+        self.begun = {run: self._epoch(run) for run in self.open}
+        self.start = self.last_line = clock()
 
     def look(self) -> None:
-        """Tell what has ended since, and every `SECONDS` what is under way."""
-        score = self.report.task.score
-        for folder in [*self.budget]:
-            record = completed(folder)
-            if record:
-                del self.budget[folder]
-                self.epochs += max(0, record["epochs"] - self.begun[folder])
-                value = score.scale * record["test"][score.name]
-                how = f"{said(score.name)} {value:.4g}{score.unit}, {record['epochs']} epochs"
-                self._tell(f": {folder.name}, {how}")
-        if self.clock() - self.told >= SECONDS:
-            at = {folder: self._epoch(folder) for folder in self.budget}
-            under_way = [f"{folder.name} at epoch {epoch} of {self.budget[folder]}"
-                         for folder, epoch in at.items() if epoch > self.begun[folder]]  # fmt: skip
-            self._tell("; " + ", ".join(under_way[:4]) if under_way else "")
+        """Print what has ended since the last look and, if it is time, what is under way."""
+        for run in [run for run in self.epochs if run in self.open]:
+            if record := self._record(run):
+                self.open.remove(run)
+                self._line(_result(self.out / "runs" / run, record))
+        elapsed = self.clock() - self.start
+        if self.clock() - self.last_line >= min(max(FIRST, elapsed / 10), LAST):
+            self._line(self._under_way())
 
-    def _tell(self, what: str) -> None:
-        self.told = self.clock()
-        if what:
-            done = self.count - len(self.budget)
-            self.say(f"{done} of {self.count} trainings{what}{self._left()}.")
+    def _line(self, text: str) -> None:
+        self.last_line = self.clock()
+        self.say(f"{len(self.epochs) - len(self.open)} of {len(self.epochs)} trainings; {text}.")
 
-    def _epoch(self, folder: Path) -> int:
-        """The epoch that a run's log has reached."""
+    def _under_way(self) -> str:
+        at = {run: self._epoch(run) for run in self.open}
+        done = sum(
+            (self.epochs[run] if run not in self.open else at[run]) - begun
+            for run, begun in self.begun.items()
+        )
+        rest = sum(self.epochs[run] - epoch for run, epoch in at.items())
+        names = [f"{run} at epoch {at[run]} of {self.epochs[run]}"
+                 for run in self.begun if run in at and at[run] > self.begun[run]]  # fmt: skip
+        if not rest:
+            return f"notebooks and pages, {self._steps()}"
+        seconds = (self.clock() - self.start) / done * rest if done else None
+        left = f"; about {in_words(seconds)} left at most" if seconds else ""
+        return ", ".join(names[:4] or [f"the first epochs, {self._steps()}"]) + left
+
+    def _record(self, run: str) -> dict[str, Any] | None:
+        """The run.json of a run that has ended."""
+        path = self.out / "runs" / run / "run.json"
         try:
-            log = self.report.folder / f"logs/{folder.name}.txt"
-            found = re.findall(r"  epoch +(\d+)  ", log.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            return 0
-        return int(found[-1]) if found else 0
+            return load_run(path.parent).record if path.exists() else None
+        except UserError:  # damaged: the report will say so
+            return None
 
-    def _left(self) -> str:
-        """The time that the rest takes at most, at the pace so far, in words."""
-        at = {folder: self._epoch(folder) for folder in self.budget}
-        done = self.epochs + sum(max(0, at[folder] - self.begun[folder]) for folder in at)
-        rest = sum(self.budget[folder] - at[folder] for folder in at)
-        if rest <= 0 or done <= 0:
-            return ""
-        return f"; about {in_words((self.clock() - self.start) / done * rest)} left at most"
+    def _epoch(self, run: str) -> int:
+        """The number of epochs that a run has had, from the progress.json that training writes."""
+        try:
+            path = self.out / "runs" / run / "progress.json"
+            return min(int(json.loads(path.read_text())["epoch"]), self.epochs[run])
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
+
+    def _steps(self) -> str:
+        """How many of its jobs Snakemake has done."""
+        try:
+            log = (self.out / "logs/snakemake.txt").read_text(errors="replace")
+        except OSError:
+            log = ""
+        steps = re.findall(r"(\d+) of (\d+) steps", log)
+        return "job {} of {} done".format(*steps[-1]) if steps else "Snakemake is starting"
+
+
+def _result(folder: Path, record: Mapping[str, Any]) -> str:
+    if record["status"] != COMPLETED:
+        return f"{folder.name} {record['status']}"
+    score = load_run(folder).metrics.score
+    value = f"{readable(score.name)} {score.scale * record['test'][score.name]:.4g}{score.unit}"
+    return f"{folder.name}: {value}, {record['epochs']} epochs"
 
 
 def in_words(seconds: float) -> str:
-    """A span of time such as `40 s`, `7 min` or `14.0 h`."""
+    """A duration such as `40 s`, `7 min` or `14.0 h`."""
     minutes = seconds / 60
     if minutes < 1.5:
         return f"{max(1, round(seconds))} s"

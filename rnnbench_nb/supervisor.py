@@ -1,0 +1,64 @@
+"""Run a command, and end all of its work as soon as the parent of this process ends.
+
+    python supervisor.py COMMAND ...
+
+The parent holds the other end of the standard input, which closes whatever ends the parent. The
+command then gets a SIGINT, on which Snakemake cancels the jobs of a cluster; after that, every
+process that is left of it is killed. Nothing of the package is imported here.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+
+import psutil
+
+PATIENCE = 5.0  # seconds for what is interrupted to end by itself
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """On Linux, become the parent of every descendant whose own parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants() -> list[psutil.Process]:
+    """All processes that this one started, and those that they started."""
+    return psutil.Process().children(recursive=True)
+
+
+def end_descendants(others: Collection[int] = ()) -> None:
+    """Kill all descendants but those with the process ids `others`."""
+    while processes := [process for process in descendants() if process.pid not in others]:
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=1)
+
+
+def main(command: list[str]) -> int:
+    """Run the command; return its exit code, or 1 if it was ended."""
+    adopt_orphans()
+    reader, writer = os.pipe()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), lambda *_: os.write(writer, b"."))
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    while process.poll() is None and not select.select([0, reader], [], [], 0.1)[0]:
+        pass
+    code = process.poll()
+    if code is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+    end_descendants()
+    return 1 if code is None else abs(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
