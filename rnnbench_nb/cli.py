@@ -1,151 +1,180 @@
-"""The command line: thin; it validates, calls what does the work, and says how it ended."""
+"""The command line: it checks what it is given, calls what does the work, and prints the end.
 
-import json
+Each command imports what it needs when it runs, so that none waits for what others need.
+"""
+
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnbench_nb import surroundings
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.files import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from rnnbench_nb.results import Report
+
 FOLDER = click.Path(path_type=Path)
 
 
-class _Made(click.Path):
-    """A report, from here, the project or its name alone; its index.html names it too."""
+class _ReportFolder(click.Path):
+    """A report or run, by its path from here or from the project, by its name, or by its page."""
 
-    def convert(self, value, param, context) -> Path:
-        path = Path(value)
-        if path.name == "index.html":
-            path = path.parent
+    def convert(self, value: Any, param: Any, context: Any) -> Path:
+        path = Path(value).expanduser()
+        path = path.parent if path.name == "index.html" else path
         reports = PROJECT / "reports"
         places = [path, PROJECT / path, reports / path, reports / "published" / path]
-        return next((place for place in places if place.exists()), path)
+        return next((place for place in places if _exists(place)), path)
 
 
-MADE = _Made()
+def _exists(place: Path) -> bool:
+    """Whether there is a folder; the runs of a published report are in one file."""
+    parents = place.resolve().parents
+    return place.exists() or len(parents) > 1 and (parents[1] / "runs.json").exists()
 
 
-class _OneSentence(click.Group):
-    """Prints a `UserError` as the one sentence it is, and exits with 1."""
+REPORT = _ReportFolder()
 
-    def main(self, args: list[str] | None = None, *rest, **settings) -> object:
-        if args is None:  # called as a program
-            try:
-                surroundings.enter()
-            except UserError as error:
-                sys.exit(f"rnnbench: {error}")
-        return super().main(args, *rest, **settings)
 
-    def invoke(self, context: click.Context) -> object:
+class _Commands(click.Group):
+    """Prints a `UserError` as one line without a traceback, and exits with 1."""
+
+    def invoke(self, context: click.Context) -> Any:
         try:
+            _require_own_environment()
             return super().invoke(context)
         except UserError as error:
             click.echo(f"rnnbench: {error}", err=True)
             context.exit(1)
 
 
-# What a command needs is imported in it: no answer waits for what only others need.
-@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+def _require_own_environment() -> None:
+    """Refuse to run from an environment that was moved or copied, which has other code.
+
+    Raises:
+        UserError: The program's environment is not that of the Python that it started.
+    """
+    program = Path(sys.argv[0]).absolute()
+    beside, ours = program.parents[1] / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
+    if beside.exists() and not (ours.exists() and beside.samefile(ours)):
+        raise UserError(
+            f"{program} starts the Python of another folder, {sys.prefix}, because the environment "
+            "was moved or copied; make it again: make env."
+        )
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rnnbench_nb", prog_name="rnnbench")
 def main() -> None:
-    """Recurrent cells compared on sequences: runs, reports and published results."""
+    """Compare recurrent cells on sequences: run protocols, read reports, publish results."""
 
 
 @main.command()
 @click.argument("params", default=str(PROJECT / "params/quick.yaml"))
-@click.option("--seed", type=int, multiple=True, help="First seed.")
-@click.option("--runs", type=int, help="Number of seeds: S, S+1, ...")
-@click.option("--quick", is_flag=True, help="The protocol's five-epoch form.")
-@click.option("--models", help="Which models take part, separated by commas.")
-@click.option("--output-dir", help="Where the report goes [reports/<name of PARAMS>].")
+@click.option("--seed", type=int, help="First seed.")
+@click.option("--runs", type=int, help="Number of seeds.")
+@click.option("--quick", is_flag=True, help="The protocol's short form.")
+@click.option("--models", help="The models that take part, separated by commas.")
+@click.option("--output-dir", help="Folder of the report [reports/<name of PARAMS>].")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any parameter.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings side by side [all cores].")
 @click.option("--profile", default="local", help="Where jobs run: a folder of profiles/.")
-@click.option("--again", is_flag=True, help="Train again the runs that other code made.")
-@click.option("--dry-run", is_flag=True, help="Only say what would run.")
-def run(params, seed, runs, quick, models, output_dir, settings, jobs, profile, again, dry_run):
-    """Run the notebooks of PARAMS and make the HTML report."""
-    from rnnbench_nb.protocol import NO_GPU, load_protocol
+@click.option("--again", is_flag=True, help="Train runs again for which the code has changed.")
+@click.option("--dry-run", is_flag=True, help="Print what would run, and write nothing.")
+def run(
+    params: str, seed: int | None, runs: int | None, quick: bool, models: str | None,
+    output_dir: str | None, settings: tuple[str, ...], jobs: int | None, profile: str,
+    again: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Train the models of PARAMS, run the notebooks, and make the HTML report."""
+    from rnnbench_nb import folders
+
+    name = Path(params).stem + ("-quick" if quick else "")
+    out = folders.output_folder(PROJECT / "reports" / name if output_dir is None else output_dir)
+    _say(f"Reading {params}, once PyTorch has started ...")
+
+    from rnnbench_nb.launch import profile_folder
+    from rnnbench_nb.protocol import load_protocol
 
     protocol = load_protocol(params, _overrides(seed, runs, models, settings))
     protocol = protocol.quick() if quick else protocol
+    folder = profile_folder(profile)
 
-    from rnnbench_nb import folders, launch  # what is refused need not wait for these
+    from rnnbench_nb import launch
     from rnnbench_nb.progress import Progress
-    from rnnbench_nb.report import Report
+    from rnnbench_nb.results import Report
 
-    name = Path(params).stem + ("-quick" if quick else "")
-    place = PROJECT / "reports" / name if output_dir is None else output_dir
-    out = folders.output_folder(place)
-    folder = launch.profile_folder(profile)
     protocol = protocol.resolved()
     if protocol.note:
         click.echo(f"NOTE: {protocol.note}.", err=True)
-    devices = {own.device for own in protocol.parameterisations.values()}
-    on_gpu = profile == "local" and devices != {"cpu"} and not dry_run and launch.has_gpu()
-    if profile == "local" and "cuda" in devices and not on_gpu and not dry_run:
-        raise UserError(NO_GPU)
     if dry_run:
-        asked = {own.run for seed in protocol.seeds for own in protocol.at(seed)}
-        there = again and (out / "protocol.yaml").exists()
-        differing = asked.intersection(Report(out).differing()) if there else []
-        click.echo(launch.outline(out, protocol, differing))
+        _say(launch.outline(out, protocol, _stale_runs(out) if again else []))
         return
-    with launch.claim(out):
+    on_gpu = profile == "local" and launch.trains_on_gpu(protocol)
+    with launch.claim(out) as lock:
         launch.prepare(out, protocol, name)
-        differing = Report(out).differing() if again else []
-        _say(launch.outline(out, protocol, differing))
-        launch.forget(out, differing)
+        stale = _stale_runs(out)
+        if again:
+            launch.forget(out, stale)
+        _say(launch.outline(out, protocol))
         index = out / "index.html"
         before = index.stat().st_mtime_ns if index.exists() else None
-        progress = Progress(Report(out), _say)
-        code = launch.snakemake(out, folder, jobs, on_gpu, progress.look)
+        epochs = {parameters.run: parameters.epochs for parameters in launch.runs_of(protocol)}
+        progress = Progress(out, epochs, _say)
+        code = launch.snakemake(out, folder, jobs, on_gpu, progress.look, lock)
         progress.look()
         if code or not index.exists():
-            raise launch.stopped_early(out)
-        report = Report(out)
-        problems = launch.problems(report)
-        for problem in problems:
-            click.echo(f"rnnbench: {problem}", err=True)
-        for note in launch.provenance_notes(report):
-            click.echo(f"NOTE: {note}", err=True)
-        if index.stat().st_mtime_ns == before:
-            _say("Nothing to do: every notebook and page is up to date.")
+            raise launch.why_it_stopped(out)
+    report = Report(out)
+    problems = launch.problems(report)
+    for problem in problems:
+        click.echo(f"rnnbench: {problem}", err=True)
+    if stale and not again:
+        click.echo(f"NOTE: the code has changed since {launch.few(stale)}; "
+                   "--again trains again.", err=True)  # fmt: skip
+    if index.stat().st_mtime_ns == before:
+        _say("Nothing to do: every notebook and page is up to date.")
     _say(_short_table(report))
     _say(str(index))
     sys.exit(1 if problems else 0)
 
 
+def _stale_runs(out: Path) -> list[str]:
+    """The finished runs of a report for which today's code gives other numbers."""
+    from rnnbench_nb.results import MARKER, Report
+    from rnnbench_nb.runs import stale_runs
+
+    return stale_runs(Report(out)) if (out / MARKER).exists() else []
+
+
 def _say(line: str) -> None:
-    """Print a line; a reader that has gone away (`| head -1`) stops nothing."""
+    """Print a line. A reader that goes away (`| head -1`) stops nothing."""
     try:
         click.echo(line)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _short_table(report) -> str:
-    """The table of a report without what does not fit a terminal."""
-    from rnnbench_nb.report import formatted, summary
+def _short_table(report: "Report") -> str:
+    """The columns of a report's summary that fit a terminal."""
+    from rnnbench_nb.results import formatted, summary
 
-    shown = report.results.assign(variant=report.results["variant"].map(report.labels))
-    table = formatted(summary(shown), report.task)
-    names = ["variant", "seeds", table.columns[2], "parameters", "epochs"]
-    return table[names].to_string(index=False) if len(table) else "No training was completed."
+    table = formatted(summary(report.results), report.metrics)
+    table["variant"] = table["variant"].map(report.labels)
+    columns = ["variant", "seeds", table.columns[2], "parameters", "epochs"]
+    return table[columns].to_string(index=False) if len(table) else "No training was completed."
 
 
 @main.command()
 @click.argument("params")
-@click.option("--hours", is_flag=True, help="The plan instead: what each variant takes here.")
-def check(params, hours):
-    """Print the validated parameters of PARAMS, or how long it will take on this machine."""
+@click.option("--hours", is_flag=True, help="Print how long each variant takes here instead.")
+def check(params: str, hours: bool) -> None:
+    """Print the checked parameters of PARAMS, or how long they will take on this machine."""
     from rnnbench_nb.parameters import to_yaml
     from rnnbench_nb.protocol import load_protocol
 
@@ -162,7 +191,7 @@ def check(params, hours):
 
 @main.command()
 @click.argument("params")
-def data(params):
+def data(params: str) -> None:
     """Fetch and verify the data of PARAMS."""
     from rnnbench_nb.protocol import load_protocol
     from rnnbench_nb.tasks import TASKS
@@ -174,128 +203,116 @@ def data(params):
 
 
 @main.command("list")
-def list_reports():
+def list_reports() -> None:
     """List the reports in reports/ and reports/published/, the cells and the tasks."""
-    from rnnbench_nb.cells import CELLS
-    from rnnbench_nb.report import Report
-    from rnnbench_nb.tasks import TASKS
+    from rnnbench_nb.results import MARKER, Report
 
     rows = [("REPORT", "RUNS", "BEST", "FOLDER")]
-    for pattern in ("reports/*/protocol.yaml", "reports/published/*/protocol.yaml"):
+    for pattern in (f"reports/*/{MARKER}", f"reports/published/*/{MARKER}"):
         for path in sorted(PROJECT.glob(pattern)):
-            folder = path.parent
-            if folder.is_relative_to(Path.cwd()):  # as it is named in the next command
-                folder = folder.relative_to(Path.cwd())
+            here = path.parent.is_relative_to(Path.cwd())
+            folder = path.parent.relative_to(Path.cwd()) if here else path.parent
             try:
-                rows.append((folder.name, *_finished(Report(path.parent)), str(folder)))
+                runs, best = _finished(Report(path.parent))
             except UserError as error:
-                rows.append((folder.name, "", str(error), str(folder)))
+                runs, best = "", str(error)
+            rows.append((folder.name, runs, best, str(folder)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
-    click.echo(f"\nCells: {', '.join(CELLS)}.\nTasks: {', '.join(TASKS)}.")
+    for line in rows:
+        click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+    for folder in ("cells", "tasks"):
+        files = sorted((PROJECT / "rnnbench_nb" / folder).glob("*.py"))
+        names = [re.search(r'^    name\b.*?= "(\w+)"', file.read_text(encoding="utf-8"), re.M)
+                 for file in files]  # fmt: skip
+        click.echo(f"{folder.capitalize()}: {', '.join(name[1] for name in names if name)}.")
 
 
-def _finished(report) -> tuple[str, str]:
-    """How many runs of a report are finished, as in `29/30`, and the best variant's mean score."""
-    from rnnbench_nb.report import COMPLETED, load_run, said
+def _finished(report: "Report") -> tuple[str, str]:
+    """The number of finished runs, as in `29/30`, and the score of the best variant."""
+    from rnnbench_nb import results
 
-    score, scores = report.task.score, {}
-    written = [folder for folder in report.run_folders if (folder / "run.json").exists()]
-    for record in (load_run(folder).record for folder in written):
-        if record["status"] == COMPLETED:
-            value = score.scale * record["test"][score.name]
-            scores.setdefault(record["variant"], []).append(value)
-    runs = f"{sum(map(len, scores.values()))}/{len(report.run_folders)}"
-    if not scores:
-        return runs, "no results yet"
-    name = max(scores, key=lambda variant: fmean(scores[variant]))
-    digits = 2 if score.scale > 1 else 4
-    sd = f" ± {stdev(scores[name]):.{digits}f}" if scores[name][1:] else ""
-    mean = f"{fmean(scores[name]):.{digits}f}"
-    return runs, f"{report.labels[name]}: {said(score.name)} {mean}{sd}{score.unit}"
+    count, path = len(report.run_folders), report.folder / "results.csv"
+    if not path.exists():
+        return f"{len([*report.folder.glob('runs/*/run.json')])}/{count}", "not all runs have ended"
+    rows = results.read_csv(path, "make the report again", [report.score.name])
+    table = results.summary(rows)
+    runs = f"{(rows['status'] == results.COMPLETED).sum()}/{count}"
+    if table.empty:
+        return runs, "no results"
+    best = table[report.score.name].idxmax()
+    score = results.formatted(table, report.metrics).iloc[best, 2]
+    label, name = report.labels[table["variant"][best]], results.readable(report.score.name)
+    return runs, f"{label}: {name} {score}{report.score.unit}"
 
 
 @main.command()
-@click.argument("run_folder", type=MADE)
-def show(run_folder):
-    """Say what the run in RUN_FOLDER is, and how it scored."""
-    from rnnbench_nb.parameters import to_yaml
-    from rnnbench_nb.provenance import fingerprint
-    from rnnbench_nb.report import COMPLETED, labels, load_run
+@click.argument("run_folder", type=REPORT)
+def show(run_folder: Path) -> None:
+    """Print what the run in RUN_FOLDER is, and how it scored."""
+    from rnnbench_nb.results import COMPLETED, load_run, readable
 
-    run = load_run(run_folder)
-    record, score, parameters = run.record, run.task.score, run.parameters
-    label = labels({parameters.name: parameters})[parameters.name]
-    click.echo(f"{label}, seed {parameters.seed}, is {record['status']}.")
+    record = load_run(run_folder).record
+    click.echo(f"{record['variant']}, seed {record['seed']}, is {record['status']}.")
     if record["status"] == COMPLETED:
-        scores = [f"{name} {score.scale * record['test'][name]:.4g}{score.unit}"
-                  for name in METRICS[run.task.metrics].names]  # fmt: skip
-        click.echo(f"On {run.task.sentence(record['data'])}: {', '.join(scores)}.")
+        run = load_run(run_folder)
+        score = run.metrics.score
+        scores = [f"{readable(name)} {score.scale * record['test'][name]:.4g}{score.unit}"
+                  for name in run.metrics.names]  # fmt: skip
+        click.echo(f"Test: {', '.join(scores)}.")
         click.echo(
-            f"Epoch {record['best_epoch']} of {record['epochs']}, in {record['seconds']:.0f} s on "
-            f"{record['device']}; {record['parameter_count']:,} parameters, "
-            f"{record['free_parameter_count']:,} of them free."
+            f"Best epoch {record['best_epoch']} of {record['epochs']}, {record['seconds']:.0f} s "
+            f"on {record['device']} ({record.get('path', 'path unknown')}); "
+            f"{record['parameter_count']:,} parameters, {record['free_parameter_count']:,} free."
         )
     else:
-        click.echo(record.get("reason", "no reason was recorded"))
-    same = record.get("fingerprint") == fingerprint(parameters.model, parameters.task)
-    code = "the code that stands here" if same else "other code than stands here"
-    code = code if "fingerprint" in record else "code of before fingerprints were kept"
-    click.echo(f"Made by {code}, at commit {record.get('commit', 'unknown')}.")
-    if "taken_from" in record:
-        click.echo(f"Taken from {record['taken_from']}.")
-    click.echo("\n" + to_yaml(parameters.flat()), nl=False)
+        click.echo(record.get("reason", "No reason was recorded."))
+    click.echo(f"Made at commit {record.get('commit', 'unknown')}.\n")
+    for name, value in record.get("parameters", {}).items():
+        click.echo(f"{name}: {value}")
 
 
 @main.command()
-@click.argument("report", type=MADE)
-def collect(report):
-    """Write the tables and figures of REPORT from the runs that are there."""
+@click.argument("report", type=REPORT)
+def render(report: Path) -> None:
+    """Write the tables, figures and pages of REPORT from its runs and executed notebooks."""
     from rnnbench_nb import figures, folders
-    from rnnbench_nb.report import Report, write_tables
+    from rnnbench_nb.results import Report, write_tables
+    from rnnbench_nb.site import index
 
     found = Report(folders.own_report(report))
     write_tables(found)
-    drawn = {
-        "training_curves": figures.training_curves(found.history, found),
-        "error_curves": figures.error_curves(found.history, found),
-        "test_comparison": figures.test_errors(found.results, found),
-    }
-    for name, figure in drawn.items():
-        figures.save(figure, report / "figures" / name)
-
-
-@main.command()
-@click.argument("report", type=MADE)
-def render(report):
-    """Render the executed notebooks of REPORT and its index page to HTML."""
-    from rnnbench_nb import folders, site
-
-    click.echo(str(site.build(folders.own_report(report))))
+    if found.runs:
+        drawn = {
+            "training_curves": figures.training_curves(found.history, found),
+            "error_curves": figures.error_curves(found.history, found),
+            "test_comparison": figures.test_errors(found.results, found),
+        }
+        for name, figure in drawn.items():
+            figures.save(figure, found.folder / "figures" / name)
+    click.echo(str(index.build(found.folder)))
 
 
 @main.command("publish")
-@click.argument("report", type=MADE)
-@click.option("--to", type=FOLDER, help="Where to [reports/published/<name of REPORT>].")
+@click.argument("report", type=REPORT)
+@click.option("--to", help="Where to [reports/published/<name of REPORT>].")
 @click.option("--replace", is_flag=True, help="Even if published runs are lost or changed.")
-def publish_report(report, to, replace):
+def publish_report(report: Path, to: str | None, replace: bool) -> None:
     """Copy the light part of REPORT to reports/published/<its name>.
 
-    Pages, tables, records and predictions of its finished runs; no weights. Where front.html.j2
-    lies beside the folder, the front page over all reports there is made again.
+    Pages, tables, records and predictions of its finished runs; no weights. If front.html.j2 lies
+    beside the folder, the front page over all reports there is made again.
     """
     from rnnbench_nb.site.publish import publish
 
-    to = to or PROJECT / "reports/published" / report.resolve().name
-    click.echo(str(publish(report, to, replace)))
+    default = PROJECT / "reports/published" / report.resolve().name
+    click.echo(str(publish(report, default if to is None else to, replace)))
 
 
 @main.command("site")
 @click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
-@click.option("--draw", type=MADE, multiple=True, metavar="RUN", help="Reads drawn digits.")
-@click.option("--remake", type=MADE, multiple=True, metavar="REPORT", help="Its pages first.")
-def front_page(folder, draw, remake):
+@click.option("--draw", type=REPORT, multiple=True, metavar="RUN", help="Reads drawn digits.")
+@click.option("--remake", type=REPORT, multiple=True, metavar="REPORT", help="Its pages first.")
+def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -> None:
     """Write the front page over the published reports in FOLDER, from its front.html.j2.
 
     With --remake REPORT, once for each published report, its pages are made again first, by the
@@ -313,21 +330,38 @@ def front_page(folder, draw, remake):
 
 
 @main.command()
-@click.argument("report", type=MADE)
-def verify(report):
-    """Recompute the table of REPORT from its saved predictions and compare."""
-    from rnnbench_nb import report as results
+@click.argument("reports", type=REPORT, nargs=-1)
+@click.option("--retrain", type=click.IntRange(1), metavar="EPOCHS",
+              help="Train the first epochs of each run again and compare.")  # fmt: skip
+def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
+    """Check the tables of REPORTS against their records, histories and predictions.
 
-    found = results.Report(report)
-    rows = results.verify(found)
-    table = results.formatted(results.summary(rows), found.task)
-    click.echo(table.to_string(index=False))
-    click.echo(f"{report / 'results.csv'} agrees with the predictions of {len(rows)} runs.")
+    Without REPORTS, all published reports are checked.
+    """
+    from rnnbench_nb import verify as checks
+    from rnnbench_nb.results import MARKER, Report
+
+    published = sorted(PROJECT.glob(f"reports/published/*/{MARKER}"))
+    problems = 0
+    for folder in reports or [path.parent for path in published]:
+        report = Report(folder)
+        result = checks.verify(report)
+        problems += len(result.problems)
+        for problem in result.problems:
+            click.echo(f"{folder}: {problem}.")
+        if not result.problems:
+            click.echo(f"{folder} agrees with the predictions of {result.runs} runs.")
+        if retrain:
+            outcomes = checks.retrain(report, retrain, click.echo)["outcome"]
+            problems += (outcomes == "differs").sum()
+    click.echo(f"Not checked: {'; '.join(checks.UNCHECKED)}.")
+    if problems:
+        raise UserError(f"{problems} things do not agree.")
 
 
 @main.command("test-cell")
 @click.argument("name")
-def test_cell(name):
+def test_cell(name: str) -> None:
     """Hold the cell NAME to the contract of every cell."""
     from rnnbench_nb.cells import CELLS
     from rnnbench_nb.errors import lookup
@@ -335,65 +369,46 @@ def test_cell(name):
     lookup(CELLS, "NAME", name)
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/test_battery.py"]
     environment = {**os.environ, "RNNBENCH_CELL": name, "PYTEST_ADDOPTS": ""}
-    sys.exit(subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode)
+    sys.exit(subprocess.run(command, cwd=PROJECT, env=environment).returncode)
 
 
 @main.command()
-@click.option("--json", "path", type=FOLDER, help="Write all rows to a file.")
-@click.option("--full", is_flag=True, help="The whole grid of shapes, about half an hour.")
+@click.option("--json", "path", type=FOLDER, help="Write the measurements to this file.")
 @click.option("--shape", "shapes", multiple=True, metavar="T,H,B,THREADS", help="Only this shape.")
-@click.option("--compare", nargs=2, type=FOLDER, metavar="BEFORE AFTER", help="Two such files.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-              help="cuda: two shapes, on a GPU.")  # fmt: skip
-def bench(path, full, shapes, compare, device):
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def bench(path: Path | None, shapes: tuple[str, ...], device: str) -> None:
     """Time training steps and inference of the models, in turn in one process."""
-    from rnnbench_nb import bench, launch
-    from rnnbench_nb.files import write_file
-    from rnnbench_nb.protocol import NO_GPU
+    from rnnbench_nb import bench
 
-    if compare:
-        click.echo(bench.compare(*map(bench.read, compare)).to_string(index=False))
-        return
-    try:
-        named = [bench.Shape(*map(int, shape.split(","))) for shape in shapes]
-    except (TypeError, ValueError) as error:
-        raise UserError("--shape: write four whole numbers, such as 28,128,128,1.") from error
-    if path and path.exists():
-        bench.read(path)  # a file of the user's is not overwritten
-    if device == "cuda" and not launch.has_gpu():
-        raise UserError(NO_GPU)
-    every = (bench.REFERENCE, bench.LONG) if full else ()
-    shapes = {"cuda": [bench.REFERENCE, bench.LONG], "cpu": bench.GRID if full else bench.SHORT}
-    report = bench.run(named or shapes[device], click.echo, every, device)
-    report |= {} if named or device == "cuda" else bench.run_parts(click.echo)
-    if path:
-        write_file(path, json.dumps(report, indent=1) + "\n")
+    bench.command(path, shapes, device, click.echo)
 
 
-def _models(text: str) -> list[str]:
-    """The cells of a list such as `lstm, GRU`, by name or label."""
+def _overrides(
+    seed: int | None, runs: int | None, models: str | None, settings: tuple[str, ...]
+) -> dict[str, Any]:
+    """The values that the options lay over the parameter file.
+
+    Raises:
+        UserError: A key is given twice, or a setting is not KEY=VALUE.
+    """
     from rnnbench_nb.cells import CELLS
-
-    known = {written.casefold(): name for name, cell in CELLS.items()
-             for written in (cell.label, name)}  # fmt: skip
-    names = [name.strip() for name in text.split(",")]
-    return [known.get(name.casefold(), name) for name in names if name]
-
-
-def _overrides(seed, runs, models, settings) -> dict:
-    """The values that the options lay over the parameter file; each key at most once."""
     from rnnbench_nb.parameters import parse_yaml
 
-    pairs = [("seed", value) for value in seed]
-    pairs += [("runs", runs)] if runs is not None else []
-    pairs += [("models", _models(models))] if models is not None else []
+    pairs: list[tuple[str, Any]] = [("seed", seed), ("runs", runs)]
+    if models is not None:
+        known = {text.casefold(): name for name, cell in CELLS.items()
+                 for text in (cell.label, name)}  # fmt: skip
+        names = [name.strip() for name in models.split(",") if name.strip()]
+        pairs.append(("models", [known.get(name.casefold(), name) for name in names]))
+    pairs = [(key, value) for key, value in pairs if value is not None]
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: write KEY=VALUE, such as --set epochs=5.")
         pairs.append((key.strip(), parse_yaml(value, f"--set {setting}")))
-    overrides = dict(pairs)
-    for key in overrides:
-        if sum(other == key for other, _ in pairs) > 1:
+    overrides: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in overrides:
             raise UserError(f"{key!r} is given twice among the options; give it once.")
+        overrides[key] = value
     return overrides

@@ -18,7 +18,7 @@ from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, unexecuted, write_file
 from rnnbench_nb.parameters import read_yaml, to_yaml
-from rnnbench_nb.protocol import Protocol, RunParameters, recorded_parameters
+from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, recorded_parameters
 from rnnbench_nb.results import COMPLETED, Report
 from rnnbench_nb.runs import marker
 from rnnbench_nb.tasks import DEFAULT, TASKS
@@ -348,11 +348,18 @@ def snakemake(
     return code
 
 
-def has_gpu() -> bool:
-    """Whether there is a GPU that a training would take."""
+def trains_on_gpu(protocol: Protocol) -> bool:
+    """Whether a training of the protocol takes a GPU of this machine.
+
+    Raises:
+        UserError: One asks for a GPU, and there is none.
+    """
     import torch
 
-    return torch.cuda.is_available()
+    devices = {parameters.device for parameters in protocol.parameterisations.values()}
+    if "cuda" in devices and not torch.cuda.is_available():
+        raise UserError(NO_GPU)
+    return devices != {"cpu"} and torch.cuda.is_available()
 
 
 def why_it_stopped(out: Path) -> UserError:
