@@ -234,7 +234,8 @@ def _finished(report: "Report") -> tuple[str, str]:
     count, path = len(report.run_folders), report.folder / "results.csv"
     if not path.exists():
         return f"{len([*report.folder.glob('runs/*/run.json')])}/{count}", "not all runs have ended"
-    rows = results.read_csv(path, "make the report again", [report.score.name])
+    columns = results.result_columns(report.metrics.names)
+    rows = results.read_csv(path, "make the report again", columns)
     table = results.summary(rows)
     runs = f"{(rows['status'] == results.COMPLETED).sum()}/{count}"
     if table.empty:

@@ -19,7 +19,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, unexecuted, write_file
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, recorded_parameters
-from rnnbench_nb.results import COMPLETED, Report
+from rnnbench_nb.results import Report
 from rnnbench_nb.runs import marker
 from rnnbench_nb.tasks import DEFAULT, TASKS
 
@@ -28,7 +28,8 @@ FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
 WAIT = 12.0  # seconds in which the work of a command that was ended has ended, too
 FIGURES = ("training_curves", "error_curves", "test_comparison")
 # What is set for terminals and sessions of the user and breaks a kernel or a job of the workflow.
-BREAKING = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH")
+BREAKING = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH",
+            "JPY_SESSION_NAME")  # fmt: skip
 
 # The notebooks of analysis, and of which protocols each makes a page.
 PAGES: dict[str, Callable[[Protocol], bool]] = {
@@ -390,14 +391,15 @@ def snakemake_reason(log: str) -> str:
 
 def problems(report: Report) -> list[str]:
     """One sentence for each run that did not complete and each notebook that failed."""
+    missing = {f"{run['variant']}-seed{run['seed']}": run for run in report.missing}
     sentences = [
-        f"{run['variant']}-seed{run['seed']} is {run['status']}: {run.get('reason', 'no reason')}"
-        for run in report.missing
-        if run["status"] != COMPLETED
+        f"{name} is {run['status']}: {run.get('reason', 'no reason was recorded')}"
+        for name, run in missing.items()
     ]
-    for path in sorted(report.folder.glob("notebooks/*.failed")):
-        notebook = path.with_suffix("")
-        log = report.folder / "logs" / f"{notebook.stem}.txt"
+    failed = [*report.folder.glob("notebooks/*.failed"), *report.folder.glob("runs/*/*.failed")]
+    for path in sorted(path for path in failed if path.parent.name not in missing):
+        notebook, run = path.with_suffix(""), path.parent.name
+        log = report.folder / f"logs/{notebook.stem if run == 'notebooks' else run}.txt"
         sentences.append(f"{notebook} stopped with an error, which its page and {log} show.")
     return sentences
 

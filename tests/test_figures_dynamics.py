@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rnnbench_nb import surroundings
+from rnnbench_nb import launch
 from rnnbench_nb.figures import dynamics as figures
 from rnnbench_nb.report import Look
 
@@ -57,7 +57,7 @@ def test_what_a_page_moves_is_by_epoch():
     }  # fmt: skip
 
 
-def test_sliders_are_for_jupyterlab_alone(monkeypatch):
+def test_sliders_are_for_jupyterlab_alone(monkeypatch, tmp_path):
     import ipywidgets
 
     made = []
@@ -67,7 +67,7 @@ def test_sliders_are_for_jupyterlab_alone(monkeypatch):
     figures.sliders(modes(), REPORT)
     assert made == []
     monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
-    assert "JPY_SESSION_NAME" not in surroundings.environment()  # of what makes a report
+    assert "JPY_SESSION_NAME" not in launch.environment(tmp_path)  # of what makes a report
     figures.sliders(modes(), REPORT)
     ((function, names),) = made
     assert set(names) == {"gamma", "epsilon", "epoch"} and names["epoch"].options == (0, 3)
