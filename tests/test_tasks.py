@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.metrics import METRICS
@@ -49,9 +48,10 @@ def test_losses_are_of_each_example_and_their_mean():
     assert task.losses(outputs, targets, "mean").item() == pytest.approx(losses.mean().item())
 
 
-def test_a_model_without_memory_knows_little_of_a_digit():
-    task = task_of("image_sequence")
-    assert 0.1 < task.memoryless(task.load(42)) < 0.6  # chance is 0.1, and the last row tells some
+@pytest.mark.parametrize(("name", "most"), [("image_sequence", 0.6), ("noise_padded", 0.2)])
+def test_a_model_without_memory_knows_little_of_a_digit(name, most):
+    task = task_of(name)
+    assert 0.05 < task.memoryless(task.load(42)) < most  # chance is 0.1; the last row tells some
 
 
 def test_a_split_is_disjoint_and_whole_and_follows_the_seed_alone():
@@ -86,11 +86,12 @@ def test_images_are_read_from_the_top_left():
     assert torch.allclose(pixels, torch.tensor([[[0.0], [0.2], [0.4], [0.6], [0.8], [1.0]]]))
 
 
-def test_fewer_training_images_are_the_first_of_the_same_split():
-    whole, part = (task_of("image_sequence", training_examples=n).load(42) for n in (None, 100))
-    assert torch.equal(part.train.inputs, whole.train.inputs[:100])
-    assert torch.equal(part.train.targets, whole.train.targets[:100])
-    assert torch.equal(part.validation.inputs, whole.validation.inputs)
+def test_fewer_images_are_the_first_of_the_same_split():
+    whole = task_of("noise_padded").load(42)
+    fewer = task_of("noise_padded", training_examples=100, validation_examples=7).load(42)
+    for kept, part, other in zip((100, 7, 360), fewer, whole, strict=True):
+        assert torch.equal(part.inputs, other.inputs[:kept]) and len(part.targets) == kept
+        assert torch.equal(part.targets, other.targets[:kept])
     with pytest.raises(UserError, match="training_examples: digits has 1,221, not 9,999; give"):
         task_of("image_sequence", training_examples=9999).load(42)
 
@@ -172,13 +173,6 @@ def test_noise_is_of_the_image_in_whatever_batch_and_length():
     assert torch.equal(noise_of(stored[[5, 3]], 40)[:, :20], alone)  # longer: the same, then more
 
 
-def test_fewer_validation_images_are_the_first_of_all():
-    whole, fewer = (task_of("noise_padded", validation_examples=n).load(42) for n in (None, 7))
-    assert len(fewer.validation.targets) == 7 and len(fewer.test.targets) == len(whole.test.targets)
-    assert torch.equal(fewer.validation.inputs, whole.validation.inputs[:7])
-    assert torch.equal(fewer.train.inputs, whole.train.inputs)
-
-
 def test_noise_differs_between_images_parts_and_seeds_but_not_for_the_test_images():
     parts = [*task_of("noise_padded").load(42), *task_of("noise_padded").load(43)]
     firsts = [noise_of(part.inputs[:1])[0].numpy().tobytes() for part in parts]
@@ -190,13 +184,6 @@ def test_noise_differs_between_images_parts_and_seeds_but_not_for_the_test_image
     assert (noise_of(parts[1].inputs[7:8])[0].numpy() == theirs).all()
     largest = noise_of(task_of("noise_padded").load(2**32 - 1).train.inputs[:2])
     assert not torch.equal(largest[0], largest[1])
-
-
-def test_after_the_noise_nothing_is_left_for_a_model_without_memory():
-    task = task_of("noise_padded")
-    assert task.memoryless(task.load(42)) < 0.2  # chance is 0.1
-    sentence = task.sentence({**task.describe(), "steps": 28, "input_size": 8})
-    assert "noise" in sentence and sentence.endswith("28 steps of 8")
 
 
 # The adding problem
@@ -279,19 +266,6 @@ def test_without_memory_copying_costs_ten_symbols_of_eight():
     best[:, 110:, 1:] = 0.0
     targets = task.load(42).test.targets
     assert task.losses(best, targets, "mean").item() == pytest.approx(task.memoryless_loss())
-    # And an optimiser of such scores finds nothing below it.
-    scores = torch.zeros(1, 120, 9, requires_grad=True)
-    optimiser = torch.optim.Adam([scores], lr=0.3)
-    many = task.draw(20_000, torch.Generator().manual_seed(0)).targets
-    frequencies = torch.zeros(120, 9)
-    frequencies[:110, 0] = 1.0
-    frequencies[110:, 1:] = torch.stack([(many == k).double().mean(0) for k in range(1, 9)], 1)
-    for _ in range(300):
-        optimiser.zero_grad()
-        loss = F.cross_entropy(scores[0], frequencies)
-        loss.backward()
-        optimiser.step()
-    assert loss.item() == pytest.approx(task.memoryless_loss(), rel=2e-3)
 
 
 # All
