@@ -93,14 +93,6 @@ def test_a_score_that_is_no_percentage_is_drawn_as_it_is():
     assert (ax.get_ylabel(), ax.get_yscale()) == ("Accuracy (nats)", "linear")
 
 
-def test_confusion_counts_and_colours_errors_only():
-    truth, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
-    figure = figures.confusion(truth, predicted, ["a", "b"])
-    ax = figure.axes[0]
-    assert [text.get_text() for text in ax.texts] == ["1", "1", "1", "2"]
-    assert ax.images[0].get_array().tolist() == [[0, 1], [1, 0]]
-
-
 @pytest.mark.parametrize("variants", [["agru"], ["lstm", "gru", "agru"]])
 def test_class_errors_are_in_percent_for_any_number_of_models(variants):
     rows = [

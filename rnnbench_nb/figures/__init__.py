@@ -3,7 +3,6 @@
 Saving is the caller's job (`save`), as is showing in a notebook (`show`). Nothing here needs torch.
 """
 
-from rnnbench_nb.figures.data import confusion, images, read_as_sequence
 from rnnbench_nb.figures.dynamics import (
     exponent_spectra,
     frequency_density,
