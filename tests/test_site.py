@@ -253,7 +253,10 @@ def test_a_page_has_its_contents_its_neighbours_and_its_notebook(report):
 
 
 def test_signs_are_set_in_text_and_not_in_code():
-    html = "<p title='-1'>-0.5 to 3, a-1, 2020-01-02, 8 × 8</p><pre>-2</pre><svg>A-GRU</svg><b>A-GRU-28</b>"
+    html = (
+        "<p title='-1'>-0.5 to 3, a-1, 2020-01-02, 8 × 8</p><pre>-2</pre><svg>A-GRU</svg>"
+        "<b>A-GRU-28</b>"
+    )
     assert render.typeset(html) == (
         "<p title='-1'>−0.5 to 3, a-1, 2020-01-02, 8\u00a0×\u00a08</p><pre>-2</pre><svg>A-GRU</svg>"
         '<b><span class="name">A-GRU-28</span></b>'

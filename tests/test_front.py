@@ -1,0 +1,170 @@
+"""The front page: what it claims follows from the reports, or it is not built."""
+
+import json
+import lzma
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from markupsafe import Markup
+from small_reports import write_report
+from test_site import Links
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.results import write_published
+from rnnbench_nb.site import front
+from rnnbench_nb.site.front import Evidence, Line
+from rnnbench_nb.site.index import Report
+from rnnbench_nb.statistics import Verdict
+
+PUBLISHED = PROJECT / "reports/published"
+FIVE = [0.960, 0.970, 0.980, 0.970, 0.960]
+LOWER = [0.925, 0.930, 0.943, 0.930, 0.920]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return front.render(PUBLISHED)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A copy of the published reports, of which one is changed by a function of its predictions."""
+
+    def change(name: str, edit) -> Path:
+        for path in PUBLISHED.iterdir():
+            (tmp_path / path.name).symlink_to(path)
+        (tmp_path / name).unlink()
+        shutil.copytree(PUBLISHED / name, tmp_path / name)
+        path = tmp_path / name / "predictions.safetensors.xz"
+        arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+        path.write_bytes(lzma.compress(safetensors.numpy.save(edit(dict(arrays)))))
+        return tmp_path
+
+    return change
+
+
+def test_a_sign_that_turns_stops_the_build_with_the_name_of_the_claim(changed):
+    def turn(arrays):
+        other = {"gru": "agru", "agru": "gru"}
+        pattern = r"^(gru|agru)(?=-seed)"
+        return {re.sub(pattern, lambda m: other[m[1]], name): each for name, each in arrays.items()}
+
+    with pytest.raises(UserError, match=r"front\.html\.j2: the claim 'rows: the A-GRU is never b"):
+        front.render(changed("row_mnist", turn))
+
+
+def test_an_interval_that_widens_stops_the_build_with_the_name_of_the_claim(changed):
+    def widen(arrays):
+        for seed in (42, 43, 44):
+            arrays[f"free-seed{seed}/predicted"] = arrays["free-seed42/predicted"] * 0
+        return arrays
+
+    with pytest.raises(UserError, match="the claim 'free: no worse' is no longer true"):
+        front.render(changed("controls", widen))
+
+
+def test_a_row_that_loses_a_seed_loses_its_verdict_and_its_interval(changed):
+    folder = changed("agru_authors", lambda arrays: arrays)
+    path = folder / "agru_authors/runs.json"
+    runs = [run for run in json.loads(path.read_text()) if run["seed"] != 42]
+    path.write_text(json.dumps(runs))
+    row = Evidence(folder).compare("agru_authors", "agru", "gru")
+    assert (row.n, row.verdict, row.words) == (4, Verdict.NONE, "four seeds: no verdict")
+    text = front.render(folder)
+    drawn = text.partition("authors&#39; settings</a>")[2].partition("</tr>")[0]
+    assert "four seeds: no verdict" in drawn and 'class="interval"' not in drawn
+    assert 'class="seeds"' in drawn and " to " not in Markup(drawn).striptags()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A folder with one published report of a GRU and a worse A-GRU."""
+    folder = tmp_path_factory.mktemp("front")
+    write_published(Report(write_report(folder / "work", {"gru": FIVE, "agru": LOWER})),
+                    folder / "rows")  # fmt: skip
+    return folder
+
+
+def test_a_comparison_is_signed_as_it_is_asked_for(small):
+    evidence = Evidence(small)
+    row, back = evidence.compare("rows", "agru", "gru"), evidence.compare("rows", "gru", "agru")
+    assert row.difference == pytest.approx(-3.84) and back.difference == pytest.approx(3.84)
+    assert (row.low, row.high) == (-back.high, -back.low) and row.low < row.difference < row.high
+    assert row.dots == pytest.approx([-3.5, -4.0, -3.7, -4.0, -4.0])
+    assert (row.verdict, back.verdict) == (Verdict.WORSE, Verdict.BETTER)
+    assert row.words == back.words == "GRU better"
+    with pytest.raises(UserError, match="does not compare agru and lstm"):
+        evidence.compare("rows", "agru", "lstm")
+
+
+def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
+    template = small / "front.html.j2"
+    with pytest.raises(UserError, match=r"front\.html\.j2 does not exist, so there is no front"):
+        front.build(small)
+    template.write_text(
+        '{% from "charts.html.j2" import forest with context %}'
+        '{% set row = evidence.compare("rows", "agru", "gru") %}'
+        '{% call claim("worse", row.verdict == Verdict.WORSE) %}It loses.{% endcall %}'
+        '{{ forest([("A-GRU minus GRU", "GRU", [(row, "Rows", "small")])], 0.8, "Points") }}'
+    )
+    text = front.render(small)
+    assert "It loses." in text and "−3.84 (" in text and 'href="rows/index.html">Rows</a>' in text
+    assert "M3 9L0 15L3 21" in text  # an arrow: it lies outside of the axis
+    template.write_text('{% call claim("better", 1 > 2) %}It wins.{% endcall %}')
+    with pytest.raises(UserError, match="the claim 'better' is no longer true"):
+        front.build(small)
+    assert not (small / "index.html").exists()
+
+
+def test_labels_of_lines_do_not_overlap():
+    lines = [Line(name, "#000", [(0, 0), (1, y)]) for name, y in (("a", 99), ("b", 100), ("c", 0))]
+    places = front.places(lines, 100, 0, 200)
+    assert places == {"b": 0, "a": 16, "c": 200}
+
+
+def test_gradients_are_relative_to_the_last_step():
+    before, after = (Evidence(PUBLISHED).gradients("noise_tuned", ["gru"], moment)[0]
+                     for moment in ("initial", "trained"))  # fmt: skip
+    table = Report(PUBLISHED / "noise_tuned").table("along")
+    rows = table[(table["variant"] == "gru") & (table["moment"] == "initial")]
+    ends = rows.groupby("seed")["log10_gradient"].agg(["first", "last"])
+    assert before.points[0] == (0, 0)
+    assert before.end == pytest.approx((ends["first"] - ends["last"]).mean())
+    assert np.diff([x for x, _ in after.points]).min() > 0
+
+
+def test_the_published_page_is_what_is_committed_light_and_short(page):
+    assert page == (PUBLISHED / "index.html").read_text()
+    assert len(page.encode()) < 60_000
+    answer = page.partition('class="answer"')[2].partition("</section>")[0]
+    assert len(Markup(answer).striptags().split()) <= 65
+    rows = re.findall(
+        r"<tr><th[^>]*><a href=\"[\w]+/index\.html\">[^<]*</a></th><td>(.*?)</td>", page
+    )
+    assert len(rows) > 8 and max(len(Markup(row).striptags().split()) for row in rows) <= 12
+
+
+@pytest.mark.parametrize("name", sorted(
+    path.relative_to(PUBLISHED).as_posix() for path in PUBLISHED.rglob("*.html")
+))  # fmt: skip
+def test_every_link_of_a_published_page_leads_somewhere(name):
+    path = PUBLISHED / name
+    for address in set(Links(path.read_text()).addresses):
+        target, _, anchor = unquote(address).partition("#")
+        if not re.match(r"data:|https?:", address):
+            other = path.parent / target if target else path
+            assert other.is_file(), address
+            assert not anchor or f'id="{anchor}"' in other.read_text(), address
+
+
+def test_the_published_reports_are_light_and_each_is_reached(page):
+    files = [path for path in PUBLISHED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10_000_000
+    for path in PUBLISHED.glob("*/report.json"):
+        assert f'href="{path.parent.name}/index.html"' in page, path
