@@ -109,7 +109,7 @@ def run(
     from rnnbench_nb.progress import Progress
     from rnnbench_nb.results import Report
 
-    protocol = protocol.resolved()
+    protocol = protocol.resolved(download=not dry_run)
     if protocol.note:
         click.echo(f"NOTE: {protocol.note}.", err=True)
     if dry_run:

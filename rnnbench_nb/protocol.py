@@ -292,8 +292,10 @@ class Protocol:
         variants = {name: shortened(own) for name, own in self.variants.items()}
         return replace(self, values=shortened(self.values), variants=variants, short={})
 
-    def resolved(self) -> "Protocol":
+    def resolved(self, download: bool = True) -> "Protocol":
         """This protocol with what the tasks of its variants settle on this machine, and the note.
+
+        Missing data are downloaded if `download` is true.
 
         Raises:
             UserError: The data of a task are not there and cannot be had.
@@ -301,7 +303,7 @@ class Protocol:
         values, notes = dict(self.values), {self.note: None} if self.note else {}
         variants = {name: dict(own) for name, own in self.variants.items()}
         for name, parameters in self.parameterisations.items():
-            settled, note = TASKS[parameters.task](parameters.task_options).resolve()
+            settled, note = TASKS[parameters.task](parameters.task_options).resolve(download)
             flat = parameters.flat()
             changed = {key: value for key, value in settled.items() if flat[key] != value}
             variants.get(name, values).update(changed)

@@ -348,7 +348,7 @@ def test_mnist_5k_that_was_changed_or_is_not_installed_is_refused(monkeypatch):
         data.load("mnist_5k")
 
 
-def test_only_a_failed_download_falls_back_and_changes_the_parameters(server):
+def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, tiny):
     server.mirrors("absent")
     values = {"dataset": "mnist_5k", "epochs": 20, "learning_rate": 3e-3, "schedule": "cosine"}
     options = images.ImageSequence.Options
@@ -359,6 +359,10 @@ def test_only_a_failed_download_falls_back_and_changes_the_parameters(server):
     with pytest.raises(data.FetchError):
         images.ImageSequence(options()).resolve()
     server.mirrors("good")
+    server.asked.clear()
+    settled, note = task.resolve(download=False)  # of a dry run
+    assert settled == {} and "not on this machine" in note
+    assert server.asked == [] and not tiny.exists()
     assert task.resolve() == ({"offline_fallback": None}, "")
 
 

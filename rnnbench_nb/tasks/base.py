@@ -72,8 +72,11 @@ class Task(ABC):
         """
         return f"The data of {self.label} need no download."
 
-    def resolve(self) -> tuple[dict[str, Any], str]:
+    def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
         """Settle what depends on the data that this machine has.
+
+        Args:
+            download: Whether missing data may be downloaded.
 
         Returns:
             The parameters of the run that are settled (options of the task, and others if other

@@ -140,7 +140,7 @@ def fetch(
 
     Args:
         dataset: A name in `DATASETS`.
-        seconds: The time after which a download is given up.
+        seconds: The time after which a download is given up; 0 for no download.
         into_named_folder: Whether to download missing files into an RNNBENCH_DATA that exists.
 
     Returns:
@@ -162,6 +162,8 @@ def fetch(
             f"{source.folder} and raw below it. Name the folder that holds them, or unset {NAMED} "
             "to have them downloaded."
         )
+    if missing and not seconds:
+        raise FetchError(f"{source.title} is not complete in {folder}: {', '.join(missing)}.")
     deadline = time.monotonic() + seconds
     return {
         name: _read(path, source, name) if path else _download(source, name, deadline, folder)

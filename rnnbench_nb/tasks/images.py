@@ -135,13 +135,15 @@ class ImageSequence(Task):
         where = f" in {data.data_folder()}" if self.source.sha256 else ""
         return f"{self.source.title} is complete and verified{where}."
 
-    def resolve(self) -> tuple[dict[str, Any], str]:
+    def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
         """Settle on the data set, or on its fallback if it cannot be downloaded."""
         fallback = self.options.offline_fallback
+        seconds = data.SECONDS_WITH_FALLBACK if fallback else data.SECONDS
         try:
-            seconds = data.SECONDS_WITH_FALLBACK if fallback else data.SECONDS
-            data.fetch(self.options.dataset, seconds)
+            data.fetch(self.options.dataset, seconds if download else 0.0)
         except data.FetchError:
+            if not download:
+                return {}, f"{self.source.title} is not on this machine; a run downloads it"
             if fallback is None:
                 raise
             title = data.DATASETS[fallback.dataset].title
