@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.parameters import to_yaml
+from rnnbench_nb.protocol import load_protocol, recorded_protocol
 from rnnbench_nb.tasks import data, images
 
 LABELS = (4, 0, 3)
@@ -364,6 +366,21 @@ def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, ti
     assert settled == {} and "not on this machine" in note
     assert server.asked == [] and not tiny.exists()
     assert task.resolve() == ({"offline_fallback": None}, "")
+
+
+def test_a_fallback_changes_its_own_variants_alone(server, tmp_path):
+    server.mirrors("absent")
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "models: [gru]\nepochs: 2\ndataset: mnist\nvariants: {a: {}, b: {dataset: digits}}\n"
+        "offline_fallback: {dataset: mnist_5k, epochs: 20}\n"
+    )
+    protocol = load_protocol(path).resolved()
+    assert protocol.note.count("stand in") == 1
+    settled = [(p.task_options.dataset, p.epochs) for p in protocol.parameterisations.values()]
+    assert settled == [("mnist_5k", 20), ("digits", 2)]
+    (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
+    assert recorded_protocol(tmp_path / "protocol.yaml") == protocol
 
 
 def test_real_mnist_is_the_known_one():

@@ -20,7 +20,6 @@ from filelock import FileLock
 from rnnbench_nb import cli, launch, site
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.parameters import to_yaml
 from rnnbench_nb.protocol import load_protocol, recorded_protocol
 from rnnbench_nb.report import Report, write_tables
 from rnnbench_nb.runs import train_run
@@ -185,33 +184,11 @@ def test_other_parameters_are_refused_and_a_key_that_has_come_since_is_none(tmp_
     launch.write_parameters(tmp_path / "out", seeds)  # a seed is another run, not another variant
 
 
-def test_data_that_stand_in_are_settled_once_and_noted(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "file/data"))  # cannot even be made
-    values = {"dataset": "mnist", "offline_fallback": "digits"}
-    variants = "{a: {model: gru}, b: {model: gru, dataset: fashion_mnist}, " \
-               "c: {model: gru, dataset: digits}}"  # fmt: skip
-    path = write_tiny(tmp_path / "p.yaml", models="[gru]", variants=variants, **values)
-    protocol = load_protocol(path).resolved()
-    assert protocol.note == (
-        "mnist is not there and could not be fetched: the 8 × 8 digits of scikit-learn instead; "
-        "fashion_mnist is not there and could not be fetched: the 8 × 8 digits of scikit-learn "
-        "instead"
-    )
-    options = [own.task_options for own in protocol.parameterisations.values()]
-    found = [(own.dataset, own.offline_fallback) for own in options]
-    assert found == [("digits", None)] * 3
-    (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
-    assert recorded_protocol(tmp_path / "protocol.yaml") == protocol
-    asked = load_protocol(path, {"dataset": "digits", "variants": {}}).resolved()
-    assert asked.note == "" and asked.values["dataset"] == "digits"
-
-
 def test_the_data_page_takes_the_options_of_its_task():
     ((page, parameters),) = launch.data_pages(load_protocol(PROJECT / "params/quick.yaml")).items()
     assert page == "01_data"
     given = yaml.safe_load(launch.data_options(parameters))
-    assert given.pop("seed") == 42 and given["offline_fallback"] == "digits"
+    assert given.pop("seed") == 42 and given["offline_fallback"]["dataset"] == "mnist_5k"
     assert given.keys() == TASKS[parameters.task].Options.model_fields.keys()
     declared = papermill.inspect_notebook(PROJECT / f"notebooks/{page}.ipynb")
     assert given.keys() <= declared.keys()

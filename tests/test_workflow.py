@@ -163,28 +163,16 @@ def test_a_dry_run_says_what_would_run_and_leaves_nothing(report, tmp_path):
     assert ", 2 of them finished; to train: lstm-seed43, agru-seed43, lstm-seed44" in again
 
 
-def test_where_mnist_cannot_be_had_the_quick_report_says_so_and_row_mnist_stops(tmp_path):
-    (tmp_path / "file").write_text("")
-    nowhere = {"RNNBENCH_DATA": str(tmp_path / "file/data")}  # cannot even be made
-    stops = rnnbench_here(
-        "run", PROJECT / "params/row_mnist.yaml", "--output-dir", tmp_path / "row", **nowhere
-    )
-    assert "mnist is not complete in" in one_sentence(stops)
-    parameters = write_tiny(tmp_path / "p.yaml", dataset="mnist", offline_fallback="digits")
-    arguments = ["run", parameters, "--output-dir", tmp_path / "out", "--dry-run"]
-    result = rnnbench_here(*arguments, **nowhere)
-    assert result.returncode == 0, result.stderr
-    assert "NOTE: mnist is not there and could not be fetched" in result.stderr
-
-
-def test_a_truncated_data_file_is_named(tmp_path):
+def test_a_named_folder_without_data_or_with_a_truncated_file_stops_the_quick_report(tmp_path):
+    arguments = ["run", "quick", "--output-dir", tmp_path / "out"]
+    result = rnnbench_here(*arguments, RNNBENCH_DATA=str(tmp_path / "absent"))
+    assert str(tmp_path / "absent") in one_sentence(result)
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
     (raw / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 too short")
-    parameters = write_tiny(tmp_path / "p.yaml", dataset="mnist", offline_fallback="digits")
-    out = tmp_path / "out"
-    result = rnnbench_here("run", parameters, "--output-dir", out, RNNBENCH_DATA=str(tmp_path))
+    result = rnnbench_here(*arguments, RNNBENCH_DATA=str(tmp_path))
     assert "train-images-idx3-ubyte" in one_sentence(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
 
 
 def test_check_prints_what_it_read():

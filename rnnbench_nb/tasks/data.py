@@ -154,7 +154,8 @@ def fetch(
     source, folder = lookup(DATASETS, "dataset", dataset), data_folder()
     places = [folder / source.folder / "raw", folder / source.folder, folder / "raw", folder]
     paths = {name: _find(places, name) for name in FILES if source.folder}
-    missing = [name for name, path in paths.items() if path is None]
+    contents = {name: _read(path, source, name) for name, path in paths.items() if path}
+    missing = [name for name in paths if name not in contents]
     if missing and os.environ.get(NAMED) and not (into_named_folder and folder.is_dir()):
         raise UserError(
             f"{NAMED} names {folder}, but {_absence(folder, places, source)}. Looked for: "
@@ -165,10 +166,8 @@ def fetch(
     if missing and not seconds:
         raise FetchError(f"{source.title} is not complete in {folder}: {', '.join(missing)}.")
     deadline = time.monotonic() + seconds
-    return {
-        name: _read(path, source, name) if path else _download(source, name, deadline, folder)
-        for name, path in paths.items()
-    }
+    contents |= {name: _download(source, name, deadline, folder) for name in missing}
+    return {name: contents[name] for name in paths}
 
 
 def _absence(folder: Path, places: list[Path], source: Source) -> str:
