@@ -9,8 +9,6 @@ import pandas as pd
 
 from rnnbench_nb import results
 
-CURVE = (0.5,)
-
 
 def write_report(
     folder: Path,
@@ -30,6 +28,7 @@ def write_report(
         metrics: The kind of metrics.
         note: Of stand-in data.
     """
+    answers = {key: answer for key, answer in answers.items() if key[0] in variants}
     seeds = sorted({seed for _, seed in answers}) or [1]
     colours = ("#0072B2", "#E69F00", "#882255", "#117733")
     looks = {
@@ -51,10 +50,8 @@ def write_report(
     results.write_json(folder / results.MARKER, marker)
     kind = results.METRICS[metrics]
     for (variant, seed), (label, predicted) in answers.items():
-        run, curve = (
-            folder / f"runs/{variant}-seed{seed}",
-            (curves or {}).get((variant, seed), CURVE),
-        )
+        run = folder / f"runs/{variant}-seed{seed}"
+        curve = (curves or {}).get((variant, seed), [0.5])
         keys = {"variant": variant, "model": looks[variant]["model"], "seed": seed}
         rows = [
             {**keys, "epoch": epoch, "split": split, "loss": 1.0, kind.score.name: at, "seconds": s}

@@ -137,7 +137,9 @@ def test_the_comparison_of_two_seeds_shows_means_and_no_verdict(tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentences"),
     [
-        ("row_mnist", ["LSTM and GRU are equivalent within 0.2 points", "other settings than"]),
+        pytest.param(
+            "row_mnist", ["equivalent within 0.2", "other settings"], marks=pytest.mark.slow
+        ),
         (
             "agru_authors",
             ["LSTM: **undecided**", "A-GRU: **reproduced**. The authors print 98.63%"],
@@ -162,7 +164,7 @@ def test_an_ablation_of_five_seeds_recommends(tmp_path):
     assert "BASE: 90.00 on validation; the highest mean of 3 is 95.00, of WIDE." in texts(executed)
 
 
-@pytest.mark.parametrize("name", ["ablation", "noise_search"])
+@pytest.mark.parametrize("name", [pytest.param("ablation", marks=pytest.mark.slow), "noise_search"])
 def test_a_published_ablation_or_search_below_five_seeds_has_no_verdict(name, tmp_path):
     folder = f"reports/published/{name}"
     executed = execute("06_ablation", tmp_path / "out.ipynb", output_dir=folder)

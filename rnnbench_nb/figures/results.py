@@ -9,7 +9,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,20 +56,15 @@ def _curves(frame: pd.DataFrame, report: Report, ylabel: str, log: bool) -> Figu
     """The column `shown` by epoch, training on the left and validation on the right."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
     titles = {"train": "Training (mean over the epoch)", "validation": "Validation"}
+    colours, dashes = look(report, "colour"), look(report, "dashes")
+    band = 0.15 if frame["variant"].nunique() < MANY else 0
     for ax, (split, title) in zip(axes, titles.items(), strict=True):
-        if not frame.empty:  # a report none of whose runs finished has empty axes
-            sns.lineplot(
-                frame[frame["split"] == split],
-                x="epoch",
-                y="shown",
-                hue="label",
-                style="label",
-                errorbar=("pi", 100) if frame["variant"].nunique() < MANY else None,
-                err_kws={"alpha": 0.15, "linewidth": 0},
-                palette=look(report, "colour"),
-                dashes=look(report, "dashes"),
-                legend=ax is axes[0],
-                ax=ax,
+        for name, runs in frame[frame["split"] == split].groupby("label", sort=False):
+            seeds = runs.groupby("epoch")["shown"].agg(["mean", "min", "max"])
+            style = {"color": colours[name], "dashes": dashes[name] or (None, None)}
+            ax.plot(seeds.index, seeds["mean"], label=name, **style)
+            ax.fill_between(
+                seeds.index, seeds["min"], seeds["max"], alpha=band, color=colours[name]
             )
         ax.set(title=title, xlabel="Epoch", ylabel=ylabel, yscale="log" if log else "linear")
         ax.xaxis.get_major_locator().set_params(integer=True)
