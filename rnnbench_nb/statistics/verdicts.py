@@ -57,7 +57,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
     """
 
     def mean(values: np.ndarray, axis: int) -> np.ndarray:
-        return np.round(np.mean(values, axis=axis), 12)  # sums that tie must tie in floats too
+        return values.mean(axis=axis).round(12)  # sums that tie must tie in floats too
 
     result = stats.permutation_test(
         (differences,),
@@ -84,19 +84,15 @@ def compare(
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
     The interval that decides is Student's of the paired differences, corrected over the pairs
-    (Bonferroni). Of two or three seeds the spread of one pair is hardly known, so each variance is
-    moderated by that of the family, as Smyth (2004, Stat. Appl. Genet. Mol. Biol. 3:3) does for
-    few replicates and many comparisons: (f F + d v) / (f + d) with f + d degrees of freedom, v
-    being the pair's own variance with d = n - 1, F the mean over all pairs, and f = `LENT`, or less
-    where the family has less to lend: (variants - 2) d. Two variants are the paired t test; with
-    ten seeds a pair's own spread prevails. In families simulated with the spreads of the published
-    runs (in the tests), equal models were called different in at most 5 of 100 at 2, 3, 7 and 10
-    seeds, and models that differ by the margin equivalent no more often.
+    (Bonferroni). Few seeds hardly know their spread, so each variance is moderated by that of the
+    family (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3): (f F + d v) / (f + d) with f + d degrees
+    of freedom, v being the pair's own variance with d = n - 1, F the mean over all pairs, and
+    f = `LENT`, or less where the family has less to lend: (variants - 2) d. With two variants this
+    is the paired t test. Simulations with the spreads of published runs (in the tests) hold the
+    error rates at 5%.
 
-    Without `examples` a verdict is about new seeds on the same examples. Two models equal on all
-    digits still differ on 10,000 of them, about as much as ten seeds leave open, and seeds cannot
-    show it. With `examples` it covers new seeds and new examples: the interval is then the wider at
-    each end of this one and of `two_way_interval`.
+    With `examples` the verdict covers new examples too, on which equal models differ by chance: the
+    interval is the wider at each end of this one and of `two_way_interval`.
 
     Args:
         results: Columns `variant, seed` and the score, one row a run.
@@ -142,27 +138,33 @@ def compare(
     family = 1 - (1 - level) / len(pairs)
     spreads = _moderated(pairs, each, [group[a] for a, _ in pairs])
     half = np.array([float(_half_width(spread, spread.d, family)) for spread in spreads])
+    difference = np.array([d.mean() if d.size else np.nan for d in each])
+    low, high = difference - half, difference + half
+    if examples is not None:
+        for i, frame in enumerate(both):
+            if len(frame) > 1:
+                a, b = (np.stack([examples[name, s] for s in frame.index]) for name in pairs[i])
+                ends = two_way_interval(a, b, family)
+                low[i], high[i] = np.fmin(low[i], ends[0]), np.fmax(high[i], ends[1])
     table = pd.DataFrame(pairs, columns=["a", "b"]).assign(
         n=[d.size for d in each],
-        difference=[d.mean() if d.size else np.nan for d in each],
+        difference=difference,
         correlation=[frame.iloc[:, 0].corr(frame.iloc[:, 1]) for frame in both],
         p=[sign_flip_p(d) if d.size > 1 else 1.0 for d in each],
-        family_low=lambda table: table["difference"] - half,
-        family_high=lambda table: table["difference"] + half,
+        family_low=low,
+        family_high=high,
+        resolution=(high - low) / 2,
         seeds_needed=[_seeds_needed(spread, family, margin) for spread in spreads],
+        split=split,
+        new_examples=examples is not None,
+        margin=margin,
+        level=level,
+        comparisons=len(pairs),
     )
     table[["low", "high"]] = [t_interval(d, level) for d in each]
-    for i, frame in enumerate(both if examples is not None else ()):
-        if len(frame) > 1:
-            a, b = (np.stack([examples[name, seed] for seed in frame.index]) for name in pairs[i])
-            low, high = two_way_interval(a, b, family)
-            table.loc[i, "family_low"] = np.fmin(table.loc[i, "family_low"], low)
-            table.loc[i, "family_high"] = np.fmax(table.loc[i, "family_high"], high)
-    table["resolution"] = (table["family_high"] - table["family_low"]) / 2
-    table = table.assign(split=split, margin=margin, level=level, comparisons=len(pairs))
     judged = [_judge(row, note) for row in table.to_dict("records")]
     table[["verdict", "small", "reason"]] = judged
-    return table.assign(new_examples=examples is not None)[COMPARISON_COLUMNS]
+    return table[COMPARISON_COLUMNS]
 
 
 def _pairs(
@@ -177,7 +179,7 @@ def _pairs(
     return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
 
 
-def _judge(row: Mapping[str, Any], note: str) -> tuple[Verdict, bool, str]:
+def _judge(row: Mapping[Any, Any], note: str) -> tuple[Verdict, bool, str]:
     """The verdict of a pair, whether its difference is small, and why there is no verdict."""
     low, high, margin = row["family_low"], row["family_high"], row["margin"]
     if note:
@@ -231,7 +233,7 @@ def _seeds_needed(spread: _Spread, family: float, margin: float) -> float:
     return float(seeds[enough.argmax()] if enough.any() else MOST_SEEDS)
 
 
-def sentence(row: Mapping[str, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
+def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
     """One row of `compare` as one short sentence.
 
     Args:
