@@ -18,7 +18,7 @@ from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, unexecuted, write_file
 from rnnbench_nb.parameters import read_yaml, to_yaml
-from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, recorded_parameters
+from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import Report
 from rnnbench_nb.runs import marker
 from rnnbench_nb.tasks import DEFAULT, TASKS
@@ -188,7 +188,7 @@ def parameter_files(out: Path, protocol: Protocol) -> dict[str, str]:
         path = out / "variants" / f"{name}.yaml"
         if path.exists():
             values = read_yaml(path, "move it away and give the command again")
-            there = recorded_parameters({**values, "seed": parameters.seed}, str(path))
+            there = run_parameters({**values, "seed": parameters.seed}, str(path))
             if there.same_as(parameters):  # also if the file lacks keys that are new since
                 continue
             if any(out.glob(f"runs/{name}-seed*")):

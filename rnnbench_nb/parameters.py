@@ -126,7 +126,8 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
     Representer.add_representer(str, text)
     Representer.add_representer(float, number)
-    yaml, stream = YAML(typ="safe", pure=True), StringIO()
+    yaml: Any = YAML(typ="safe", pure=True)
+    stream = StringIO()
     yaml.Representer, yaml.default_flow_style, yaml.width = Representer, False, 1_000_000
     yaml.sort_base_mapping_type_on_output = False
     yaml.dump(dict(values), stream)

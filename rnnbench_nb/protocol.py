@@ -87,21 +87,16 @@ class TrainingParameters(Frozen):
     precision: Literal["highest", "medium"] = "highest"
 
 
-class CommonParameters(TrainingParameters, OptimiserParameters, ModelParameters):
-    """The keys that every run has; `variant` names the parameterisation."""
+class RunParameters(TrainingParameters, OptimiserParameters, ModelParameters):
+    """Everything that one run depends on; `variant` names the parameterisation.
+
+    `cell_options` and `task_options` are instances of the `Options` of its cell and its task.
+    """
 
     task: str = DEFAULT
     variant: Name | None = None
-
-
-COMMON = CommonParameters.model_fields
-
-
-class RunParameters(CommonParameters):
-    """Everything that one run depends on, with the options of its cell and of its task."""
-
-    cell_options: Frozen
-    task_options: Frozen
+    cell_options: Frozen = Frozen()
+    task_options: Frozen = Frozen()
 
     @property
     def name(self) -> str:
@@ -121,7 +116,7 @@ class RunParameters(CommonParameters):
     def grouped(self) -> dict[str, Any]:
         """The values as notebooks take them: common keys, and all others below `options`."""
         options = self.task_options.model_dump() | self.cell_options.model_dump()
-        return self.model_dump(include=set(COMMON)) | {"options": options}
+        return self.model_dump(include=COMMON) | {"options": options}
 
     def flat(self) -> dict[str, Any]:
         """All values by their flat keys, as parameter files and records hold them."""
@@ -135,6 +130,13 @@ class RunParameters(CommonParameters):
     def same_as(self, other: "RunParameters") -> bool:
         """Whether two runs are the same: alike in all but the variant's name."""
         return self.flat() | {"variant": None} == other.flat() | {"variant": None}
+
+
+COMMON = {key for key in RunParameters.model_fields if not key.endswith("_options")}
+
+
+def _some(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in keys}
 
 
 def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
@@ -155,34 +157,28 @@ def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
     cell = lookup(CELLS, f"{where}: model", values.get("model"))
     task = lookup(TASKS, f"{where}: task", values.get("task", DEFAULT))
     own, theirs = cell.Options.model_fields, task.Options.model_fields
-    for key in values:
-        if key not in {*COMMON, *own, *theirs}:
-            wrong = _unread(key) if key in _readers() else unknown(key, [*COMMON, *own, *theirs])
-            raise UserError(f"{where}: {wrong}")
-
-    def some(keys: Collection[str]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key in keys}
-
+    _require_read(values, {*COMMON, *own, *theirs}, where)
     parts = {
-        "cell_options": validate(cell.Options, some(own), where),
-        "task_options": validate(task.Options, some(theirs), where),
+        "cell_options": validate(cell.Options, _some(values, own), where),
+        "task_options": validate(task.Options, _some(values, theirs), where),
     }
-    return validate(RunParameters, some(COMMON) | parts, where)
+    return validate(RunParameters, _some(values, COMMON) | parts, where)
 
 
-def _readers() -> dict[str, list[str]]:
-    """The cells and tasks that have an option of each name."""
-    found: dict[str, list[str]] = {}
-    for name, entry in (*CELLS.items(), *TASKS.items()):
-        for key in entry.Options.model_fields:
-            found.setdefault(key, []).append(name)
-    return found
-
-
-def _unread(key: str) -> str:
-    """Say that nobody reads an option, and who would."""
-    readers = ", ".join(_readers()[key])
-    return f"{key} is an option of {readers}, and nothing here reads it; leave it out."
+def _require_read(values: Collection[str], read: Collection[str], where: str) -> None:
+    """Refuse the first key that is not in `read`: as unknown, or with those that would read it."""
+    entries: list[tuple[str, Any]] = [*CELLS.items(), *TASKS.items()]
+    for key in values:
+        if key in read:
+            continue
+        readers = [name for name, entry in entries if key in entry.Options.model_fields]
+        if readers:
+            raise UserError(
+                f"{where}: {key} is an option of {', '.join(readers)}, and nothing here reads it; "
+                "leave it out."
+            )
+        options = (key for _, entry in entries for key in entry.Options.model_fields)
+        raise UserError(f"{where}: {unknown(key, [*sorted(read), *options])}")
 
 
 class _Sweep(Frozen):
@@ -265,7 +261,7 @@ class Protocol:
                 cell = lookup(CELLS, f"{where}: model", own["model"])
                 task = lookup(TASKS, f"{where}: task", own.get("task", self.values["task"]))
                 read = {*COMMON, *cell.Options.model_fields, *task.Options.model_fields}
-                values = {key: value for key, value in self.values.items() if key in read}
+                values = _some(self.values, read)
                 found[name] = run_parameters({**values, **own, "variant": name}, where)
         if not found:
             raise UserError(
@@ -320,9 +316,8 @@ class Protocol:
 
 def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = ()) -> Protocol:
     """Check a whole file's values; nobody needs to read the options that are in `lenient`."""
-    own = {key: value for key, value in values.items() if key in _Sweep.model_fields}
-    sweep = validate(_Sweep, own, where)
-    rest = {key: value for key, value in values.items() if key not in own}
+    sweep = validate(_Sweep, _some(values, _Sweep.model_fields), where)
+    rest = _some(values, set(values) - set(_Sweep.model_fields))
     layers = [rest, *sweep.variants.values()]
     named = [layer.get("model", "module" if "module" in layer else None) for layer in layers]
     models = sweep.models or [*dict.fromkeys(name for name in named if name is not None)]
@@ -330,30 +325,24 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = 
         raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
     for name in models:
         lookup({**CELLS, **sweep.variants}, f"{where}: models", name)
-    known = [*COMMON, *_Sweep.model_fields, *_readers()]
-    for part, place in ((sweep.quick, f"{where}: quick"), (rest, where)):
-        for key in part:
-            if key not in known:
-                raise UserError(f"{place}: {unknown(key, known)}")
-        common = {key: value for key, value in part.items() if key in COMMON}
-        checked = validate(CommonParameters, {"model": models[0], **common}, place).model_dump()
+    first, short = {"model": models[0]}, f"{where}: quick"
+    validate(RunParameters, first | _some(sweep.quick, COMMON), short)
+    checked = validate(RunParameters, first | _some(rest, COMMON), where).model_dump(include=COMMON)
     if checked["seed"] + sweep.runs > SEEDS:
         raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
-    if "model" not in common and (models[1:] or models[0] not in CELLS):
+    if "model" not in rest and (models[1:] or models[0] not in CELLS):
         del checked["model"]  # each variant has to say which
-    values = {**checked, **rest}
-    protocol = Protocol(models, sweep.runs, values, sweep.variants, sweep.note, sweep.quick)
+    whole = {**checked, **rest}
+    protocol = Protocol(models, sweep.runs, whole, sweep.variants, sweep.note, sweep.quick)
     try:
         forms = protocol.parameterisations, protocol.quick().parameterisations
         _refuse_alike(forms[0])
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     read = {key for form in forms for parameters in form.values() for key in parameters.flat()}
-    for part, place in ((rest, where), (sweep.quick, f"{where}: quick")):
-        for key in part:
-            if key not in read and key not in lenient:
-                raise UserError(f"{place}: {_unread(key)}")
-    return replace(protocol, values={key: values[key] for key in values if key in read})
+    _require_read(rest, {*read, *lenient, *_Sweep.model_fields}, where)
+    _require_read(sweep.quick, read, short)
+    return replace(protocol, values=_some(whole, read))
 
 
 def _refuse_alike(variants: Mapping[str, RunParameters]) -> None:
@@ -427,27 +416,16 @@ def recorded_protocol(path: Path) -> Protocol:
     return _protocol(values, str(path), values)
 
 
-def recorded_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
-    """Check the parameters in a record, which may hold options of other cells and tasks."""
-    options = {**CELLS[values["model"]].Options.model_fields}
-    options |= TASKS[values.get("task", DEFAULT)].Options.model_fields
-    read = {*COMMON, *options, "options"}
-    return run_parameters({key: value for key, value in values.items() if key in read}, where)
-
-
 def notebook_parameters(namespace: Mapping[str, Any]) -> RunParameters:
     """Check the parameters of a notebook, given its `globals()`.
 
+    Names that papermill injected count too, so one that nobody reads is refused here; papermill
+    only warns.
+
     Raises:
-        UserError: A value is wrong, or papermill injected a key that the notebook does not have
-            (papermill itself only warns).
+        UserError: A key or a value is wrong.
     """
-    where, known = "the notebook's parameters", [*COMMON, "options", "output_dir"]
-    for cell in namespace.get("In", ()):
-        if cell.startswith("# Parameters\n"):  # papermill's own
-            for key in re.findall(r"^(\w+) = ", cell, re.MULTILINE):
-                if key in _readers():
-                    raise UserError(f"{where}: {key} is an option; give it in `options`.")
-                if key not in known:
-                    raise UserError(f"{where}: {unknown(key, [*known, *_readers()])}")
-    return run_parameters({key: namespace[key] for key in known[:-1]}, where)
+    cells = [cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters\n")]
+    injected = re.findall(r"^(\w+) = ", "".join(cells), re.MULTILINE)
+    names = {*COMMON, "options", *injected} - {"output_dir"}
+    return run_parameters({key: namespace[key] for key in names}, "the notebook's parameters")

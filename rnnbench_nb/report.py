@@ -23,7 +23,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.metrics import METRICS
-from rnnbench_nb.protocol import Protocol, RunParameters, recorded_parameters, recorded_protocol
+from rnnbench_nb.protocol import Protocol, RunParameters, recorded_protocol, run_parameters
 from rnnbench_nb.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Run:
     @cached_property
     def parameters(self) -> RunParameters:
         """Everything the run depended on."""
-        return recorded_parameters(self.record["parameters"], str(self.folder / "run.json"))
+        return run_parameters(self.record["parameters"], str(self.folder / "run.json"))
 
     @property
     def key(self) -> tuple[str, int]:

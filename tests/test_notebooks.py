@@ -10,7 +10,6 @@ from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rnnbench_nb import runs
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
 
@@ -103,15 +102,6 @@ def test_training_by_hand_refuses_an_unknown_key(execute):
     with pytest.raises(papermill.PapermillExecutionError) as error:
         execute("02_train", gama=0.5)
     assert "unknown key 'gama'; the nearest known key is 'gamma'" in str(error.value)
-
-
-def test_a_training_by_hand_has_a_place_for_each_choice_of_parameters_and_code(tiny, monkeypatch):
-    places = [runs.by_hand(tiny), runs.by_hand(tiny.model_copy(update={"epochs": 3}))]
-    assert runs.by_hand(tiny.model_copy()) == places[0]
-    monkeypatch.setattr(runs, "fingerprint", lambda model, task: "other code")
-    places.append(runs.by_hand(tiny))
-    assert len(set(places)) == 3
-    assert {place.parent for place in places} == {PROJECT / "reports/by_hand"}
 
 
 @pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])

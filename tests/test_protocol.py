@@ -185,7 +185,8 @@ def test_variants_lie_over_the_file_and_models_choose_among_them(tmp_path):
 
 
 def test_a_module_of_another_package_takes_part_beside_a_cell(tmp_path):
-    text = "models: [gru, mine]\nvariants: {mine: {module: 'torch.nn:GRU', arguments: {bias: false}}}"
+    text = "models: [gru, mine]\nvariants: "
+    text += "{mine: {module: 'torch.nn:GRU', arguments: {bias: false}}}"
     protocol = load(tmp_path, text)
     assert {name: own.model for name, own in named(protocol).items()} == {
         "gru": "gru", "mine": "module",
@@ -243,7 +244,7 @@ def test_two_runs_are_one_if_only_the_name_of_the_variant_differs():
 
 def notebook(injected="", **values):
     """What a notebook holds after its parameters cell and the one that papermill injects."""
-    declared = dict.fromkeys(COMMON) | run_parameters({"model": "gru"}, "x").grouped()
+    declared = run_parameters({"model": "gru"}, "x").grouped() | {"options": {}}
     cells = ["", "model: str = 'gru'", f"# Parameters\n{injected}\n"]
     return {"startup": 1, "In": cells, "output_dir": "", **declared, **values}
 
@@ -251,14 +252,16 @@ def notebook(injected="", **values):
 def test_a_notebook_takes_common_keys_and_options():
     assert notebook_parameters(notebook()) == run_parameters({"model": "gru"}, "x")
     given = notebook("options = {'gamma': 0.5}", model="agru", options={"gamma": 0.5})
-    assert notebook_parameters(given) == run_parameters({"model": "agru", "gamma": 0.5}, "x")
+    damped = run_parameters({"model": "agru", "gamma": 0.5}, "x")
+    flat = notebook("gamma = 0.5\noutput_dir = 'a'", model="agru", gamma=0.5)
+    assert notebook_parameters(given) == notebook_parameters(flat) == damped
 
 
 @pytest.mark.parametrize(
     ("injected", "values", "sentence"),
     [
-        ("gama = 0.1", {}, "unknown key 'gama'"),
-        ("seed = 3\ngamma = 0.1", {}, "gamma is an option; give it in `options`"),
+        ("gama = 0.1", {"gama": 0.1}, "unknown key 'gama'"),
+        ("seed = 3\ngamma = 0.1", {"gamma": 0.1}, "gamma is an option of agru.*, and nothing"),
         ("", {"options": {"gamma": 1.0}}, "gamma is an option of agru.*, and nothing here reads"),
         ("", {"options": {"epochs": "x"}}, "epochs: input should be a valid integer"),
         ("", {"options": 3}, "options: must hold KEY: VALUE pairs"),
