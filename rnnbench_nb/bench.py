@@ -148,9 +148,10 @@ def command(
         UserError: A shape is wrong, there is no GPU, or the file holds something else.
     """
     try:
-        chosen = [Shape(*map(int, shape.split(","))) for shape in shapes] or SHAPES
-        if any(min(shape[:4]) < 1 for shape in chosen):
+        numbers = [[int(number) for number in shape.split(",")] for shape in shapes]
+        if any(min(each) < 1 for each in numbers):
             raise ValueError
+        chosen = [Shape(*each) for each in numbers] or SHAPES  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UserError("--shape: write four numbers above 0, such as 28,128,128,1.") from error
     if device == "cuda" and not torch.cuda.is_available():

@@ -220,11 +220,11 @@ def list_reports() -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for line in rows:
         click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
-    for folder in ("cells", "tasks"):
-        files = sorted((PROJECT / "rnnbench_nb" / folder).glob("*.py"))
+    for kind in ("cells", "tasks"):
+        files = sorted((PROJECT / "rnnbench_nb" / kind).glob("*.py"))
         names = [re.search(r'^    name\b.*?= "(\w+)"', file.read_text(encoding="utf-8"), re.M)
                  for file in files]  # fmt: skip
-        click.echo(f"{folder.capitalize()}: {', '.join(name[1] for name in names if name)}.")
+        click.echo(f"{kind.capitalize()}: {', '.join(name[1] for name in names if name)}.")
 
 
 def _finished(report: "Report") -> tuple[str, str]:
@@ -306,7 +306,7 @@ def publish_report(report: Path, to: str | None, replace: bool) -> None:
     from rnnbench_nb.site.publish import publish
 
     default = PROJECT / "reports/published" / report.resolve().name
-    click.echo(str(publish(report, default if to is None else to, replace)))
+    click.echo(str(publish(report, default if to is None else Path(to), replace)))
 
 
 @main.command("site")
