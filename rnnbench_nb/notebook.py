@@ -8,7 +8,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown, display
 
 from rnnbench_nb.errors import UserError
@@ -17,7 +19,7 @@ from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import MARKER, Report, write_json
 
-__all__ = ["claim", "measured", "open_report", "show", "sliders"]
+__all__ = ["claim", "facets", "measured", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
 DEMONSTRATION = {"dataset": "digits", "epochs": 5, "learning_rate": 0.003, "hidden_size": 32}
 
@@ -86,6 +88,12 @@ def claim(text: str, when: Any = True, **numbers: Any) -> None:
     """
     if when:
         display(Markdown(text.format(**numbers)))
+
+
+def facets(plot: Callable[..., sns.FacetGrid], frame: pd.DataFrame, **options: Any) -> sns.FacetGrid:
+    """A figure with panels by `seaborn.relplot` or `catplot`, which lay them out by themselves."""
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        return plot(frame, **options)
 
 
 def sliders(draw: Callable[..., None], **controls: Any) -> None:
