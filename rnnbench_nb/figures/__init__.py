@@ -3,21 +3,6 @@
 Saving is the caller's job (`save`), as is showing in a notebook (`show`). Nothing here needs torch.
 """
 
-from rnnbench_nb.figures.dynamics import (
-    exponent_spectra,
-    frequency_density,
-    gradient_flow,
-    gradient_growth,
-    growth_map,
-    moved_spectra,
-    moving,
-    sliders,
-    spectrum,
-    stability_through_training,
-    state_norms,
-    trajectories,
-)
-from rnnbench_nb.figures.memory import error_by_length
 from rnnbench_nb.figures.results import (
     error_curves,
     errors,
