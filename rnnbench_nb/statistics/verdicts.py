@@ -19,11 +19,10 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.metrics import Score
 from rnnbench_nb.statistics.intervals import ACCURACY, LEVEL, shown, t_interval, two_way_interval
 
-COMPARISON_COLUMNS = [
-    "a", "b", "split", "n", "difference", "low", "high", "family_low", "family_high", "resolution",
-    "seeds_needed", "correlation", "p", "verdict", "small", "reason", "new_examples", "margin",
-    "level", "comparisons",
-]  # fmt: skip
+COMPARISON_COLUMNS = (
+    "a b split n difference low high family_low family_high resolution seeds_needed correlation p "
+    "verdict small reason new_examples margin level comparisons"
+).split()
 LEAST_SEEDS = 5  # below, there is no verdict
 LENT = 4  # degrees of freedom that a family's spread lends to each pair
 SIGNS = 2**17  # sign flips looked at: all of them up to 17 pairs
@@ -110,13 +109,11 @@ def compare(
 
     Returns:
         `COMPARISON_COLUMNS`, one row a pair: `n` common seeds; mean `difference` a - b; `low, high`
-        its paired t interval; `family_low, family_high`, which decides; `resolution`, its
-        half-width: the smallest difference that can be told from none; `seeds_needed` for one of
-        the margin, as far as seeds can (at most `MOST_SEEDS`); `correlation` of the paired scores;
-        `p` of the exact sign flips, uncorrected, which takes no spread for known and decides
-        nothing; `verdict`, a `Verdict`; `small`, whether the difference is below the margin though
-        better or worse; `reason` why there is no verdict; `new_examples`, whether the verdict
-        covers them.
+        its paired t interval; `family_low, family_high`, which decides; `resolution`, its half:
+        the smallest difference that can be told from none; `seeds_needed` (at most `MOST_SEEDS`)
+        for one of the margin; `correlation` of the paired scores; `p` of the sign flips,
+        uncorrected; `verdict`, a `Verdict`; `small`, whether a better or worse difference is below
+        the margin; `reason` why there is no verdict; `new_examples`, whether it covers them.
 
     Raises:
         UserError: The margin is not positive, the reference is no variant, or a run is there twice.
@@ -137,7 +134,7 @@ def compare(
     each = [(frame.iloc[:, 0] - frame.iloc[:, 1]).to_numpy() for frame in both]
     family = 1 - (1 - level) / len(pairs)
     spreads = _moderated(pairs, each, [group[a] for a, _ in pairs])
-    half = np.array([float(_half_width(spread, spread.d, family)) for spread in spreads])
+    half = np.array([float(spread.half_width(spread.d, family)) for spread in spreads])
     difference = np.array([d.mean() if d.size else np.nan for d in each])
     low, high = difference - half, difference + half
     if examples is not None:
@@ -154,7 +151,7 @@ def compare(
         family_low=low,
         family_high=high,
         resolution=(high - low) / 2,
-        seeds_needed=[_seeds_needed(spread, family, margin) for spread in spreads],
+        seeds_needed=[spread.seeds_needed(family, margin) for spread in spreads],
         split=split,
         new_examples=examples is not None,
         margin=margin,
@@ -199,6 +196,18 @@ class _Spread(NamedTuple):
     d: int  # its own degrees of freedom
     others: int  # variants of its family besides the two, each with d to lend
 
+    def half_width(self, d: int | np.ndarray, level: float) -> np.ndarray:
+        """Half of Student's interval for the mean of d + 1 differences of this spread."""
+        df = d + np.minimum(LENT, self.others * d)
+        return stats.t.ppf((1 + level) / 2, df) * np.sqrt(self.variance / (d + 1))
+
+    def seeds_needed(self, level: float, margin: float) -> float:
+        """The least number of seeds whose interval has the margin as half-width."""
+        seeds = np.arange(2, MOST_SEEDS + 1)
+        enough = self.half_width(seeds - 1, level) <= margin
+        needed = seeds[enough.argmax()] if enough.any() else MOST_SEEDS
+        return np.nan if np.isnan(self.variance) else float(needed)
+
 
 def _moderated(
     pairs: list[tuple[str, str]], each: list[np.ndarray], group: list[Hashable]
@@ -218,21 +227,6 @@ def _moderated(
     return spreads
 
 
-def _half_width(spread: _Spread, d: int | np.ndarray, family: float) -> np.ndarray:
-    """Half of Student's interval for the mean of d + 1 differences of this spread."""
-    df = d + np.minimum(LENT, spread.others * d)
-    return stats.t.ppf((1 + family) / 2, df) * np.sqrt(spread.variance / (d + 1))
-
-
-def _seeds_needed(spread: _Spread, family: float, margin: float) -> float:
-    """The least number of seeds whose interval has the margin as half-width, this spread given."""
-    if np.isnan(spread.variance):
-        return np.nan
-    seeds = np.arange(2, MOST_SEEDS + 1)
-    enough = _half_width(spread, seeds - 1, family) <= margin
-    return float(seeds[enough.argmax()] if enough.any() else MOST_SEEDS)
-
-
 def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
     """One row of `compare` as one short sentence.
 
@@ -247,9 +241,8 @@ def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = A
     if kind == Verdict.NONE:
         if n == 0:
             return f"{a} and {b} have no common seed."
-        return (
-            f"{a} minus {b} is {shown(difference, score, '+', unit)}; {row['reason']}: no verdict."
-        )
+        signed = shown(difference, score, "+", unit)
+        return f"{a} minus {b} is {signed}; {row['reason']}: no verdict."
     margin = f"{score.scale * row['margin']:.3g} {unit}".rstrip()
     if kind in (Verdict.BETTER, Verdict.WORSE):
         if kind == Verdict.WORSE:
