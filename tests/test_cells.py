@@ -1,18 +1,15 @@
 """Each cell against a second reading of its source, its counts and its authors' start."""
 
 import math
-from itertools import product
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from rnnbench_nb.cells import CELLS, module
-from rnnbench_nb.cells.kernels import mingru as parallel
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.protocol import run_parameters
-from rnnbench_nb.recurrent import plain_loop
 from rnnbench_nb.seeds import generator
 
 # A reading takes the weights by name, x (T, B, D), the start (B, n) and the options, and gives the
@@ -153,7 +150,7 @@ each_cell = pytest.mark.parametrize("cell", READINGS)
 
 def make(cell, features=4, units=6, **options):
     """A cell in float64 with weights, biases too, that matter."""
-    made = module(cell)(features, units, **options).double()
+    made = CELLS[cell](features, units, **options).double()
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(3))
     return made
@@ -259,7 +256,7 @@ SOURCE = {  # standard deviation, and the bound of a uniform start
 
 @each_cell
 def test_the_source_start_is_that_of_its_authors(cell):
-    made = module(cell)(D, H, start="source")
+    made = CELLS[cell](D, H, start="source")
     made.reset_parameters(torch.Generator().manual_seed(7))
     state = {name: parameter.clone() for name, parameter in made.named_parameters()}
     for name, tensor in state.items():
@@ -279,7 +276,7 @@ def test_the_source_start_is_that_of_its_authors(cell):
 
 
 def test_each_recurrent_matrix_of_the_reset_before_gru_starts_orthogonal():
-    made = module("gru_reset_before")(3, 20, start="source").double()
+    made = CELLS["gru_reset_before"](3, 20, start="source").double()
     for matrix in (*made.gate_weight.chunk(2), made.candidate_weight):
         torch.testing.assert_close(
             matrix @ matrix.T, torch.eye(20, dtype=torch.float64), rtol=1e-5, atol=1e-5
@@ -296,7 +293,7 @@ def test_each_recurrent_matrix_of_the_reset_before_gru_starts_orthogonal():
 )
 @pytest.mark.parametrize("start", ["common", "source"])
 def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled, start):
-    plain, twice = (module(cell)(3, 5, start=start, initial_scale=scale) for scale in (1.0, 2.0))
+    plain, twice = (CELLS[cell](3, 5, start=start, initial_scale=scale) for scale in (1.0, 2.0))
     for made in (plain, twice):
         made.reset_parameters(torch.Generator().manual_seed(7))
     ours = dict(twice.named_parameters())
@@ -315,51 +312,8 @@ def test_the_head_starts_alike_whatever_the_start_of_the_cell(cell):
     assert torch.equal(*heads)
 
 
-@pytest.mark.parametrize("with_start", [False, True])
-@pytest.mark.parametrize(("steps", "sequences"), [*product(range(1, 10), [1, 3]), (64, 2)])
-def test_the_scan_of_the_mingru_is_its_loop(steps, sequences, with_start):
-    made, random = make("mingru"), torch.Generator().manual_seed(1)
-    x = torch.randn(steps, sequences, 4, generator=random, dtype=torch.float64)
-    h_0 = with_start * torch.randn(sequences, 6, generator=random, dtype=torch.float64)
-
-    def scanned(weights, x, h_0, options):
-        return parallel.run(made, x, h_0)[0]
-
-    with plain_loop():
-        agrees(made, scanned, x, h_0)
-
-
-def test_the_scan_stays_right_over_784_steps_of_shut_and_open_gates():
-    made = make("mingru")
-    with torch.no_grad():
-        made.weight_ih.mul_(40)  # in logarithms these products would have no digits left
-        x = torch.randn(784, 2, 4, generator=torch.Generator().manual_seed(1))
-        fast = parallel.run(made, x.double(), made.zero_state(2))[0]
-        with plain_loop():
-            torch.testing.assert_close(fast, made(x.double())[0], rtol=1e-12, atol=1e-12)
-
-
-def test_the_scan_serves_where_it_is_faster(monkeypatch):
-    calls, run = [], parallel.run
-    monkeypatch.setattr(parallel, "run", lambda *given: calls.append(1) or run(*given))
-    made = module("mingru")(4, 6)
-    steps, sequences = parallel.LONG, parallel.FEW
-    for shape in [(steps - 1, 1), (steps, sequences + 1)]:
-        made(torch.zeros(*shape, 4))
-    assert not calls
-    made(torch.zeros(steps, sequences, 4))
-    assert calls == [1] and parallel.name([]) == "parallel scan"
-    assert made.path() == "loop: on a CPU the parallel scan is slower above 4 sequences"
-    assert "no faster below 50 steps" in parallel.refusal([torch.zeros(49, 1, 4)])
-
-
-def test_on_another_device_the_scan_serves_any_number_of_sequences():
-    elsewhere = [torch.zeros(784, 128, 4, device="meta")]
-    assert parallel.refusal(elsewhere) == ""
-
-
 def test_without_biases_the_mingru_forgets_by_halves_where_the_input_is_zero():
-    made = module("mingru")(1, 6, biases=False).double()
+    made = CELLS["mingru"](1, 6, biases=False).double()
     assert made.bias is None and list(dict(made.named_parameters())) == ["weight_ih"]
     h_0 = torch.full((1, 1, 6), 8.0, dtype=torch.float64)
     states = made(torch.zeros(3, 1, 1, dtype=torch.float64), h_0)[0]

@@ -134,7 +134,8 @@ class Module(Cell):
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            self.inner.load_state_dict(self._make().state_dict())
+            place = next(self.parameters()).device
+            self.inner.load_state_dict(self._make().to(place).state_dict())
 
     def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         self.served = self.options.module
