@@ -15,12 +15,12 @@ from rnnbench_nb.cells.base import unroll
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.protocol import RunParameters, run_parameters
-from rnnbench_nb.runs import train_run
+from rnnbench_nb.runs import started
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.tasks import DEFAULT, TASKS
+from rnnbench_nb.training import fit, read_checkpoint
 
 B, T, D, H = 3, 6, 4, 7
-QUIET = {"report": lambda line: None}
 CHOSEN = [name for name in CELLS if name == os.environ.get("RNNBENCH_CELL", name)]
 each_cell = pytest.mark.parametrize("cell", CHOSEN)
 each_task = pytest.mark.parametrize("task", TASKS)
@@ -157,41 +157,56 @@ def test_every_option_has_an_effect(cell, option):
         assert not torch.equal(trained(**{option: value}), trained()), value
 
 
+def small_run(cell, task, **values):
+    """The parameters of a run of some epochs, its task, data and model."""
+    small = {key: value for key, value in TINY.items() if key in RunParameters.model_fields}
+    parameters = run_parameters(
+        {"model": cell, "task": task, **small, **TASKS[task].tiny, **values}, "the test"
+    )
+    one = TASKS[task](parameters.task_options)
+    data = one.load(parameters.seed)
+    return parameters, one, data, started(parameters, one, data.train)
+
+
 @each_cell
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
-    parameters = run_parameters({"model": cell, **TINY, "epochs": 3}, "the test")
-    whole = train_run(parameters, tmp_path / "whole", **QUIET)
+def test_training_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
+    def trained(folder, report=lambda line: None):
+        parameters, task, data, model = small_run(cell, DEFAULT, dropout=0.2, epochs=3)
+        checkpoint = read_checkpoint(folder)
+        return fit(model, data, task, parameters, folder, report, checkpoint=checkpoint)
 
     def killed(line):
         if "epoch   2" in line:
             raise KeyboardInterrupt
 
+    whole = trained(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_run(parameters, tmp_path / "broken", report=killed)
-    again = train_run(parameters, tmp_path / "broken", **QUIET)
-    for file in ("best.safetensors", "outputs.safetensors"):
-        assert (whole.folder / file).read_bytes() == (again.folder / file).read_bytes()
-    assert whole.record["path"] == whole.model.cell.served or whole.record["path"]
+        trained(tmp_path / "broken", killed)
+    again = trained(tmp_path / "broken")
+    for name, tensor in whole.best.items():
+        assert torch.equal(tensor, again.best[name]), name
+    assert whole.progress["path"] == again.progress["path"] == whole.model.cell.served
 
 
-@each_task
-@each_cell
-def test_every_cell_learns_every_task(cell, task, tmp_path):
-    small = {key: value for key, value in TINY.items() if key in RunParameters.model_fields}
-    small |= {**TASKS[task].tiny, "epochs": 4}
-    parameters = run_parameters({"model": cell, "task": task, **small}, "the test")
-    run = train_run(parameters, tmp_path, **QUIET)
-    losses = run.history[run.history["split"] == "train"]["loss"].to_numpy()
+@pytest.mark.parametrize(
+    ("cell", "task"),
+    [
+        # Half of the pairs are enough for the quick tests, but for those of a single cell.
+        pytest.param(cell, task, marks=[pytest.mark.slow] * ((i + j) % 2 and len(CHOSEN) > 1))
+        for i, cell in enumerate(CHOSEN)
+        for j, task in enumerate(TASKS)
+    ],
+)
+def test_every_cell_learns_every_task(cell, task):
+    parameters, one, data, model = small_run(cell, task, epochs=4)
+    state = fit(model, data, one, parameters, report=lambda line: None)
+    losses = [row["loss"] for row in state.history if row["split"] == "train"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-    assert tuple(run.record["test"]) == (*METRICS[run.task.metrics].names, "loss")
-    assert len(run.scores) == run.record["data"]["test"]
 
 
 @each_task
 def test_a_task_keeps_its_contract(task):
-    small = {"model": next(iter(CELLS)), "task": task, **TASKS[task].tiny}
-    parameters = run_parameters(small, "the test")
-    one = TASKS[task](parameters)
+    _, one, _, _ = small_run(next(iter(CELLS)), task)
     first, again, other = one.load(42), one.load(42), one.load(43)
     for part, same in zip(first, again, strict=True):
         assert torch.equal(part.inputs, same.inputs) and torch.equal(part.targets, same.targets)
