@@ -62,7 +62,8 @@ def _write_run(run: Path, name: str, seed: int, accuracy: float | str) -> None:
     record = {
         **keys, "format": 2, "metrics": "classification", "status": "completed", "data": data,
         "parameters": {"model": name, "seed": seed}, "parameter_count": 20, "epochs": 5,
-        "free_parameter_count": 10, "best_epoch": 4, "seconds": 61.0 + seed, "device": "cpu",
+        "free_parameter_count": 10, "best_epoch": 4, "seconds": 61.0 + seed + len(name),
+        "device": "cpu",
         "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T04:05:06+00:00",
         "test": dict.fromkeys(("accuracy", "precision", "recall", "f1"), accuracy) | {"loss": 0.1},
     }  # fmt: skip
@@ -91,4 +92,5 @@ def figure(alt: str | None = None, **words: object) -> dict:
 def save_notebook(path: Path, *cells: dict) -> None:
     """Write an executed notebook."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(new_notebook(cells=list(cells)), path)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=list(cells), metadata={"kernelspec": kernel}), path)

@@ -52,8 +52,11 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
         write_published(found, Path(work))
         for path in (path for name in ALSO if (path := report / name).is_file()):
             write_file(Path(work) / path.name, path.read_bytes())
-        content = {path.relative_to(work).as_posix(): path.read_bytes()
-                   for path in sorted(Path(work).rglob("*")) if path.is_file()}  # fmt: skip
+        content = {
+            path.relative_to(work).as_posix(): path.read_bytes()
+            for path in sorted(Path(work).rglob("*"))
+            if path.is_file() and path.name != MARKER
+        }
     before = folders.listed(folder)
     folders.mark(folder, found.marker)
     folders.own(folder, {*content, "index.html", "pages/"})
