@@ -41,26 +41,16 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
         _, behaviour, name = self.path.split("/")
-        body = gzip.compress(CONTENT[name.removesuffix(".gz")])
-        if behaviour == "absent":
-            return self.send_error(404)
-        if behaviour == "other":
-            body = gzip.compress(b"another file, well compressed")
-        if behaviour == "html":
-            body = b"<html>Please log in to this network.</html>"
-        self.send_response(200)
+        bodies = {"other": gzip.compress(b"another file"), "html": b"<html>Please log in.</html>"}
+        body = bodies.get(behaviour, gzip.compress(CONTENT[name.removesuffix(".gz")]))
+        self.send_response(404 if behaviour == "absent" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if behaviour == "truncated":
-            return self.wfile.write(body[:-9])
-        if behaviour == "stalled":
-            return self.server.closing.wait(20)
-        if behaviour == "dripping":
-            for byte in body:
-                self.wfile.write(bytes([byte]))
-                if self.server.closing.wait(0.2):
-                    return None
-        return self.wfile.write(body)
+        pause = {"stalled": 20, "dripping": 0.2}.get(behaviour, 0)
+        for byte in body[: -9 if behaviour == "truncated" else None]:
+            if self.server.closing.wait(pause):
+                return
+            self.wfile.write(bytes([byte]))
 
     def log_message(self, *_):
         """Keep quiet."""

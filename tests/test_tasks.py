@@ -116,16 +116,10 @@ def test_permutations_are_the_published_ones():
     assert images.permutation("bit_reversal", 8).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
 
 
-def test_hashes_of_permutations_never_change():
-    assert {name: images.permutation_hash(name, 784) for name in images.PERMUTATIONS} == {
-        "torch_12008": "f4113bc8ae789021",
-        "torch_5544": "88c77bc3e243c77b",
-        "numpy_92916": "96240fe27409981c",
-        "numpy_0": "fe62e3fef305ce16",
-        "bit_reversal": "30d91dc29f161321",
-    }
+def test_the_hash_of_a_permutation_is_of_its_little_endian_numbers():
     little = b"".join(int(i).to_bytes(8, "little") for i in images.permutation("numpy_0", 784))
-    assert hashlib.sha256(little).hexdigest()[:16] == images.permutation_hash("numpy_0", 784)
+    assert images.permutation_hash("numpy_0", 784) == "fe62e3fef305ce16"
+    assert hashlib.sha256(little).hexdigest().startswith("fe62e3fef305ce16")
 
 
 def test_a_permutation_reorders_the_pixels_and_is_named_with_its_hash():
@@ -289,14 +283,11 @@ def test_parts_share_nothing_and_the_test_part_is_of_no_seed(name):
         ("image_sequence", {"reading": "column"}, "reading: .*'row' or 'pixel'.*'column'"),
         ("image_sequence", {"reading": "pixel", "permutation": "mine"}, "permutation: .*'none'"),
         ("image_sequence", {"permutation": "numpy_0"}, "permutation: rows cannot be permuted"),
-        ("image_sequence", {"training_examples": 0}, "training_examples: .*greater"),
         ("image_sequence", {"offline_fallback": {"dataset": "mnist"}}, "offline_fallback.dataset"),
         ("image_sequence", {"offline_fallback": {"epochs": 2}}, "offline_fallback.dataset"),
         ("noise_padded", {"padded_length": 27}, "padded_length: .*28"),
-        ("noise_padded", {"reading": "pixel"}, "reading: .*'row'.*'pixel'"),
         ("adding_problem", {"length": 1}, "length: .*2"),
         ("adding_problem", {"delay": 3}, "delay is an option of copying_memory"),
-        ("copying_memory", {"delay": 0}, "delay: .*1"),
     ],
 )
 def test_bad_options_get_one_sentence(name, options, sentence):
