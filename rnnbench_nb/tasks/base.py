@@ -49,11 +49,9 @@ class Task(ABC):
     class Options(Frozen):
         """A task without options of its own."""
 
-    options: Any  # an instance of the subclass's Options
-
     def __init__(self, options: Any) -> None:
-        """Copy the options from any object that has each of `Options` as an attribute."""
-        self.options = self.Options(**{k: getattr(options, k) for k in self.Options.model_fields})
+        """Make the task with an instance of its `Options`."""
+        self.options = options
 
     @property
     def score(self) -> Score:
@@ -90,10 +88,6 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Plain values that describe the data in run.json."""
         return {}
-
-    def sentence(self, data: dict[str, Any]) -> str:
-        """Describe the data of a run in words, from the `data` of its run.json."""
-        return f"{self.label}: {data['steps']} steps of {data['input_size']}"
 
     @abstractmethod
     def load(self, seed: int) -> Split:

@@ -163,15 +163,6 @@ class ImageSequence(Task):
             values["permutation_hash"] = permutation_hash(order, self.source.pixels)
         return {**values, "classes": len(names), "class_names": names}
 
-    def sentence(self, data_of_run: dict[str, Any]) -> str:
-        """Describe the data, as in `MNIST, read by row: 28 steps of 28`."""
-        title = data.DATASETS[data_of_run["dataset"]].title
-        order = ""
-        if "permutation" in data_of_run:
-            order = ", permuted by {permutation} ({permutation_hash})".format(**data_of_run)
-        size = "{steps} steps of {input_size}".format(**data_of_run)
-        return f"{title}, read by {data_of_run['reading']}{order}: {size}"
-
     def load(self, seed: int) -> Split:
         """Load the images of the data set; the seed draws those of the validation part."""
         parts, count = split(data.load(self.options.dataset), seed), self.options.training_examples

@@ -41,10 +41,6 @@ class NoisePadded(ImageSequence):
         """The description of the images, and the padded length."""
         return {**super().describe(), "padded_length": self.options.padded_length}
 
-    def sentence(self, data_of_run: dict[str, Any]) -> str:
-        """Describe the data, as in `MNIST, read by row, then uniform noise: 1000 steps of 28`."""
-        return super().sentence(data_of_run).replace(": ", ", then uniform noise: ")
-
     def load(self, seed: int) -> Split:
         """Load the images, each with the key of its noise.
 
