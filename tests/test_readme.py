@@ -1,108 +1,73 @@
 """What the README says of the result is what the published runs give."""
 
+import re
+
 import pandas as pd
 import pytest
 
-from rnnbench_nb import statistics
-from rnnbench_nb.analyses import load
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.protocol import load_protocol
-from rnnbench_nb.report import Report, formatted, read_csv, summary
+from rnnbench_nb.results import Report
+from rnnbench_nb.statistics import comparison, validation_scores
 
-README = (PROJECT / "README.md").read_text()
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+PUBLISHED = PROJECT / "reports/published"
 
 
-def table_of(*columns):
-    """The whole of a table below its names: rule, rows, and the empty line after the last one."""
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in zip(*columns, strict=True)]
-    return "\n".join(["", "|" + " --- |" * len(columns), *rows, "", ""])
+def pair(report, better, other):
+    """Mean difference in points, and the ends of the interval that decides."""
+    table = comparison(Report(PUBLISHED / report)).set_index(["a", "b"])
+    sign, key = (1, (better, other)) if (better, other) in table.index else (-1, (other, better))
+    row = table.loc[key]
+    ends = sorted(sign * 100 * row[["family_low", "family_high"]].astype(float))
+    return sign * 100 * row["difference"], *ends
+
+
+def test_the_answer_is_what_the_published_runs_give():
+    by_row = pair("tuned_matched", "gru", "agru")
+    assert by_row[1] > 0
+    text = "by {:.2f} points (ten seeds, 95% interval {:.2f} to {:.2f}"
+    assert "the GRU is better than the A-GRU " + text.format(*by_row) in README
+    over_noise = pair("noise_tuned", "agru", "gru")
+    assert over_noise[1] < 0 < over_noise[2]
+    ends = f"A-GRU minus GRU {over_noise[1]:.2f} to +{over_noise[2]:.2f}".replace("-0", "−0")
+    assert ends in README
+    for report in ("controls", "noise_controls"):  # "is no worse": not shown to be worse
+        assert pair(report, "free", "agru")[2] > 0
 
 
 @pytest.mark.parametrize(
-    "report",
+    ("searched", "taken"),
     [
-        "row_mnist",
-        "row_mnist_matched",
-        "controls",
-        "noise_tuned",
-        "noise_controls",
-        "tuned",
-        "tuned_matched",
+        (["tuning"], "tuned"),
+        (["tuned_matched_search"], "tuned_matched"),
+        (["noise_controls_search", "noise_search"], "noise_tuned"),
+        (["noise_controls_search"], "noise_controls"),
     ],
 )
-def test_the_tables_are_those_of_the_published_runs(report):
-    published = Report(PROJECT / "reports/published" / report)
-    results = read_csv(published.folder / "results.csv")
-    labelled = results.assign(variant=results["variant"].map(published.labels))
-    table = formatted(summary(labelled), published.task)
-    columns = ["variant", "seeds", "accuracy %", "parameters", "free parameters", "epochs"]
-    assert f"| {' | '.join(columns)} |" + table_of(*(table[name] for name in columns)) in README
-    right = {run.key: run.scores for run in published.runs}
-    pairs = statistics.compare(results, margin=0.002, examples=right)
-    points = {name: (100 * pairs[name]).map("{:+.2f}".format)
-              for name in ("difference", "family_low", "family_high")}  # fmt: skip
-    intervals = points["family_low"] + " to " + points["family_high"]
-    verdicts = [statistics.verdict_text(row, published.labels) for row in pairs.to_dict("records")]
-    names = pairs["a"].map(published.labels) + " − " + pairs["b"].map(published.labels)
-    assert table_of(names, points["difference"], intervals, verdicts) in README
-
-
-def test_what_is_kept_over_how_many_steps_is_what_the_published_runs_say():
-    found = load(PROJECT / "reports/published/noise_padded/analyses/memory").texts("answer")
-    assert len(found) == 4
-    for text in found:
-        assert f"\n- {text}\n" in README
-
-
-@pytest.mark.parametrize(
-    ("searched", "taken"), [("tuning", "tuned"), ("tuned_matched_search", "tuned_matched")]
-)
-def test_a_tuned_comparison_takes_what_its_search_found_best_on_validation(searched, taken):
-    published = PROJECT / f"reports/published/{searched}"
-    tables = [read_csv(published / f"{name}.csv") for name in ("results", "history")]
-    scores = statistics.validation_scores(*tables)
-    means = scores.groupby("variant")["accuracy"].mean().round(9)  # so that equal means tie
-    search, tuned = (
-        load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
-        for name in (searched, taken)
+def test_a_comparison_takes_what_its_search_found_best_on_validation(searched, taken):
+    reports = [Report(PUBLISHED / name) for name in searched]
+    scores = pd.concat(
+        validation_scores(report.results, report.history, report.score.name) for report in reports
     )
-    for family in statistics.families(search):
-        best = search[means[family].idxmax()]
-        pair = {"found": best, "taken": tuned[best.model]}
-        assert statistics.changes(pair, "found") == {"taken": {"epochs": 20}}
+    means = scores.groupby("variant")[reports[0].score.name].mean().round(9)
+    variants = {name: own for report in reports for name, own in report.variants.items()}
+    for own in Report(PUBLISHED / taken).variants.values():
+        kind = (own["model"], own["parameters"].get("recurrence"))
+        alike = [
+            name
+            for name, each in variants.items()
+            if (each["model"], each["parameters"].get("recurrence")) == kind
+        ]
+        best = variants[means[alike].idxmax()]["parameters"]
+        changed = {
+            key
+            for key, value in own["parameters"].items()
+            if best.get(key, value) != value and key not in ("variant", "seed", "epochs")
+        }
+        assert not changed, (own["label"], changed)
 
 
-@pytest.mark.parametrize("protocol", ["noise_controls", "noise_tuned", "noise_padded"])
-def test_over_noise_each_has_what_the_search_found_best_for_it_on_validation(protocol):
-    searches = ("noise_controls_search", "noise_search")
-    tables = [
-        [read_csv(PROJECT / f"reports/published/{search}/{name}.csv") for search in searches]
-        for name in ("results", "history")
-    ]
-    scores = statistics.validation_scores(*map(pd.concat, tables))
-    scores = scores.groupby("variant")["accuracy"].mean()
-    *searched, taken = (
-        load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
-        for name in (*searches, protocol)
-    )
-    search = searched[0] | searched[1]
-    assert scores["gru_rate_0.01"] < 0.15 and scores["gru_rate_0.03"] > 0.95  # the rate decides
-    for name, ours in taken.items():
-        plain = name.removesuffix(f"_{ours.padded_length}")
-        alike = [each for each in search if each.startswith(f"{plain}_")]
-        if ours.model == "lstm":  # whose settings no search found: it learned with none
-            assert len(alike) == 6 and scores[alike].max() < 0.15
-            continue
-        assert len(alike) == {"agru": 16, "gru": 7, "gated_antisymmetric_rnn": 5}[ours.model]
-        pair = {"found": search[scores[alike].idxmax()], name: ours}
-        length = {"padded_length": ours.padded_length} if ours.padded_length != 250 else {}
-        assert statistics.changes(pair, "found") == {name: length}
-
-
-def test_by_pixel_the_rates_of_gru_and_lstm_lie_at_the_edge_and_the_agrus_was_not_searched():
-    searched, taken = (load_protocol(PROJECT / f"params/{name}.yaml").parameterisations
-                       for name in ("pixel_mnist_search", "pixel_mnist"))  # fmt: skip
-    rates = {model: {own.learning_rate for own in searched.values() if own.model == model}
-             for model in ("gru", "lstm", "agru")}  # fmt: skip
-    assert all(max(rates[model]) == taken[model].learning_rate for model in ("gru", "lstm"))
-    assert rates["agru"] == {taken["agru"].learning_rate}
+def test_it_is_short_and_its_links_lead_somewhere():
+    assert len(README.split()) <= 1500
+    for place in re.findall(r"\]\(((?!http)[^)#]+)", README):
+        assert (PROJECT / place).exists(), place
