@@ -126,22 +126,6 @@ def test_bands_of_many_variants_are_left_out():
     assert len(figures.training_curves(history(), THREE).axes[0].collections) == 3
 
 
-def test_speed_shows_the_ratio_to_each_baseline():
-    rows = [
-        {"model": model, "task": task, "steps": 28, "hidden": 64, "batch": 8, "threads": 1,
-         "gru_ratio": 1.5, "lstm_ratio": ratio}
-        for model, task, ratio in [("agru", "train", 2.0), ("agru", "infer", 3.0),
-                                   ("gru", "train", 9.0)]
-    ]  # fmt: skip
-    figure = figures.speed(pd.DataFrame(rows), ours=["agru"], baselines=["gru", "lstm"])
-    for ax, ratio in zip(figure.axes, (2.0, 3.0), strict=True):
-        assert [list(line.get_xdata()) for line in ax.lines[:2]] == [[1.5], [ratio]]
-        assert "A-GRU is faster" in ax.get_xlabel()
-        assert list(ax.lines[0].get_ydata()) == ["T 28, H 64, B 8, 1 thr."]
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["times as fast as GRU", "times as fast as LSTM"]
-
-
 def test_a_report_without_a_finished_run_still_gets_its_figures():
     empty = history().iloc[:0]
     for figure in (

@@ -7,7 +7,6 @@ from rnnbench_nb.figures.results import (
     error_curves,
     errors,
     paired_differences,
-    speed,
     test_errors,
     training_curves,
 )

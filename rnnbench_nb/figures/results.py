@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rnnbench_nb.cells import CELLS
 from rnnbench_nb.figures.theme import labelled, legend_below, look
 from rnnbench_nb.results import COMPLETED, Report
 from rnnbench_nb.statistics import Verdict, shown, t_interval
@@ -166,40 +165,3 @@ def _interval(ax: Axes, y: float, ends: np.ndarray, edges: np.ndarray) -> None:
     for end, edge, marker, inwards in zip(ends, edges, "<>", (1, -1), strict=True):
         if inwards * (edge - end) > 0:
             ax.plot(edge + inwards * 0.015 * np.ptp(edges), y, marker=marker, color="k")
-
-
-def speed(table: pd.DataFrame, ours: Sequence[str], baselines: Sequence[str]) -> Figure:
-    """The speed of cells over that of others.
-
-    Args:
-        table: Columns `model, task` ("train" or "infer"), `steps, hidden, batch, threads`, and for
-            each baseline NAME a ratio `NAME_ratio`, above 1 where the model is faster.
-        ours: Names of the cells whose speed is shown.
-        baselines: Names of the cells that it is compared with.
-    """
-    table = table[table["model"].isin(ours)]
-    shape = table.apply(
-        lambda row: f"T {row['steps']}, H {row['hidden']}, B {row['batch']}, {row['threads']} thr.",
-        axis=1,
-    )
-    if len(ours) > 1:
-        shape = table["model"].map(lambda name: CELLS[name].label) + ": " + shape
-    figure, axes = plt.subplots(
-        1, 2, figsize=(9.5, 1.4 + 0.45 * shape.nunique()), sharex=True, sharey=True
-    )
-    titles = {"train": "Training step", "infer": "Inference"}
-    for ax, (kind, title) in zip(axes, titles.items(), strict=True):
-        part = table["task"] == kind
-        for name in baselines:
-            cell = CELLS[name]
-            ax.plot(
-                table.loc[part, f"{name}_ratio"], shape[part], cell.marker or "o",
-                color=cell.colour, label=f"times as fast as {cell.label}",
-            )  # fmt: skip
-        ax.axvline(1, color="0.3", linestyle="--", linewidth=1)
-        names = " and ".join(CELLS[name].label for name in ours)
-        ax.set(title=title, xlabel=f"Ratio (above 1: {names} is faster)", xlim=(0, None))
-        ax.tick_params(labelleft=True)
-    axes[0].invert_yaxis()
-    legend_below(figure, axes[0])
-    return figure
