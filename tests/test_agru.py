@@ -180,14 +180,6 @@ def test_states_grow_by_at_most_epsilon_a_step():
     assert output[-1].abs().max() > h_0.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
-def test_a_traced_model_answers_its_input_not_the_traced_one():
-    model, (first, second) = AGRU(3, 4).eval(), random(2, 5, 2, 3).float()
-    with torch.no_grad():
-        traced = torch.jit.trace(model, (first,))
-        torch.testing.assert_close(traced(second)[0], model(second)[0])
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_what_the_old_onnx_exporter_writes_answers_its_input_too():
     model, file, (first, second) = AGRU(3, 4).eval(), BytesIO(), random(2, 5, 2, 3).float()
@@ -196,13 +188,6 @@ def test_what_the_old_onnx_exporter_writes_answers_its_input_too():
         session = ReferenceEvaluator(onnx.load_from_string(file.getvalue()))
         out, _ = session.run(None, {session.input_names[0]: second.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), model(second)[0])
-
-
-@pytest.mark.slow
-def test_an_exported_program_answers_its_input_too():
-    model, (first, second) = AGRU(3, 4).eval(), random(2, 5, 2, 3).float()
-    program = torch.export.export(model, (first,)).module()
-    torch.testing.assert_close(program(second)[0], model(second)[0])
 
 
 def test_the_module_is_copied_and_pickled_like_any_other():
