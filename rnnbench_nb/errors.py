@@ -1,5 +1,10 @@
 """The one error that is meant for the user, and the most common way to raise it."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
 
 class UserError(ValueError):
     """One clear sentence: the file, the key or the run; what is wrong; what would be right.
@@ -8,7 +13,7 @@ class UserError(ValueError):
     """
 
 
-def lookup(table: dict, key: str, name: object):
+def lookup(table: Mapping[str, Entry], key: str, name: object) -> Entry:
     """Return `table[name]`; an unknown name is a UserError that names the key and the choices."""
     if not isinstance(name, str) or name not in table:
         raise UserError(f"{key}: {name!r} is unknown; it must be one of {', '.join(table)}.")

@@ -1,4 +1,4 @@
-"""The one writer of files: whole or not at all; and what a notebook says, executed or not."""
+"""The project's folder, the one writer of files, and notebooks without their outputs."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rnnbench_nb.errors import UserError
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parent.parent  # notebooks name other folders relative to it
 
 
 def write_file(path: Path | str, data: bytes | str) -> None:
@@ -45,7 +45,7 @@ def write_file(path: Path | str, data: bytes | str) -> None:
 
 
 def unexecuted(notebook: bytes) -> bytes:
-    """A notebook as it is before it is executed; one that is none stays as it is."""
+    """Strip what executing and saving change in a notebook; return anything else unchanged."""
     try:
         content = json.loads(notebook)
         for number, cell in enumerate(content["cells"]):
