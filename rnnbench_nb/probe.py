@@ -30,8 +30,10 @@ BATCH = 24  # so that the last batch of an epoch is incomplete
 OUTPUTS = 16  # numbers of the trained model's outputs that are kept
 NO_FALL = 1e6  # min_delta with which no epoch but the first lowers the validation loss
 
-# Ten times the largest relative difference that was seen, by `precision`.
-TOLERANCE = {"highest": 1e-4, "medium": 1e-1}
+# Ten times the largest relative difference that was seen, by `precision`: over ten cells and five
+# tasks, with the kernel and torch at AVX2 and at the compiler's least, with one and two threads;
+# for "medium" between products of float32 and of operands rounded to bfloat16.
+TOLERANCE = {"highest": 1.2e-5, "medium": 8.5e-2}
 
 
 def shortened(parameters: RunParameters) -> RunParameters:

@@ -380,13 +380,12 @@ def formatted(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     """The summary as text for people: metrics scaled, as mean ± sd; thousands separated."""
     scale, unit = metrics.score.scale, f" {metrics.score.unit}".rstrip()
     digits = 2 if scale > 1 else 4
-    columns = {"variant": table["variant"], "seeds": table["seeds"]}
+    columns: dict[str, Any] = {name: table[name] for name in ("variant", "seeds")}
     for name in metrics.names:
-        means = (scale * table[name]).map(f"{{:.{digits}f}}".format)
-        spreads = (scale * table[f"{name}_sd"]).map(
-            f" ± {{:.{digits}f}}".format, na_action="ignore"
-        )
-        columns[f"{readable(name)}{unit}"] = means + spreads.fillna("")
+        columns[f"{readable(name)}{unit}"] = [
+            f"{scale * mean:.{digits}f}" + ("" if sd != sd else f" ± {scale * sd:.{digits}f}")
+            for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)
+        ]
     for name in SIZES:
         form = "{:,.0f}" if "parameters" in name else "{:.1f}"
         columns[readable(name)] = table[name].map(form.format)

@@ -32,7 +32,7 @@ class Verification(NamedTuple):
 
     runs: int
     problems: list[str]
-    unchecked: tuple[str, ...]
+    unchecked: list[str]
 
 
 def verify(report: Report) -> Verification:
@@ -41,8 +41,7 @@ def verify(report: Report) -> Verification:
     Raises:
         UserError: A file is missing or damaged.
     """
-    problems = [f"{run['variant']}-seed{run['seed']} is {run['status']}" for run in report.missing]
-    problems += _rows(report)
+    problems = [*_rows(report)]
     for run in report.runs:
         problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
     if not report.published:
@@ -52,7 +51,11 @@ def verify(report: Report) -> Verification:
     path = report.folder / "results_summary.md"
     if not path.exists() or path.read_text(encoding="utf-8") != summary_text(report):
         problems.append("results_summary.md is not what the runs give")
-    return Verification(len(report.runs), problems, UNCHECKED)
+    missing = [
+        f"{run['variant']}-seed{run['seed']}: {run.get('reason', run['status'])}"
+        for run in report.missing
+    ]
+    return Verification(len(report.runs), problems, [*UNCHECKED, *missing])
 
 
 def _rows(report: Report) -> Iterator[str]:

@@ -66,10 +66,12 @@ def write_report(
         )
         size = looks[variant]["parameters"].get("hidden_size", 128)
         record = {"format": 2, **keys, "status": results.COMPLETED, "metrics": metrics}
-        record |= {"parameters": looks[variant]["parameters"], "epochs": len(curve)}
+        parameters = looks[variant]["parameters"] | {"seed": seed}
+        record |= {"parameters": parameters, "epochs": len(curve)}
         record |= {"best_epoch": int(np.argmax(curve)) + 1, "seconds": 10.0 * len(curve)}
         record |= {"parameter_count": 10 * size, "free_parameter_count": 9 * size}
-        record |= {"data": {"class_names": [str(k) for k in range(10)]}, "device": "cpu"}
+        data = {"class_names": [str(k) for k in range(10)], "train": 4}
+        record |= {"data": data, "device": "cpu"}
         test = kind.values(label, predicted) | {"loss": 1.0}
         results.write_json(run / "run.json", record | {"test": test})
     return results.Report(folder)

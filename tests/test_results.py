@@ -1,0 +1,189 @@
+"""Reports and runs as files and tables."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from by_hand import write_report
+
+from rnnbench_nb import results
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.looks import labels, looks
+from rnnbench_nb.metrics import METRICS
+from rnnbench_nb.results import Report, load_run, read_csv, summary, write_csv, write_tables
+
+PUBLISHED = sorted(path.parent for path in (PROJECT / "reports/published").glob("*/report.json"))
+RIGHT, WRONG = ([0, 1, 2, 1], [0, 1, 2, 1]), ([0, 1, 2, 1], [0, 1, 1, 0])
+
+
+@pytest.fixture
+def report(tmp_path):
+    """Two variants with two seeds; a run failed, another is missing."""
+    answers = {("gru", 1): RIGHT, ("gru", 2): WRONG, ("lstm", 1): RIGHT}
+    found = write_report(tmp_path, {"gru": {"model": "gru"}, "lstm": {"model": "lstm"}}, answers)
+    failed = {"format": 2, "variant": "lstm", "model": "lstm", "seed": 2, "status": "failed"}
+    failed |= {"precision": "highest", "loss": 3.0, "reason": "not finite"}
+    results.write_json(tmp_path / "runs/lstm-seed2/run.json", failed)
+    table = pd.DataFrame({"variant": ["gru"], "seed": [2], "moment": ["initial"], "x": [0.1]})
+    results.write_parquet(tmp_path / "runs/gru-seed2/measures/stability.parquet", table)
+    return found
+
+
+def test_reading_a_report_loads_no_torch():
+    code = (
+        "import sys, rnnbench_nb.verify\nfrom rnnbench_nb.results import Report\n"
+        f"Report({str(PUBLISHED[0])!r}).runs\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+CELLS = {
+    "gru": SimpleNamespace(name="gru", label="GRU", colour="#111111", dashes=(1, 1), marker="o"),
+    "lstm": SimpleNamespace(name="lstm", label="LSTM", colour="#222222", dashes=(), marker="s"),
+    "agru": SimpleNamespace(name="agru", label="A-GRU, gated", colour=None, dashes=None, marker=""),
+}
+
+
+def test_labels_follow_the_cell_or_the_name():
+    cells = {"gru": "gru", "gru_like": "lstm", "agru_139": "agru", "free": "agru"}
+    assert labels({name: CELLS[cell] for name, cell in cells.items()}) == {
+        "gru": "GRU", "gru_like": "gru_like", "agru_139": "A-GRU (gated)-139", "free": "free"
+    }  # fmt: skip
+
+
+def test_looks_are_the_cells_own_where_they_are_not_ambiguous():
+    cells = {"gru_like": "lstm", "gru": "gru", "frozen": "gru", "free": "gru"}
+    found = looks({name: CELLS[cell] for name, cell in cells.items()})
+    assert [found[name].colour for name in ("gru", "gru_like")] == ["#111111", "#222222"]
+    assert len({look.colour for look in found.values()}) == 4
+    many = looks({f"v{i}": CELLS["agru"] for i in range(20)}).values()
+    assert len({look.colour for look in many}) == 20
+    assert len({(look.dashes, look.marker) for look in many}) == 20
+
+
+def test_results_have_a_row_for_each_run_and_settings_are_no_scores(report):
+    rows = report.results.set_index(["variant", "seed"])
+    assert list(report.results) == results.result_columns(METRICS["classification"].names)
+    assert rows["status"].tolist() == ["completed"] * 3 + ["failed"]
+    assert rows["accuracy"].tolist()[:3] == [1.0, 0.5, 1.0]
+    assert rows.loc[("lstm", 2), ["accuracy", "precision", "loss"]].isna().all()
+    assert [run["reason"] for run in report.missing] == ["not finite"]
+    assert [run.key for run in report.of("gru")] == [("gru", 1), ("gru", 2)]
+    assert report.history.groupby(["variant", "seed"]).size().tolist() == [2, 2, 2]
+
+
+def test_columns_of_results_are_all_different():
+    for metrics in METRICS.values():
+        columns = results.result_columns(metrics.names)
+        assert len(set(columns)) == len(columns)
+
+
+def test_a_run_that_was_never_begun_is_missing(report):
+    for path in (report.folder / "runs/gru-seed1").iterdir():
+        path.unlink()
+    (run, _) = Report(report.folder).missing
+    assert (run["status"], run["seed"]) == ("missing", 1) and "logs/gru-seed1.txt" in run["reason"]
+    write_tables(Report(report.folder))
+    text = (report.folder / "results_summary.md").read_text()
+    assert "gru-seed1 is missing" in text and "lstm-seed2 is failed: not finite" in text
+
+
+def test_published_and_read_again_a_report_is_the_same(report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    results.write_published(report, folder)
+    again = Report(folder)
+    assert again.published and [run.key for run in again.runs] == [run.key for run in report.runs]
+    finished = report.results["status"] == "completed"
+    assert again.results[finished].equals(report.results[finished])
+    pd.testing.assert_frame_equal(again.history, report.history)
+    pd.testing.assert_frame_equal(again.table("stability"), report.table("stability"))
+    assert again.table("growth").empty
+    run = load_run(folder / "runs/gru-seed2")
+    assert run.scores.tolist() == [1, 1, 0, 0]
+    assert run.tables()["stability"]["x"].tolist() == [0.1]
+    with pytest.raises(UserError, match="a published report has no weights"):
+        run.tensors("best")
+    with pytest.raises(UserError, match="holds no run"):
+        load_run(folder / "runs/gru-seed3")
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_reports_open_with_all_their_runs(folder):
+    found = Report(folder)
+    assert len(found.runs) == len(found.run_folders) > 0 and found.missing == []
+    assert len(found.history) == found.results["epochs"].sum() * 2
+    assert {frozenset(record) for record in found.records} == {frozenset(found.records[0])}
+
+
+def test_the_summary_by_hand(report):
+    table = summary(report.results)
+    assert table["seeds"].tolist() == [2, 1] and table["epochs"].tolist() == [1.0, 1.0]
+    assert table.loc[0, "accuracy"] == pytest.approx(0.75)
+    assert table.loc[0, "accuracy_sd"] == pytest.approx(0.5 / np.sqrt(2))
+    text = results.formatted(table, report.metrics)
+    assert text["accuracy %"].tolist() == ["75.00 ± 35.36", "100.00"]  # one seed has no sd
+    assert text["free parameters"].tolist() == ["1,152", "1,152"]
+    assert results.readable("negative_mse") == "negative MSE"
+
+
+def test_numbers_and_names_survive_a_table_exactly(tmp_path):
+    names = ["0.5", "None", "NA", "128", "True", "007", "inf", "1e-3", "nan", "x"]
+    numbers = [*np.random.default_rng(0).random(9) * 1e-7, None]
+    frame = pd.DataFrame({"variant": names, "loss": numbers})
+    write_csv(tmp_path / "x.csv", frame)
+    again = read_csv(tmp_path / "x.csv", "")
+    assert again["variant"].tolist() == names and again["loss"].equals(frame["loss"])
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def another(path):
+    path.write_bytes(b"[]\n" if path.suffix == ".json" else b"a;b\n1;2\n")
+
+
+@pytest.mark.parametrize("damage", [truncate, another])
+@pytest.mark.parametrize("name", ["run.json", "history.csv", "predictions.safetensors"])
+def test_a_damaged_file_of_a_run_is_named_and_the_others_are_read(report, damage, name):
+    path = report.folder / "runs/gru-seed1" / name
+    damage(path)
+    again = Report(report.folder)
+    assert [run.key for run in again.runs] == [("gru", 2), ("lstm", 1)]
+    reason = again.missing[0]["reason"]
+    assert str(path) in reason and f"move {path.parent} elsewhere" in reason
+
+
+@pytest.mark.parametrize("damage", [truncate, another])
+@pytest.mark.parametrize("name", ["report.json", "runs.json", "history.parquet",
+                                  "predictions.safetensors.xz"])  # fmt: skip
+def test_a_damaged_file_of_a_published_report_is_named(report, tmp_path_factory, damage, name):
+    folder = tmp_path_factory.mktemp("published")
+    results.write_published(report, folder)
+    damage(folder / name)
+    try:
+        reasons = [run.get("reason", "") for run in Report(folder).missing[:2]]
+    except UserError as error:
+        reasons = [str(error)]
+    if (name, damage) == ("runs.json", another):  # no runs, which is no damage
+        assert "did not finish" in reasons[0]
+    else:
+        assert all(str(folder / name) in reason for reason in reasons)
+
+
+def test_reports_and_runs_of_version_0_1_are_refused_with_the_tag(tmp_path):
+    (tmp_path / "protocol.yaml").write_text("model: gru\n")
+    (tmp_path / "runs/gru-seed1").mkdir(parents=True)
+    record = {"variant": "gru", "model": "gru", "seed": 1, "status": "completed"}
+    (tmp_path / "runs/gru-seed1/run.json").write_text(json.dumps(record))
+    for read in (lambda: Report(tmp_path), lambda: load_run(tmp_path / "runs/gru-seed1")):
+        with pytest.raises(UserError, match=r"version 0\.1.*git checkout v0\.1"):
+            read()
+    with pytest.raises(UserError, match="holds no report"):
+        Report(tmp_path / "runs")

@@ -1,0 +1,260 @@
+"""One run from its parameters to its folder: what is written, resumed, copied and refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+
+from rnnbench_nb import results, runs, training
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.measures import Measured
+from rnnbench_nb.protocol import load_protocol, run_parameters
+from rnnbench_nb.results import Report, load_run
+from rnnbench_nb.runs import load_model, marker, stale_runs, task_of, train_run
+from rnnbench_nb.training import evaluate
+
+LABELS = {"gru": "GRU", "damped": "damped"}
+
+
+def change(**values):
+    return run_parameters({"model": "gru", **TINY, **values}, "the test")
+
+
+def quiet(line):
+    """No progress."""
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch, tmp_path):
+    """A project of its own, whose runs are measured by one row."""
+    table = pd.DataFrame({"variant": ["gru"], "seed": [42], "moment": ["trained"], "x": [0.5]})
+    measured = Measured({"stability": table}, {"growth": "ValueError: no Jacobian"})
+    monkeypatch.setattr(runs, "measure", lambda *args: measured)
+    monkeypatch.setattr(runs, "PROJECT", tmp_path)
+    return tmp_path / "reports"
+
+
+@pytest.fixture
+def run(project):
+    return train_run(change(), project / "first/runs/gru-seed42", quiet)
+
+
+def test_a_finished_run_is_whole(run):
+    record, task = run.record, task_of(change())
+    model, test = load_model(run), task.load(42).test
+    loss, score, outputs = evaluate(model, test, task)
+    np.testing.assert_allclose(outputs, run.tensors("outputs")["outputs"], rtol=1e-5, atol=1e-6)
+    assert record["test"]["loss"] == pytest.approx(loss) and record["test"]["accuracy"] == score
+    assert run.scores.mean() == score
+    assert (run.predictions["predicted"] == outputs.argmax(1).numpy()).all()
+    assert (run.predictions["label"] == test.targets.numpy()).all()
+    assert run.predictions["label"].dtype == np.uint8
+    initial = load_model(run, "initial").state_dict()
+    assert not torch.equal(initial["head.weight"], model.state_dict()["head.weight"])
+    assert list(run.history) == results.history_columns("accuracy")
+    assert list(run.history["epoch"]) == [1, 1, 2, 2] and set(run.history["seed"]) == {42}
+    known = {"versions", "commit", "device", "processor", "started", "finished", "threads"}
+    assert known < record.keys() and record["path"] == "torch.nn.GRU"
+    assert record["unmeasured"] == {"growth": "ValueError: no Jacobian"}
+    assert run.tables()["stability"]["x"].tolist() == [0.5]
+    assert json.loads((run.folder / "progress.json").read_text())["epoch"] == 2
+
+
+def test_a_finished_run_is_read_and_other_parameters_are_refused(run, monkeypatch):
+    monkeypatch.setattr(runs, "fit", None)
+    assert train_run(change(), run.folder, quiet).record == run.record
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds a run with other parameters"):
+        train_run(change(epochs=3), run.folder, quiet)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_test_examples_are_looked_at_once_and_last(project, monkeypatch):
+    reads = []
+
+    def spy(model, part, task):
+        reads.append(len(part.targets))
+        return evaluate(model, part, task)
+
+    for module in (training, runs):
+        monkeypatch.setattr(module, "evaluate", spy)
+    data = train_run(change(), project / "a/runs/gru-seed42", quiet).record["data"]
+    counts = Counter(reads)
+    assert counts[data["validation"]] == 2 and counts[data["test"]] == 1
+    assert reads[-1] == data["test"]
+
+
+def test_a_run_of_another_report_is_copied_under_its_own_variant(run, project, monkeypatch):
+    monkeypatch.setattr(runs, "fit", None)
+    lines = []
+    copy = train_run(change(variant="plain"), project / "second/runs/plain-seed42", lines.append)
+    assert "is copied, not trained again" in lines[-1]
+    assert copy.record["copied_from"] == "reports/first/runs/gru-seed42"
+    assert copy.record["test"] == run.record["test"] and copy.key == ("plain", 42)
+    assert set(copy.history["variant"]) == {"plain"}
+    assert set(copy.tables()["stability"]["variant"]) == {"plain"}
+    assert (copy.predictions["predicted"] == run.predictions["predicted"]).all()
+
+
+def as_published(run, project):
+    """The same run as a published report has it, the report itself being gone."""
+    protocol = SimpleNamespace(
+        parameterisations={"gru": change()}, seeds_of=lambda name: [42], note=""
+    )
+    results.write_json(project / "first/report.json", marker("first", protocol))
+    results.write_published(Report(project / "first"), project / "published/first")
+    shutil.rmtree(project / "first")
+
+
+@pytest.mark.parametrize(
+    ("changed", "copied"), [("nothing", True), ("epochs", False), ("data", False), ("probe", False)]
+)
+def test_a_published_run_counts_if_parameters_data_and_probe_are_equal(
+    run, project, changed, copied
+):
+    as_published(run, project)
+    path, values = project / "published/first/runs.json", {}
+    records = json.loads(path.read_text())
+    if changed == "epochs":
+        values = {"epochs": 1}
+    elif changed == "data":
+        records[0]["data"]["hash"] = "another"
+    elif changed == "probe":
+        records[0]["probe"]["loss"][0] += 0.01
+    path.write_text(json.dumps(records))
+    again = train_run(change(**values), project / "second/runs/gru-seed42", quiet)
+    assert ("copied_from" in again.record) == copied
+    if copied:
+        assert again.history.equals(run.history)
+        assert again.tables()["stability"].equals(run.tables()["stability"])
+
+
+def test_a_run_is_stale_if_todays_code_gives_other_numbers(run, project):
+    as_published(run, project)
+    report = Report(project / "published/first")
+    assert stale_runs(report) == []
+    report.runs[0].record["probe"]["gradient_norm"][1] *= 1.001
+    assert stale_runs(report) == ["gru-seed42"]
+    report.runs[0].record["probe"] = None  # as in reports of version 0.1
+    assert stale_runs(report) == []
+
+
+def killed(line):
+    if "epoch   1" in line:
+        raise KeyboardInterrupt
+
+
+def test_a_checkpoint_is_gone_on_from_unless_damaged_or_of_other_code(project):
+    whole = train_run(change(), project / "a/runs/gru-seed42", quiet)
+    weights = (whole.folder / "best.safetensors").read_bytes()
+    shutil.move(whole.folder, project.parent / "elsewhere")
+    for damage, epochs in (("none", [2]), ("truncated", [1, 2]), ("of other code", [1, 2])):
+        folder, lines = project / f"{damage}/runs/gru-seed42", []
+        with pytest.raises(KeyboardInterrupt):
+            train_run(change(), folder, killed)
+        assert not (folder / "run.json").exists()
+        path = folder / "checkpoint.pt"
+        if damage == "truncated":
+            path.write_bytes(path.read_bytes()[:1000])
+        elif damage == "of other code":
+            content = torch.load(path, weights_only=True)
+            content["stamp"]["probe"]["loss"][0] += 0.01
+            torch.save(content, path)
+        train_run(change(), folder, lines.append)
+        assert [int(line.split("epoch")[1][:4]) for line in lines if "  epoch" in line] == epochs
+        told = [line for line in lines if "checkpoint.pt" in line]
+        assert ["training starts again" in line for line in told] == [True] * (damage != "none")
+        assert (folder / "best.safetensors").read_bytes() == weights
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "spoiled", "reason"),
+    [
+        ({"optimiser": "sgd", "learning_rate": 1e30, "clip_norm": None}, False, "the loss is "),
+        ({}, True, "RuntimeError: a contributed cell's own fault"),
+    ],
+)
+def test_a_run_that_fails_says_why_and_is_tried_again(
+    project, monkeypatch, values, spoiled, reason
+):
+    def fault(*args):
+        raise RuntimeError("a contributed cell's own fault")
+
+    folder = project / "a/runs/gru-seed42"
+    with monkeypatch.context() as patch, pytest.raises((UserError, RuntimeError)):
+        if spoiled:
+            patch.setattr(runs, "fit", fault)
+        train_run(change(**values), folder, quiet)
+    record = load_run(folder).record
+    assert record["status"] == "failed" and reason in record["reason"]
+    row = results.result_row(record, ("accuracy", "precision"))
+    assert row["precision"] is None and row["status"] == "failed"
+    if spoiled:
+        assert train_run(change(), folder, quiet).record["status"] == "completed"
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))
+    with pytest.raises(UserError, match="device: 'cuda' is asked for but no GPU is found"):
+        runs.device_of(change(device="cuda"))
+    assert runs.device_of(change()).type == "cpu"
+
+
+def test_answers_are_kept_in_a_type_that_holds_them():
+    assert runs.narrow(label=np.array([0, 300]), predicted=np.array([0, 1]))["label"].dtype == "u2"
+    assert runs.narrow(label=np.array([0, 9]))["label"].dtype == np.uint8
+    assert runs.narrow(label=np.array([-1, 9]))["label"].tolist() == [-1, 9]
+    assert runs.narrow(label=np.array([0.25]))["label"].tolist() == [0.25]
+
+
+def test_the_marker_says_what_a_report_holds():
+    protocol = load_protocol(PROJECT / "params/row_mnist.yaml", {"runs": 2})
+    content = json.loads(json.dumps(marker("row_mnist", protocol)))
+    assert content["format"] == 2 and content["metrics"] == "classification"
+    assert content["seeds"] == {name: [42, 43] for name in ("lstm", "gru", "agru")}
+    assert content["variants"]["agru"]["label"] == "A-GRU"
+    assert content["variants"]["agru"]["parameters"] == protocol.parameterisations["agru"].flat()
+    assert len({variant["group"] for variant in content["variants"].values()}) == 1
+
+
+@pytest.mark.slow
+def test_kills_at_arbitrary_moments_change_nothing(project):
+    parameters = change(epochs=40, batch_size=611, hidden_size=16, patience=40)
+    whole = train_run(parameters, project / "whole/runs/gru-seed42", quiet)
+    shutil.move(project / "whole", project.parent / "whole")
+    code = (
+        "import sys, json\nfrom pathlib import Path\nfrom rnnbench_nb import runs\n"
+        "from rnnbench_nb.protocol import run_parameters\nruns.PROJECT = Path(sys.argv[1])\n"
+        "train = runs.train_run(run_parameters(json.loads(sys.argv[2]), 'x'), sys.argv[3])"
+    )
+    folder, random = project / "broken/runs/gru-seed42", Random(0)
+    command = [sys.executable, "-c", code, project.parent, json.dumps(parameters.flat()), folder]
+    for _ in range(30):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and not list(folder.glob(".checkpoint.pt.*")):
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if (folder / "run.json").exists():
+            break
+    run = train_run(parameters, folder, quiet)
+    original = project.parent / "whole/runs/gru-seed42"
+    for name in ("best", "initial", "outputs", "predictions"):
+        file = f"{name}.safetensors"
+        assert (folder / file).read_bytes() == (original / file).read_bytes()
+    columns = ["epoch", "split", "loss", "accuracy", "learning_rate", "gradient_norm"]
+    assert run.history[columns].equals(whole.history[columns])

@@ -1,0 +1,191 @@
+"""Verify names what was edited in a report, and lists what it cannot check."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from by_hand import write_report
+from conftest import TINY
+
+from rnnbench_nb import results
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.protocol import run_parameters
+from rnnbench_nb.results import Report, write_tables
+from rnnbench_nb.runs import started, task_of
+from rnnbench_nb.training import fit
+from rnnbench_nb.verify import TOLERANCE, retrain, verify
+
+BUDGET = {"epochs": 3, "steps": None, "batch_size": 2, "drop_last": False, "patience": None}
+BUDGET |= {"min_delta": 0.0, "best_by": "score", "hidden_size": 8}
+LABELS = [0, 1, 2, 1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sound report of two variants with two seeds."""
+    variants = {name: {"model": name, **BUDGET} for name in ("gru", "lstm")}
+    runs = [(name, seed) for name in variants for seed in (1, 2)]
+    answers = {key: (LABELS, np.roll(LABELS, number)) for number, key in enumerate(runs)}
+    curves = {key: [0.1, 0.1 * number, 0.15] for number, key in enumerate(runs)}
+    write_tables(write_report(tmp_path, variants, answers, curves))
+    return tmp_path
+
+
+def problems(folder):
+    return verify(Report(folder)).problems
+
+
+def test_a_sound_report_agrees_and_what_is_not_checked_is_listed(folder, tmp_path_factory):
+    found = verify(Report(folder))
+    assert found.runs == 4 and found.problems == []
+    assert any("seconds" in each for each in found.unchecked)
+    published = tmp_path_factory.mktemp("published")
+    results.write_published(Report(folder), published)
+    assert problems(published) == []
+
+
+def edit_table(change):
+    def edit(folder):
+        table = pd.read_csv(folder / "results.csv", keep_default_na=False)
+        change(table).to_csv(folder / "results.csv", index=False)
+
+    return edit
+
+
+def cell(row, **values):
+    return edit_table(lambda table: table.assign(
+        **{name: [value if i == row else old for i, old in enumerate(table[name])]
+           for name, value in values.items()}))  # fmt: skip
+
+
+def edit_record(**values):
+    def edit(folder):
+        path = folder / "runs/gru-seed1/run.json"
+        record = json.loads(path.read_text())
+        for name, value in values.items():
+            if isinstance(record[name], dict):
+                record[name] |= value
+            else:
+                record[name] = value
+        path.write_text(json.dumps(record))
+
+    return edit
+
+
+def edit_history(change, name="runs/gru-seed1/history.csv"):
+    def edit(folder):
+        change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
+
+    return edit
+
+
+def edit_answers(folder):
+    path = folder / "runs/gru-seed1/predictions.safetensors"
+    results.write_tensors(path, {"label": np.array(LABELS), "predicted": np.zeros(4, int)})
+
+
+EDITS = {
+    "a row missing": (edit_table(lambda t: t.drop(index=1)), "0 rows of gru, seed 2"),
+    "all rows missing": (edit_table(lambda t: t[:0]), "0 rows of lstm, seed 1"),
+    "a row twice": (edit_table(lambda t: pd.concat([t, t[:1]])), "2 rows of gru, seed 1"),
+    "a row of no run": (cell(0, seed=9), "seed 9, which the protocol does not have"),
+    "another variant": (cell(0, variant="agru"), "a row agru"),
+    "another model": (cell(0, model="agru"), "has model agru for gru, seed 1"),
+    "every status failed": (edit_table(lambda t: t.assign(status="failed")), "status failed"),
+    "accuracy": (cell(1, accuracy=0.75), "has accuracy 0.75 for gru, seed 2"),
+    "precision": (cell(1, precision=0.75), "has precision 0.75"),
+    "recall": (cell(1, recall=0.75), "has recall 0.75"),
+    "f1": (cell(1, f1=0.75), "has f1 0.75"),
+    "no accuracy": (cell(1, accuracy=""), "has accuracy"),
+    "loss": (cell(2, loss=0.5), "has loss 0.5 for lstm, seed 1"),
+    "parameters": (cell(2, parameters=1), "has parameters 1"),
+    "free parameters": (cell(2, free_parameters=1), "has free_parameters 1"),
+    "epochs": (cell(3, epochs=4), "has epochs 4 for lstm, seed 2"),
+    "best epoch": (cell(3, best_epoch=1), "has best_epoch 1"),
+    "seconds": (cell(3, seconds=1.0), "has seconds 1.0"),
+    "a record's score": (edit_record(test={"accuracy": 0.9}), "its predictions give 1.0"),
+    "a record's best epoch": (edit_record(best_epoch=1), "its history gives 3"),
+    "a record's epochs": (edit_record(epochs=2), "each of its 2 epochs once"),
+    "a record's parameters": (edit_record(parameters={"epochs": 4}), "protocol asks for 3"),
+    "a record's model": (edit_record(model="lstm"), "names another run"),
+    "answers": (edit_answers, "its predictions give 0.25"),
+    "a curve": (edit_history(lambda h: h.assign(accuracy=0.5)), "its history gives 1"),
+    "an epoch missing": (edit_history(lambda h: h[:-2]), "each of its 3 epochs once"),
+    "an epoch twice": (edit_history(lambda h: pd.concat([h, h[:1]])), "epochs once"),
+    "the history": (edit_history(lambda h: h.assign(loss=2.0), "history.csv"), "history.csv is"),
+    "the summary": (lambda f: (f / "results_summary.md").write_text("better\n"), "summary"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_is_named(folder, edit):
+    change, sentence = EDITS[edit]
+    change(folder)
+    assert any(sentence in problem for problem in problems(folder)), problems(folder)
+
+
+def test_an_early_stop_is_where_patience_says(tmp_path):
+    variants = {"gru": {"model": "gru", **BUDGET, "epochs": 9, "patience": 2}}
+    answers, curve = {("gru", 1): (LABELS, LABELS)}, {("gru", 1): [0.1, 0.2, 0.3]}
+    write_tables(write_report(tmp_path, variants, answers, curve))
+    assert problems(tmp_path) == []  # the loss is 1 in each epoch: the second and third are no fall
+    variants["gru"]["patience"] = 5
+    write_tables(write_report(tmp_path, variants, answers, curve))
+    assert problems(tmp_path) == ["gru-seed1: it has 3 epochs; budget and history give 9"]
+
+
+def test_unfinished_runs_are_listed_not_blamed(folder):
+    (folder / "runs/gru-seed1/run.json").unlink()
+    write_tables(Report(folder))
+    found = verify(Report(folder))
+    assert found.problems == [] and found.runs == 3
+    assert any("gru-seed1" in each for each in found.unchecked)
+
+
+def test_a_published_report_agrees():
+    found = verify(Report(PROJECT / "reports/published/permuted_mnist"))
+    assert found.problems == [] and found.runs == 3
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A report of one run, of which the first two epochs of training are known."""
+    parameters = run_parameters({"model": "gru", **TINY}, "the test")
+    task = task_of(parameters)
+    data = task.load(42)
+    model = started(parameters, task, data.train)
+    history = fit(model, data, task, parameters, report=lambda line: None).history
+    flat = {"model": "gru", **parameters.flat()}
+    report = write_report(tmp_path, {"gru": flat}, {("gru", 42): (LABELS, LABELS)})
+    (run,) = report.runs
+    columns = results.history_columns("accuracy")
+    rows = pd.DataFrame([{"variant": "gru", "model": "gru", "seed": 42} | row for row in history])
+    results.write_csv(run.folder / "history.csv", rows[columns])
+    record = {**run.record, "epochs": 2, "data": {**run.record["data"], "hash": None}}
+    results.write_json(run.folder / "run.json", record)
+    return tmp_path
+
+
+def test_a_run_is_trained_again_and_agrees_differs_or_cannot_be_checked(trained):
+    lines = []
+    (row,) = retrain(Report(trained), 1, lines.append).to_dict("records")
+    assert row["outcome"] == "agrees" and row["difference"] == 0 and "agrees" in lines[0]
+    edit_history_of = trained / "runs/gru-seed42/history.csv"
+    table = pd.read_csv(edit_history_of)
+    table["loss"] *= 1 + 2 * TOLERANCE["highest"]
+    table.to_csv(edit_history_of, index=False)
+    assert retrain(Report(trained), 1)["outcome"].tolist() == ["differs"]
+    path = trained / "runs/gru-seed42/run.json"
+    for changed, reason in (({"data": {"hash": "x"}}, "data"), ({"device": "cuda"}, "GPU")):
+        record = json.loads(path.read_text())
+        results.write_json(path, {**record, **changed})
+        (row,) = retrain(Report(trained), 1).to_dict("records")
+        assert row["outcome"] == "cannot be checked" and reason in row["reason"]
+
+
+def test_a_report_without_its_table_is_named(folder):
+    (folder / "results.csv").unlink()
+    with pytest.raises(UserError, match=r"results\.csv is missing or damaged"):
+        problems(folder)
