@@ -36,10 +36,10 @@ SIZES = ["parameters", "free_parameters", "epochs", "best_epoch"]
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
     """Turn what goes wrong while a file is read into a sentence that names it and a remedy."""
-    wrong = (OSError, EOFError, ValueError, TypeError, LookupError, lzma.LZMAError, SafetensorError)
+    wrong = OSError, EOFError, ValueError, TypeError, AttributeError, LookupError
     try:
         yield
-    except wrong as error:
+    except (*wrong, lzma.LZMAError, SafetensorError) as error:
         raise UserError(f"{path} is missing or damaged; {remedy}.") from error
 
 

@@ -88,7 +88,7 @@ def _run(report: Report, run: Run) -> Iterator[str]:
             there = record["parameters"].get(key)
             yield f"its {key} is {there}; the protocol asks for {asked.get(key)}"
     right = {"variant": record["variant"], "model": asked["model"], "seed": record["seed"]}
-    if record["model"] != asked["model"] or not (history[KEYS] == right.values()).all(axis=None):
+    if record["model"] != asked["model"] or not (history[KEYS] == list(right.values())).all(axis=None):
         yield "its record or history names another run"
     answers = run.predictions["label"], run.predictions["predicted"]
     for name, value in run.metrics.values(*answers).items():

@@ -118,7 +118,8 @@ def test_published_reports_open_with_all_their_runs(folder):
     found = Report(folder)
     assert len(found.runs) == len(found.run_folders) > 0 and found.missing == []
     assert len(found.history) == found.results["epochs"].sum() * 2
-    assert {frozenset(record) for record in found.records} == {frozenset(found.records[0])}
+    keys = {"format", "metrics", "status", "parameters", "data", "test", "probe", "path", "device"}
+    assert all(keys < record.keys() for record in found.records)
 
 
 def test_the_summary_by_hand(report):
