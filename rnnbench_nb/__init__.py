@@ -6,7 +6,7 @@ __all__ = ["load_run"]
 
 
 def load_run(folder: Any) -> Any:
-    """Read a finished run (`report.load_run`)."""
-    from rnnbench_nb import report
+    """Read a finished run (`results.load_run`)."""
+    from rnnbench_nb import results
 
-    return report.load_run(folder)
+    return results.load_run(folder)

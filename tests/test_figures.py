@@ -11,7 +11,7 @@ from rnnbench_nb import figures
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.figures import theme
 from rnnbench_nb.metrics import Score
-from rnnbench_nb.report import history_columns, result_columns
+from rnnbench_nb.results import history_columns, result_columns
 
 THREE = made_report("lstm", "gru", "agru")
 TWENTY = made_report(**{f"variant_{index}": "agru" for index in range(20)})

@@ -21,7 +21,7 @@ from PIL import Image
 from rnnbench_nb.files import write_file
 
 if TYPE_CHECKING:
-    from rnnbench_nb.report import Report
+    from rnnbench_nb.results import Report
 
 mpl.rcdefaults()  # a matplotlibrc of the user has no say
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
