@@ -7,7 +7,7 @@ refused.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,25 +139,28 @@ def _some(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in keys}
 
 
-def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
+def run_parameters(
+    values: Mapping[str, Any], where: str, lenient: Collection[str] = ()
+) -> RunParameters:
     """Check the parameters of a run.
 
     Args:
         values: By flat keys, or as `RunParameters.grouped` gives them.
         where: Names their source in an error.
+        lenient: Keys that need not be read.
 
     Raises:
         UserError: A key is unknown, or read neither by the cell nor by the task, or wrong.
     """
-    options = values.get("options", {})
+    values = dict(values)
+    options = values.pop("options", {})
     if not isinstance(options, dict):
         raise UserError(f"{where}: options: must hold KEY: VALUE pairs, but {options!r} is given.")
-    values = {**values, **options}
-    values.pop("options", None)
+    values |= options
     cell = lookup(CELLS, f"{where}: model", values.get("model"))
     task = lookup(TASKS, f"{where}: task", values.get("task", DEFAULT))
     own, theirs = cell.Options.model_fields, task.Options.model_fields
-    _require_read(values, {*COMMON, *own, *theirs}, where)
+    _require_read(values, {*COMMON, *own, *theirs, *lenient}, where)
     parts = {
         "cell_options": validate(cell.Options, _some(values, own), where),
         "task_options": validate(task.Options, _some(values, theirs), where),
@@ -165,20 +168,27 @@ def run_parameters(values: Mapping[str, Any], where: str) -> RunParameters:
     return validate(RunParameters, _some(values, COMMON) | parts, where)
 
 
-def _require_read(values: Collection[str], read: Collection[str], where: str) -> None:
-    """Refuse the first key that is not in `read`: as unknown, or with those that would read it."""
+def _readers() -> dict[str, list[str]]:
+    """The cells and tasks that have an option of each name."""
+    readers: dict[str, list[str]] = {}
     entries: list[tuple[str, Any]] = [*CELLS.items(), *TASKS.items()]
+    for name, entry in entries:
+        for key in entry.Options.model_fields:
+            readers.setdefault(key, []).append(name)
+    return readers
+
+
+def _require_read(values: Iterable[str], read: Collection[str], where: str) -> None:
+    """Refuse the first key that is not in `read`: as unknown, or with those that would read it."""
     for key in values:
-        if key in read:
-            continue
-        readers = [name for name, entry in entries if key in entry.Options.model_fields]
-        if readers:
+        if key not in read:
+            readers = _readers()
+            if key not in readers:
+                raise UserError(f"{where}: {unknown(key, [*sorted(read), *readers])}")
             raise UserError(
-                f"{where}: {key} is an option of {', '.join(readers)}, and nothing here reads it; "
-                "leave it out."
+                f"{where}: {key} is an option of {', '.join(readers[key])}, and nothing here reads "
+                "it; leave it out."
             )
-        options = (key for _, entry in entries for key in entry.Options.model_fields)
-        raise UserError(f"{where}: {unknown(key, [*sorted(read), *options])}")
 
 
 class _Sweep(Frozen):
@@ -241,9 +251,9 @@ class Protocol:
         A variant takes part if `models` has its cell or its own name; so does a cell that stands in
         `models` beside the names of variants.
         """
-        common, found = self.values.get("model"), {}
+        found, cell = {}, self.values.get("model")
         variants = {
-            name: {"model": "module" if "module" in own else common, **own}
+            name: {"model": "module" if "module" in own else cell, **own}
             for name, own in self.variants.items()
         }
         if not variants or set(self.models) - set(CELLS):
@@ -258,11 +268,8 @@ class Protocol:
             if runs > self.runs:
                 raise UserError(f"{where}: runs: {runs} are more than the protocol's {self.runs}.")
             if own["model"] in (None, *self.models) or name in self.models:
-                cell = lookup(CELLS, f"{where}: model", own["model"])
-                task = lookup(TASKS, f"{where}: task", own.get("task", self.values["task"]))
-                read = {*COMMON, *cell.Options.model_fields, *task.Options.model_fields}
-                values = _some(self.values, read)
-                found[name] = run_parameters({**values, **own, "variant": name}, where)
+                values = {**self.values, **own, "variant": name}
+                found[name] = run_parameters(values, where, set(self.values) - set(own))
         if not found:
             raise UserError(
                 f"models: none of the variants uses {' or '.join(self.models)}; name a model that "
@@ -340,7 +347,8 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = 
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     read = {key for form in forms for parameters in form.values() for key in parameters.flat()}
-    _require_read(rest, {*read, *lenient, *_Sweep.model_fields}, where)
+    unread = set(lenient) & set(_readers())
+    _require_read(rest, {*read, *unread, *_Sweep.model_fields}, where)
     _require_read(sweep.quick, read, short)
     return replace(protocol, values=_some(whole, read))
 

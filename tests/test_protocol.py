@@ -162,6 +162,9 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path):
     (tmp_path / "second.yaml").write_text("base: first\nepochs: 8")
     protocol = load(tmp_path, "base: second\nruns: 2")  # gamma may stay: this file inherits it
     assert protocol.seeds == [3, 4] and protocol.values["epochs"] == 8
+    (tmp_path / "first.yaml").write_text("models: [gru]\ngama: 2")
+    with pytest.raises(UserError, match="unknown key 'gama'"):
+        load(tmp_path, "base: second")
 
 
 @pytest.mark.parametrize("name", ["0.5", "None", "NA", "128", "True", "007", "inf", "1e-3", "on"])
