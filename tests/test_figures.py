@@ -1,20 +1,18 @@
+"""The figures of results that several pages share, their looks, saving and showing."""
+
 import base64
 
-import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made import made_report
+from by_hand import write_report
+from matplotlib.colors import to_hex
 
-from rnnbench_nb import figures
+from rnnbench_nb import figures, looks
+from rnnbench_nb import statistics as stats
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.figures import theme
-from rnnbench_nb.metrics import Score
-from rnnbench_nb.results import history_columns, result_columns
-
-THREE = made_report("lstm", "gru", "agru")
-TWENTY = made_report(**{f"variant_{index}": "agru" for index in range(20)})
 
 
 @pytest.fixture(autouse=True)
@@ -23,146 +21,150 @@ def _close():
     plt.close("all")
 
 
-def history():
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    variants = {name: {"model": name} for name in ("lstm", "gru", "agru")}
+    return write_report(tmp_path_factory.mktemp("made"), variants, {})
+
+
+def runs(**accuracies):
+    return pd.DataFrame(
+        [(v, s, a, "completed") for v, values in accuracies.items() for s, a in enumerate(values)],
+        columns=["variant", "seed", "accuracy", "status"],
+    )
+
+
+LSTM = 0.98 + 1e-3 * np.array([1, 2, 4, 2, 1])
+FIVE = runs(lstm=LSTM, gru=[0.98] * 5, agru=[np.nan] * 5)
+
+
+def horizontal(ax):
+    """The ends (x, x) of the horizontal lines across the axes."""
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    return [tuple(line.get_xdata()) for line in lines if len(set(line.get_ydata())) == 1]
+
+
+def test_paired_differences_draws_every_seed_the_interval_and_the_verdict(report):
+    table = stats.compare(FIVE, 0.002)
+    (row,) = table[table["n"] > 0].to_dict("records")
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    dots = ax.collections[0].get_offsets()[:, 0]
+    assert sorted(dots) == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.4])
+    assert ax.patches[0].get_x() == pytest.approx(-0.2)
+    assert ax.patches[0].get_width() == pytest.approx(0.4)
+    assert horizontal(ax)[0] == pytest.approx((100 * row["family_low"], 100 * row["family_high"]))
+    assert [text.get_text() for text in ax.texts] == ["+0.20  undecided"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["LSTM − GRU"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_pair_without_a_verdict_has_dots_and_no_interval(report, n):
+    few = FIVE[FIVE["seed"] < n]
+    ax = figures.paired_differences(stats.compare(few, 0.002), few, report).axes[0]
+    assert len(ax.collections[0].get_offsets()) == n and not horizontal(ax)
+    words = {1: "+0.10  one seed: no verdict", 2: "+0.15  two seeds: no verdict"}
+    assert ax.texts[0].get_text() == words[n]
+
+
+def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead(report):
+    table = stats.compare(FIVE, 0.002).query("n > 0").assign(family_low=-0.05, family_high=0.05)
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    assert ax.get_xlim() == pytest.approx((-1.1, 1.1))  # 2.5 times the farthest, and 5%
+    assert horizontal(ax)[0] == pytest.approx((-1.1, 1.1))
+    assert "".join(line.get_marker() for line in ax.lines if line.get_marker() in "<>") == "<>"
+
+
+def test_an_ablation_names_changes_and_parts_the_parameters(report):
+    row = stats.compare(FIVE, 0.002).query("n > 0")
+    changes = {"change": ["gamma 0", "gamma 2", "epsilon 1"], "keys": ["gamma", "gamma", "epsilon"]}
+    table = pd.concat([row] * 3, ignore_index=True).assign(**changes)
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == changes["change"]
+    assert len([line for line in ax.lines if list(line.get_ydata()) == [1.5, 1.5]]) == 1
+    table.loc[2, "b"] = "lstm"  # another reference, which is named
+    ax = figures.paired_differences(table, FIVE, report).axes[0]
+    assert ax.get_yticklabels()[2].get_text() == "LSTM: epsilon 1"
+
+
+def test_long_names_leave_room_for_the_axes(tmp_path):
+    names = ["lstm_rate_0.003_dropout_0.25", "lstm_rate_0.001_dropout_0.25"]
+    report = write_report(tmp_path, {name: {"model": "lstm"} for name in names}, {})
+    both = runs(**dict(zip(names, [[0.98, 0.981, 0.985], [0.979] * 3], strict=True)))
+    figure = figures.paired_differences(stats.compare(both, 0.002), both, report)
+    figure.canvas.draw()  # a layout without room is a warning, which is an error here
+    (tick,) = figure.axes[0].get_yticklabels()
+    assert tick.get_text().split("\n") == [names[0].upper(), f"− {names[1].upper()}"]
+    assert tick.get_window_extent().x0 >= 0
+
+
+def test_test_errors_draw_every_run_and_intervals_from_three_seeds_on(report):
+    results = runs(lstm=LSTM, gru=[0.97, 0.98])
+    ax = figures.test_errors(results, report).axes[0]
+    assert sorted(ax.collections[0].get_offsets()[:, 0]) == pytest.approx(sorted(100 - 100 * LSTM))
+    bars = [line.get_segments()[0][:, 0] for line in ax.collections[1::2] if line.get_segments()]
+    low, high = stats.t_interval(100 - 100 * LSTM)
+    assert bars[0] == pytest.approx([low, high])
+    assert not figures.test_errors(results[:0], report).axes[0].collections
+
+
+def history(**accuracies):
     rows = [
-        (v, v, seed, epoch, split, 1 / epoch, 1 - 0.1 / epoch, 1.0, 0.001, 1.0)
-        for v in ("lstm", "gru", "agru")
-        for seed in (1, 2)
-        for epoch in (1, 2, 3)
+        (v, v, 0, epoch, split, 1 - a, a, 2.0)
+        for v, values in accuracies.items()
+        for epoch, a in enumerate(values, start=1)
         for split in ("train", "validation")
     ]
-    return pd.DataFrame(rows, columns=history_columns("accuracy"))
+    columns = ["variant", "model", "seed", "epoch", "split", "loss", "accuracy", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def results(variants=("lstm", "gru", "agru"), accuracies=(0.98, 0.99)):
-    frame = pd.DataFrame(
-        [
-            {"variant": v, "seed": s, "accuracy": a, "status": "completed"}
-            for v in variants
-            for s, a in enumerate(accuracies)
-        ]
-    )
-    return frame.reindex(columns=result_columns(["accuracy"]))
+def test_curves_are_on_a_log_scale(report):
+    curves = history(agru=[0.9, 0.98, 0.99])
+    ax = figures.error_curves(curves, report).axes[0]
+    assert ax.lines[0].get_ydata() == pytest.approx([10, 2, 1]) and ax.get_yscale() == "log"
+    ax = figures.training_curves(curves, report).axes[1]
+    assert ax.lines[0].get_ydata() == pytest.approx([0.1, 0.02, 0.01]) and ax.get_yscale() == "log"
+    assert to_hex(ax.lines[0].get_color()) == figures.look(report, "colour")["AGRU"].lower()
+    assert len(ax.collections) == 1
+    assert not figures.error_curves(history(), report).axes[0].lines
 
 
-def test_curves_show_each_model_in_its_colour_with_units():
-    figure = figures.accuracy_curves(history(), THREE)
-    for ax, title in zip(
-        figure.axes, ("Training (mean over the epoch)", "Validation"), strict=True
-    ):
-        assert ax.get_title() == title
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("Epoch", "Accuracy (%)")
-        drawn = [matplotlib.colors.to_hex(line.get_color()).upper() for line in ax.lines[:3]]
-        assert drawn == [colour.upper() for colour in theme.look(THREE, "colour").values()]
-        np.testing.assert_allclose(ax.lines[0].get_ydata(), 100 - np.array([10, 5, 10 / 3]))
-    label = figures.training_curves(history(), THREE).axes[0].get_ylabel()
-    assert label == "Cross entropy (nats, log scale)"
+def test_bands_of_many_variants_are_left_out(tmp_path):
+    names = [f"variant_{index}" for index in range(9)]
+    report = write_report(tmp_path, {name: {"model": "gru"} for name in names}, {})
+    curves = history(**dict.fromkeys(names, [0.9, 0.8]))
+    assert not figures.training_curves(curves, report).axes[0].collections
 
 
-def test_the_comparison_shows_every_seed_and_the_interval():
-    ax = figures.test_errors(results(accuracies=(0.98, 0.985, 0.99)), THREE).axes[0]
-    dots = np.concatenate([dots.get_offsets()[:, 0] for dots in ax.collections[::2]])
-    assert sorted(dots) == pytest.approx([1] * 3 + [1.5] * 3 + [2] * 3)
-    low, high = ax.collections[1].get_segments()[0][:, 0]
-    assert (low, high) == pytest.approx(
-        (1.5 - 4.3027 * 0.5 / 3**0.5, 1.5 + 4.3027 * 0.5 / 3**0.5), abs=1e-3
-    )
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["LSTM", "GRU", "A-GRU"]
+def test_a_score_that_is_no_percentage_is_drawn_as_it_is(tmp_path):
+    report = write_report(tmp_path, {"gru": {"model": "gru"}}, {}, metrics="regression")
+    values, label = figures.errors(pd.Series([-0.5]), report)
+    assert values.tolist() == [-0.5] and label == "Negative MSE"
+    curves = history(gru=[-0.5]).rename(columns={"accuracy": "negative_mse"})
+    assert figures.error_curves(curves, report).axes[0].get_yscale() == "linear"
 
 
-@pytest.mark.parametrize("accuracies", [(0.98,), (0.98, 0.99)])
-def test_one_or_two_seeds_have_no_interval(accuracies):
-    axes = figures.test_errors(results(accuracies=accuracies), THREE).axes
-    assert len(axes[0].collections) == 3
-
-
-def test_looks_are_by_label_and_those_of_twenty_variants_differ():
-    assert theme.look(THREE, "marker") == {"LSTM": "s", "GRU": CELLS["gru"].marker, "A-GRU": "o"}
-    assert theme.labelled(results(), THREE)["label"].tolist()[::2] == ["LSTM", "GRU", "A-GRU"]
-    assert len(set(theme.look(TWENTY, "colour").values())) == 20
-
-
-def test_a_score_that_is_no_percentage_is_drawn_as_it_is():
-    report = made_report("lstm", "gru", "agru")
-    report.task.score = Score(name="accuracy", scale=1.0, unit="nats", difference="nats")
-    ax = figures.test_errors(results(), report).axes[0]
-    assert ax.collections[0].get_offsets()[:, 0].tolist() == [0.98, 0.99]
-    assert ax.get_xlabel() == "Test accuracy (nats)"
-    ax = figures.error_curves(history(), report).axes[0]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1 - 0.1 / np.array([1, 2, 3]))
-    assert (ax.get_ylabel(), ax.get_yscale()) == ("Accuracy (nats)", "linear")
-
-
-@pytest.mark.parametrize("variants", [["agru"], ["lstm", "gru", "agru"]])
-def test_class_errors_are_in_percent_for_any_number_of_models(variants):
-    rows = [
-        {"variant": v, "seed": s, "class": k, "error": 0.02 * (s + 1)}
-        for v in variants
-        for s in (0, 1)
-        for k in "ab"
-    ]
-    ax = figures.class_errors(pd.DataFrame(rows), made_report(*variants)).axes[0]
-    heights = np.concatenate([line.get_ydata() for line in ax.lines if line.get_marker() != "None"])
-    assert heights[~np.isnan(heights)] == pytest.approx(3)
-    assert ax.get_ylabel() == "Test error (%)"
-
-
-def test_class_errors_of_many_variants_are_a_table():
-    rows = [
-        {"variant": v, "seed": s, "class": k, "error": 0.01 * i + 0.002 * s}
-        for i, v in enumerate(TWENTY.variants)
-        for s in (0, 1)
-        for k in "ab"
-    ]
-    ax = figures.class_errors(pd.DataFrame(rows), TWENTY).axes[0]
-    assert [text.get_text() for text in ax.texts[:6]] == ["0.1", "0.1", "1.1", "1.1", "2.1", "2.1"]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(TWENTY.variants)
-
-
-def test_bands_of_many_variants_are_left_out():
-    rows = history()[history()["variant"] == "gru"]
-    many = pd.concat([rows.assign(variant=name) for name in TWENTY.variants])
-    assert not figures.training_curves(many, TWENTY).axes[0].collections
-    assert len(figures.training_curves(history(), THREE).axes[0].collections) == 3
-
-
-def test_a_report_without_a_finished_run_still_gets_its_figures():
-    empty = history().iloc[:0]
-    for figure in (
-        figures.training_curves(empty, THREE),
-        figures.accuracy_curves(empty, THREE),
-        figures.test_errors(results().assign(status="failed"), THREE),
-    ):
-        assert figure.axes[0].get_xlabel()
-        assert not figure.axes[0].collections
-
-
-def test_saving_is_the_same_every_time(tmp_path):
+def test_saving_is_the_same_every_time(report, tmp_path):
     for name in ("a", "b"):
-        figures.save(figures.test_errors(results(), THREE), tmp_path / name)
+        figures.save(figures.test_errors(FIVE, report), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_a_figure_is_shown_with_its_words_and_closed(monkeypatch):
+def test_a_figure_is_shown_with_its_words_and_closed(report, monkeypatch):
     shown = []
     monkeypatch.setattr(theme, "display", lambda data, **options: shown.append((data, options)))
-    figures.show(figures.test_errors(results(), THREE), "Dots.", "A dot is a seed.")
+    figures.show(figures.test_errors(FIVE, report), "Dots.", "A dot is a seed.")
     (data, options), words = shown[0], shown[0][1]["metadata"]["image/png"]
     assert data["text/plain"] == words["alt"] == "Dots." and words["caption"] == "A dot is a seed."
     assert base64.b64decode(data["image/png"])[1:4] == b"PNG" and options["raw"]
     assert not plt.get_fignums()
 
 
-def test_every_colour_is_legible_on_white():
-    every = made_report(**{name: name for name in CELLS})
-    for colour in {*theme.look(every, "colour").values(), *theme.look(TWENTY, "colour").values()}:
-        assert theme.legible(colour) == colour
+def test_every_colour_is_legible_on_white_and_those_of_twenty_variants_differ():
+    many = {f"variant_{index}": CELLS["agru"] for index in range(20)}
+    styles = looks.looks(CELLS) | looks.looks(many)
+    colours = [theme.legible(look.colour) for look in styles.values()]
+    assert [theme.legible(colour) for colour in colours] == colours
+    assert len(set(colours[-20:])) == 20
     assert theme.legible("#ffffff") == "#949494"  # contrast 3.03; #969696 has 2.96
-
-
-def test_texts_are_shown_as_markdown(monkeypatch):
-    shown = []
-    monkeypatch.setattr(theme, "display", shown.append)
-    figures.say("One.", "**Two.**")
-    assert [text.data for text in shown] == ["One.", "**Two.**"]

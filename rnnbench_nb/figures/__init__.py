@@ -10,4 +10,4 @@ from rnnbench_nb.figures.results import (
     test_errors,
     training_curves,
 )
-from rnnbench_nb.figures.theme import as_svg, legend_below, look, save, say, show
+from rnnbench_nb.figures.theme import as_svg, legend_below, look, save, show

@@ -4,6 +4,7 @@ Each takes a tidy frame, and the report that knows the label and the look of eac
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -56,15 +57,15 @@ def _curves(frame: pd.DataFrame, report: Report, ylabel: str, log: bool) -> Figu
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
     titles = {"train": "Training (mean over the epoch)", "validation": "Validation"}
     colours, dashes = look(report, "colour"), look(report, "dashes")
-    band = 0.15 if frame["variant"].nunique() < MANY else 0
+    bands = frame["variant"].nunique() < MANY
     for ax, (split, title) in zip(axes, titles.items(), strict=True):
         for name, runs in frame[frame["split"] == split].groupby("label", sort=False):
             seeds = runs.groupby("epoch")["shown"].agg(["mean", "min", "max"])
             style = {"color": colours[name], "dashes": dashes[name] or (None, None)}
             ax.plot(seeds.index, seeds["mean"], label=name, **style)
-            ax.fill_between(
-                seeds.index, seeds["min"], seeds["max"], alpha=band, color=colours[name]
-            )
+            if bands:
+                area = {"alpha": 0.15, "color": colours[name], "linewidth": 0}
+                ax.fill_between(seeds.index, seeds["min"], seeds["max"], **area)
         ax.set(title=title, xlabel="Epoch", ylabel=ylabel, yscale="log" if log else "linear")
         ax.xaxis.get_major_locator().set_params(integer=True)
     legend_below(figure, axes[0])
@@ -81,7 +82,7 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
     for y, name in enumerate(order):
         values = frame.loc[frame["label"] == name, "shown"].to_numpy()
         places = y + np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [y]
-        style = {"color": colours[name], "marker": markers[name], "alpha": 0.7, "s": 28}
+        style: dict[str, Any] = {"color": colours[name], "marker": markers[name], "alpha": 0.7, "s": 28}
         ax.scatter(values, places, label="" if y else "one seed", **style)
         half = np.diff(t_interval(values))[0] / 2 if len(values) > 2 else 0
         label = "" if y else "mean and 95% t interval"
@@ -124,7 +125,7 @@ def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: 
     for y, (row, each, interval) in enumerate(zip(rows, seeds, ends, strict=True)):
         _interval(ax, y, interval, edges)
         places = y + np.linspace(-0.2, 0.2, len(each)) if len(each) > 1 else [y]
-        style = {"facecolor": "white", "edgecolor": "0.25", "zorder": 5}
+        style: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.25", "zorder": 5}
         ax.scatter(each, places, s=22, label="" if y else "one seed", **style)
         ax.plot(each.mean(), y, "k|", markersize=17, mew=2.2, zorder=4, label="" if y else "mean")
         verdict = row["verdict"] + ", below the margin" * row["small"]

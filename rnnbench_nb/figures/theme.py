@@ -14,7 +14,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown, display
+from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -35,20 +35,11 @@ mpl.rcParams |= {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rnnbench",  # the same figure gives the same file
 }
-FEW = 8  # more lines than these cannot be told apart
 
 
 def labelled(frame: pd.DataFrame, report: "Report") -> pd.DataFrame:
     """Return the frame with a column `label`: the name of each variant for people."""
     return frame.assign(label=frame["variant"].map(report.labels))
-
-
-def few(frame: pd.DataFrame, report: "Report", figure: Figure) -> pd.DataFrame:
-    """Return the rows of the first `FEW` variants, labelled; the title says if there are more."""
-    names = frame["variant"].unique()
-    if len(names) > FEW:
-        figure.suptitle(f"The first {FEW} of {len(names)} variants")
-    return labelled(frame[frame["variant"].isin(names[:FEW])], report)
 
 
 def look(report: "Report", part: str) -> dict[str, Any]:
@@ -106,12 +97,6 @@ def show(figure: Figure, alt: str, caption: str = "", **place: Any) -> None:
     words |= {"caption": caption} if caption else {}
     display(data, metadata={"image/png": words}, raw=True, **place)
     plt.close(figure)
-
-
-def say(*texts: str) -> None:
-    """Show texts of Markdown in a notebook, a paragraph each."""
-    for text in texts:
-        display(Markdown(text))
 
 
 def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
