@@ -82,7 +82,12 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
     for y, name in enumerate(order):
         values = frame.loc[frame["label"] == name, "shown"].to_numpy()
         places = y + np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [y]
-        style: dict[str, Any] = {"color": colours[name], "marker": markers[name], "alpha": 0.7, "s": 28}
+        style: dict[str, Any] = {
+            "color": colours[name],
+            "marker": markers[name],
+            "alpha": 0.7,
+            "s": 28,
+        }
         ax.scatter(values, places, label="" if y else "one seed", **style)
         half = np.diff(t_interval(values))[0] / 2 if len(values) > 2 else 0
         label = "" if y else "mean and 95% t interval"
