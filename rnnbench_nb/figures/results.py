@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rnnbench_nb.figures.theme import labelled, legend_below, look
-from rnnbench_nb.results import COMPLETED, Report
+from rnnbench_nb.results import COMPLETED, Report, readable
 from rnnbench_nb.statistics import Verdict, shown, t_interval
 
 MANY = 9  # variants whose bands and rows need less room
@@ -48,8 +48,8 @@ def errors(scores: pd.Series, report: Report) -> tuple[pd.Series, str]:
     score, scores = report.score, scores.astype(float)
     if score.unit == "%":
         return score.scale * (1 - scores), "Error (%)"
-    label = score.name.replace("_", " ").capitalize().replace("mse", "MSE")
-    return score.scale * scores, f"{label} ({score.unit})" if score.unit else label
+    label = readable(score.name) + (f" ({score.unit})" if score.unit else "")
+    return score.scale * scores, label[0].upper() + label[1:]
 
 
 def _curves(frame: pd.DataFrame, report: Report, ylabel: str, log: bool) -> Figure:

@@ -102,13 +102,14 @@ def show(figure: Figure, alt: str, caption: str = "", **place: Any) -> None:
 def legend_below(figure: Figure, ax: mpl.axes.Axes) -> None:
     """Put the legend of some axes under the figure, each label once, in two to four columns."""
     handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    if ax.get_legend():
-        ax.get_legend().remove()
+    if legend := ax.get_legend():
+        legend.remove()
     if not handles:
         return
     column = 0.6 + 0.08 * max(map(len, handles))  # inches
-    panels = ax.get_subplotspec().get_gridspec().ncols  # a legend is no wider than one of them
+    place = ax.get_subplotspec()
+    panels = place.get_gridspec().ncols if place else 1  # a legend is no wider than one of them
     columns = min(max(int(figure.get_figwidth() / panels / column), 2), 4)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns,
-                  frameon=False, fontsize="small")  # fmt: skip
+    style: dict[str, Any] = {"frameon": False, "fontsize": "small", "ncols": columns}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", **style)
     figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // columns))
