@@ -1,11 +1,14 @@
 """Recurrent cells compared: does an antisymmetric one earn its keep?"""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rnnbench_nb.results import Run
 
 __all__ = ["load_run"]
 
 
-def load_run(folder: Any) -> Any:
+def load_run(folder: str) -> "Run":
     """Read a finished run (`results.load_run`)."""
     from rnnbench_nb import results
 

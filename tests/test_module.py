@@ -26,7 +26,7 @@ class Leaky(torch.nn.Module):
         for x_t in x.unbind(1):
             h = h / 2 + torch.tanh(self.mix(x_t)) / 2
             states.append(h)
-        return torch.stack(states, 1), h if self.odd else h[None]
+        return torch.stack(states, 1), [h] if self.odd else h[None]
 
 class Deaf(Leaky):
     def forward(self, x, state=None):
@@ -64,9 +64,17 @@ def test_torchs_own_modules_have_the_outputs_and_jacobians_of_our_cells(kind):
 
 @pytest.mark.parametrize(
     ("module", "arguments", "n"),
-    [("torch.nn:RNN", {}, 4), ("torch.nn:LSTM", {"num_layers": 2}, 16), ("leaky", {}, 4)],
+    [
+        ("torch.nn:RNN", {}, 4),
+        ("torch.nn:LSTM", {"num_layers": 2}, 16),
+        ("leaky", {}, 4),
+        ("ncps.torch:CfC", {}, 4),  # of a published package
+        ("ncps.torch:CfC", {"mixed_memory": True}, 8),
+    ],
 )
 def test_steps_are_the_forward_pass_and_differentiate_right(module, arguments, n, leaky):
+    if module.startswith("ncps"):
+        pytest.importorskip("ncps")
     made = make(leaky if module == "leaky" else module, **arguments)
     assert made.state_size == n
     x, start = random(2, 5, 3), random(2, n)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -49,7 +50,8 @@ class Module(Cell):
     It takes inputs (B, T, D) and a state as torch.nn.GRU does, and returns its outputs (B, T, H)
     and its last state. It keeps its own start, drawn from torch's global generator, which the
     run's seed sets. It has steps and Jacobians if its state is like a torch cell's: a tensor
-    (layers, B, size), or a tuple of them, that starts at zero and whose last layer is read out.
+    (layers, B, size) or (B, size), or a tuple of them, that starts at zero and whose last layer is
+    read out.
     """
 
     name, label = "module", "module"
@@ -74,7 +76,7 @@ class Module(Cell):
         """Make the module, and see what its state is like."""
         del self.weight_ih  # the module has its own
         self.inner = self._make()
-        self.parts: list[tuple[int, int]] = []  # layers and size of each tensor of the state
+        self.parts: list[tuple[int, ...]] = []  # (layers, size) or (size,) of each state tensor
         self.inner.eval()
         with torch.no_grad():
             self._look_at_state()
@@ -102,8 +104,8 @@ class Module(Cell):
             )
         output, state = answer
         tensors = state if isinstance(state, tuple) else (state,)
-        if all(isinstance(t, Tensor) and t.dim() == 3 and t.shape[1] == B for t in tensors):
-            self.parts = [(len(tensor), tensor.shape[2]) for tensor in tensors]
+        if all(isinstance(t, Tensor) and t.shape[-2:-1] == (B,) and t.dim() < 4 for t in tensors):
+            self.parts = [(*tensor.shape[:-2], tensor.shape[-1]) for tensor in tensors]
             again, _ = self.inner(x, self._unpack(torch.zeros(B, self.state_size)))
             read_out = self._pack(state)[:, : self.hidden_size]
             if not torch.equal(read_out, output[:, -1]) or not torch.allclose(again, output):
@@ -112,18 +114,21 @@ class Module(Cell):
     @property
     def state_size(self) -> int:
         """Numbers n in a state; H where the module's state is its own affair."""
-        return sum(layers * size for layers, size in self.parts) or self.hidden_size
+        return sum(map(math.prod, self.parts)) or self.hidden_size
 
     def _pack(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:
         """A state of the module as one tensor (B, n), the last layer first."""
         tensors = state if isinstance(state, tuple) else (state,)
-        return torch.cat([tensor.flip(0).transpose(0, 1).flatten(1) for tensor in tensors], -1)
+        turned = (t.flip(0).transpose(0, 1).flatten(1) if t.dim() == 3 else t for t in tensors)
+        return torch.cat(list(turned), -1)
 
     def _unpack(self, state: Tensor) -> Tensor | tuple[Tensor, ...]:
         """A state (B, n) as the module takes it."""
-        flat = state.split([layers * size for layers, size in self.parts], 1)
-        shaped = zip(flat, self.parts, strict=True)
-        tensors = tuple(t.unflatten(1, p).transpose(0, 1).flip(0).contiguous() for t, p in shaped)
+        flat = zip(state.split([*map(math.prod, self.parts)], 1), self.parts, strict=True)
+        tensors = tuple(
+            t.unflatten(1, part).transpose(0, 1).flip(0).contiguous() if len(part) == 2 else t
+            for t, part in flat
+        )
         return tensors if len(tensors) > 1 else tensors[0]
 
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
