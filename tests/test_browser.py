@@ -1,0 +1,206 @@
+"""The pages in a browser: accessible, quiet, narrow, short and alive, from files alone."""
+
+import io
+import shutil
+from unicodedata import normalize
+
+import numpy as np
+import pytest
+from pypdf import PdfReader
+from test_drawing import digits, made, reference  # noqa: F401 (a fixture)
+
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.site import drawing
+
+sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("no Chromium is installed", allow_module_level=True)
+
+PUBLISHED = PROJECT / "reports/published"
+KINDS = ["index.html", "draw.html", "row_mnist/index.html", "row_mnist/pages/03_compare.html"]
+OTHERS = ["row_mnist/pages/01_data.html", "tuned_matched/pages/04_eigenvalues.html",
+          "precision/pages/05_speed.html", "ablation/pages/06_ablation.html",
+          "noise_tuned/pages/07_gradients.html", "noise_padded/pages/08_memory.html",
+          "tuned_matched_search/index.html"]  # fmt: skip
+SEVEN = (0.1, 0.1), (0.4, 0.1), (0.25, 0.5)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; what it logs, and what it asks for beyond files, is kept in `heard`."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.heard = []
+    page.on("console", lambda message: page.heard.append(message.text))
+    page.on("pageerror", lambda error: page.heard.append(str(error)))
+    page.on("request", lambda request: page.heard.append(request.url)
+            if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+
+    def visit(name, folder=PUBLISHED):
+        page.goto((folder / name).as_uri())
+        return page
+
+    yield visit
+    page.close()
+
+
+@pytest.mark.parametrize(
+    "name", [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_every_kind_of_page_is_accessible_quiet_and_narrow(name, visit):
+    check(visit(name))
+
+
+def test_the_page_on_which_one_draws_is_too_while_it_reads(visit, made):  # noqa: F811
+    page = visit("draw.html", made[0])
+    page.get_by_role("button", name="Take a test image").click()
+    check(page)
+
+
+def check(page):
+    """It has no finding by axe, logs and fetches nothing, and fits into 320 px."""
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    for width, scheme in ((390, "dark"), (1280, "light")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        found = axe.Axe().run(page, options={"iframes": False})
+        assert not found.response["violations"], (width, scheme, found.generate_report())
+    page.set_viewport_size({"width": 320, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert not page.heard
+
+
+def test_the_front_page_is_short_and_the_keyboard_reaches_all_of_it(visit):
+    page = visit("index.html")
+    words = page.evaluate("document.querySelector('main').innerText.split(/\\s+/).length")
+    assert words <= 900
+    for width, limit in ((1280, 4500), (375, 8000)):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollHeight") <= limit
+    assert page.locator("a[href], button, input, summary, [tabindex='0']").count() < 120
+
+
+def test_one_switch_hides_the_code(visit):
+    page = visit("row_mnist/pages/03_compare.html")
+    assert page.locator(".code:visible").count() > 5
+    page.locator("#hide-code").press("Space")
+    assert page.locator(".code:visible").count() == 0
+
+
+def stroke(page, *points):
+    """Draw with the mouse through places of the pad, from 0 to 1."""
+    box = page.locator("#pad").bounding_box()
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for place in at[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def test_a_digit_is_drawn_read_row_by_row_and_emptied(visit, made):  # noqa: F811
+    page = visit("draw.html", made[0])
+    status, answers = page.get_by_role("status"), page.locator("#draw section")
+    empty = status.inner_text()
+    assert "Draw a digit" in empty and answers.count() == 0
+    stroke(page, *SEVEN)
+    whole = status.inner_text()
+    assert whole.startswith("After 28 of 28 rows: ") and whole.count(" says ") == 3
+    shown = answers.first.inner_html()
+    page.get_by_label("Rows read").press("Home")
+    assert status.inner_text().startswith("After 1 of 28 rows: ")
+    assert answers.first.inner_html() != shown
+    page.get_by_role("button", name="Clear").click()
+    assert status.inner_text() == empty and not page.locator("#draw .charts").is_visible()
+    assert page.evaluate("centred(document.querySelector('#pad'), 28)") is None
+
+    for _ in range(2):
+        page.get_by_role("button", name="Take a test image").click()
+    page.get_by_label("Rows read").press("ArrowLeft")
+    said = status.inner_text()
+    assert said.startswith("Test image 2, a ") and "After 27 of 28 rows" in said
+    assert page.url.endswith("#image=2&row=27")
+    page.reload()
+    assert status.inner_text() == said and not page.heard
+
+
+def test_a_drawing_is_centred_as_those_of_mnist(visit, made):  # noqa: F811
+    page = visit("draw.html", made[0])
+    stroke(page, *SEVEN)
+    pixels = np.reshape(page.evaluate("[...centred(document.querySelector('#pad'), 28)]"), (28, 28))
+    rows, columns = np.nonzero(pixels > 0.5)
+    assert np.ptp(rows) + 1 == pytest.approx(20, abs=1)  # taller than wide
+    assert 8 < np.ptp(columns) + 1 < 20
+    weights = pixels / pixels.sum()
+    for axis in (0, 1):
+        assert (weights.sum(axis) * (np.arange(28) + 0.5)).sum() == pytest.approx(14, abs=0.3)
+
+
+def test_a_finger_draws_and_does_not_scroll(browser, made):  # noqa: F811
+    context = browser.new_context(has_touch=True, viewport={"width": 390, "height": 500})
+    page = context.new_page()
+    page.goto((made[0] / "draw.html").as_uri())
+    box = page.locator("#pad").bounding_box()
+    touch = context.new_cdp_session(page)
+    for kind, y in (("Start", 0.8), *(("Move", 0.8 - 0.1 * i) for i in range(6)), ("End", None)):
+        places = {"x": box["x"] + box["width"] / 2, "y": box["y"] + (y or 0) * box["height"]}
+        points = [] if y is None else [places]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.locator("#draw section").first.wait_for()
+    assert page.evaluate("scrollY") == 0
+    context.close()
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_page_reads_as_numpy_does_and_leaves_rows_out(visit, made, published):  # noqa: F811
+    folder = PUBLISHED if published else made[0]
+    images = digits()[0][:20].double().numpy()
+    page = visit("draw.html", folder)
+    for number, model in enumerate(drawing.read(folder)["models"]):
+        found = page.evaluate(
+            "([n, all]) => all.map((x) => readImage(MODELS.models[n], Float64Array.from(x)))"
+            ".map(({scores, norms}) => ({scores: scores.map((s) => [...s]), norms}))",
+            [number, images.reshape(20, -1).tolist()],
+        )
+        scores, norms = reference(model, images)
+        np.testing.assert_allclose([one["scores"] for one in found], scores, atol=1e-8)
+        np.testing.assert_allclose([one["norms"] for one in found], norms, atol=1e-8)
+        script = "([n, x]) => readWhole(MODELS.models[n], Float64Array.from(x)).losses[13]"
+        loss = page.evaluate(script, [number, images[0].ravel().tolist()])
+        without = images[:1].copy()
+        without[0, 13] = 0
+        last = [reference(model, each)[0][0, -1] for each in (images[:1], without)]
+        shares = [np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in last]
+        answer = shares[0].argmax()
+        assert loss == pytest.approx(100 * (shares[0][answer] - shares[1][answer]), abs=1e-6)
+
+
+def test_without_a_script_the_drawing_page_says_so(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((PUBLISHED / "draw.html").as_uri())
+    assert page.locator("noscript .warning").is_visible()
+    assert page.get_by_role("button").count() == 0
+    context.close()
+
+
+@pytest.mark.parametrize("name", ["index.html", "row_mnist/pages/03_compare.html"])
+def test_a_printed_page_has_every_cell_and_no_code(visit, name):
+    page = visit(name)
+    printed = PdfReader(io.BytesIO(page.pdf(format="A4")))
+    text = normalize("NFKC", "".join(sheet.extract_text() for sheet in printed.pages))  # ligatures
+    text = "".join(text.split())
+    cells = page.evaluate("[...document.querySelectorAll('td, th')].map(cell => cell.innerText)")
+    assert len(cells) > 20
+    assert not [cell for cell in cells if "".join(cell.split()) not in text]
+    page.emulate_media(media="print")
+    assert page.locator(".code:visible").count() == 0
