@@ -20,11 +20,12 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rnnbench_nb.cells import Cell
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.tasks import Task
 
@@ -125,14 +126,14 @@ def euler_radius(operator: Tensor) -> Tensor:
 class Step(NamedTuple):
     """One step of a cell, all in float64."""
 
-    cell: nn.Module
+    cell: Cell
     u: Tensor  # what its input contributes (B, blocks H)
     before: Tensor  # state before the step (B, n)
     prepared: tuple[Tensor, ...]  # what the cell's `prepare` gave
     after: Tensor  # state after the step (B, n)
 
 
-def walk(cell: nn.Module, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
+def walk(cell: Cell, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
     """Run a copy of a cell in float64 and yield its steps one by one.
 
     Args:
@@ -169,11 +170,12 @@ class Parts(NamedTuple):
 
 def parts_of(step: Step) -> Parts:
     """The parts of a step of a cell whose `jacobian_terms` are identity, path, and others."""
-    terms = step.cell.jacobian_terms(step.u, step.before, *step.prepared)
+    cell: Any = step.cell
+    terms = cell.jacobian_terms(step.u, step.before, *step.prepared)
     path = terms.pop("path")
     del terms["identity"]
     gates = sum(terms.values(), torch.zeros_like(path))
-    return Parts(path, gates, step.cell.recurrent_matrix())
+    return Parts(path, gates, cell.recurrent_matrix())
 
 
 def balanced(path: Tensor, matrix: Tensor) -> Tensor:
@@ -328,7 +330,7 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
         Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
         erases to working precision.
     """
-    total, steps = 0, 0  # no list of T small tensors: between large ones it fragments memory
+    total, steps = torch.zeros(()), 0  # no list of T tensors, which would fragment the memory
     for r, rounding in _triangular_factors(jacobians):
         diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
         total = total + torch.where(diagonal > rounding, diagonal, 0).log()
@@ -377,7 +379,7 @@ def gradients(
         dL/ds_t for t = 0 ... T (B, T + 1, n), s_0 being the state before the first step, and
         dL/dx_t for t = 1 ... T (B, T, D).
     """
-    inputs = inputs.double().requires_grad_()
+    inputs = inputs.detach().double().requires_grad_()
     start = model.cell.zero_state(len(inputs)).double().requires_grad_()
     states = [start, *(step.after for step in walk(model.cell, inputs, start))]
     head = copy.deepcopy(model.head).double().requires_grad_(False)

@@ -40,8 +40,8 @@ def open_report(output_dir: str) -> Report:
         folder = _demonstration()
     report = Report(folder)
     claim("**{note}.**", report.note, note=report.note)
-    for run in report.missing:
-        claim("**Missing:** {variant}-seed{seed} is {status}: {reason}", **run)
+    for record in report.missing:
+        claim("**Missing:** {variant}-seed{seed} is {status}: {reason}", **record)
     for run in report.runs:
         for part, reason in run.record.get("unmeasured", {}).items():
             claim("**Missing:** {part} of {run}: {why}", part=part, run=run.folder.name, why=reason)

@@ -1,0 +1,246 @@
+"""What a run measures: by hand, against the dynamics, and for cells that cannot be measured."""
+
+import copy
+import math
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_dynamics import (
+    AGRU,
+    EPSILON,
+    GAMMA,
+    TWO,
+    B,
+    D,
+    K,
+    SquaredError,
+    at_rest,
+    draw,
+    frequencies,
+    make_cell,
+    modulus,
+)
+from torch import nn
+
+from rnnbench_nb import dynamics, measures
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.protocol import run_parameters
+from rnnbench_nb.results import Report
+from rnnbench_nb.runs import load_model, started, train_run
+from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.tasks.base import Part, Split
+
+STEPS = 7
+
+
+class Task(SquaredError):
+    """Sequences as they are, and numbers to be answered."""
+
+    def inputs(self, stored):
+        return stored
+
+    def memoryless_loss(self):
+        return 0.25
+
+
+def finished(cell, examples=B, steps=STEPS, inputs=None):
+    """A run of a cell that has not been trained."""
+    model = SequenceModel(cell, K).double()
+    inputs = draw(examples, steps, D) if inputs is None else inputs
+    data = Split(*3 * [Part(inputs, draw(examples, K, seed=3))])
+    models = {"initial": model, "trained": copy.deepcopy(model)}
+    matrices = [model.tracked()] * 2
+    return measures.Finished(Task(), data, models, draw(examples, K), matrices)
+
+
+def only(frame, **values):
+    """The row of a frame with these values."""
+    (row,) = frame[(frame[list(values)] == pd.Series(values)).all(axis=1)].to_dict("records")
+    return row
+
+
+def test_spectra_of_a_known_matrix():
+    cell = make_cell(AGRU, 2, gamma=0.5, epsilon=0.1)
+    with torch.no_grad():
+        cell.candidate_weight.copy_(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))  # -0.5 +- 2i
+        cell.log_epsilon.fill_(math.log(0.1))
+    tables = measures.spectra(finished(cell))
+    expected = {
+        "epsilon": 0.1, "lambda_max": 2, "epsilon_lambda_max": 0.2, "epsilon_max": 1 / 4.25,
+        "modulus_max": math.hypot(0.95, 0.2), "share_outside": 0, "abscissa": -0.05,
+        "numerical_abscissa": -0.05, "defect": 0,
+    }  # fmt: skip
+    row = only(tables["stability"], moment="trained")
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert tables["training"]["epoch"].tolist() == [0, 1]
+    assert tables["training"]["modulus_max"].tolist() == pytest.approx([math.hypot(0.95, 0.2)] * 2)
+    modes = tables["spectra"].query("moment == 'initial'")
+    assert modes["real"].tolist() == pytest.approx([-0.5, -0.5])
+    assert modes["imaginary"].tolist() == pytest.approx([-2, 2])
+    assert modes["frequency"].tolist() == pytest.approx([-2, 2])
+    assert measures.spectra(finished(make_cell(TWO))._replace(matrices=[{}])) == {}
+
+
+def test_gradients_and_states_along_a_sequence():
+    run = finished(make_cell(TWO))
+    tables, model = measures.gradients(run), run.models["trained"]
+    norms, of_inputs = dynamics.sensitivities(model, run.task, *run.examples())
+    along = tables["along"].query("moment == 'trained'")
+    assert along["step"].tolist() == list(range(STEPS + 1))
+    assert along["log10_gradient"].tolist() == pytest.approx(norms.log10().mean(0).tolist())
+    states = model.cell(run.data.test.inputs)[0].norm(dim=-1).mean(0).tolist()
+    assert along["state_norm"].tolist() == pytest.approx([0, *states])
+    row = only(tables["memory"], moment="trained")
+    decades = (norms[:, 0].log10() - norms[:, -1].log10()).mean().item()
+    assert row["decades"] == pytest.approx(decades)
+    assert row["reach"] == measures.reach(of_inputs)
+
+
+def test_a_long_curve_keeps_its_ends_and_few_points():
+    places = measures.thinned(785)
+    assert (places[0], places[-1], len(places)) == (0, 784, measures.POINTS)
+    assert measures.thinned(3).tolist() == [0, 1, 2]
+
+
+def test_reach_is_the_first_input_that_still_matters():
+    gradients = torch.tensor([[0.009, 0.011, 0, 1.0], [0, 0, 0, 5], [2, 0, 0, 0.1], [0, 0, 0, 0]])
+    assert measures.reach(gradients) == (3 + 1 + 4 + 0) / 4
+
+
+@pytest.mark.parametrize("short", [0, 100])
+def test_exponents_are_means_of_ranked_directions(short, monkeypatch):
+    monkeypatch.setattr(measures, "SHORT", short)
+    cell = make_cell(CELLS["lstm"])
+    nn.init.zeros_(cell.bias_ih_l0)
+    nn.init.zeros_(cell.bias_hh_l0)
+    inputs = draw(B, STEPS, D)
+    inputs[1:, 0] = 0  # with zero biases the first step then erases half of the directions
+    run = finished(cell, inputs=inputs)
+    jacobians = list(map(dynamics.jacobian, dynamics.walk(cell, run.examples()[0])))
+    measure = dynamics.singular_exponents if short else dynamics.lyapunov_exponents
+    each = measure(jacobians).sort(descending=True).values
+    assert each.isinf().any() and not each[0].isinf().any()
+    expected = [column[~column.isinf()].mean().item() for column in each.T]
+    tables = measures.exponents(run)
+    spectrum = tables["exponents"].query("moment == 'trained'")
+    assert spectrum["exponent"].tolist() == pytest.approx(expected)
+    assert (spectrum["position"].iloc[0], spectrum["position"].iloc[-1]) == (0, 1)
+    row = only(tables["lasting"], moment="initial")
+    assert row["largest_exponent"] == pytest.approx(max(expected))
+    assert row["lasting"] == np.mean(np.array(expected) > -1 / STEPS)
+
+
+def test_long_sequences_have_fewer_examples():
+    counts = {steps: finished(make_cell(TWO), 2, steps).count(32) for steps in (8, 100, 784)}
+    assert counts == {8: 32, 100: 10, 784: 4}
+
+
+def test_growth_of_a_linear_agru_without_gates_has_the_closed_form():
+    # Gates at 1/2 and the state at rest: every step is I + (epsilon / 4) (S - gamma I), normal.
+    cell = at_rest(make_cell(AGRU))
+    table = measures.growth(finished(cell, 2, inputs=torch.zeros(2, STEPS, D)))["growth"]
+    assert len(table) == 2 * 2 * len(dynamics.REPLACEMENTS) and set(table["example"]) == {0, 1}
+    moduli = modulus(frequencies(cell.candidate_weight.detach()), GAMMA, EPSILON / 4)
+    step = (moduli ** (2 * STEPS)).mean().log10().item() / 2
+    flow = -GAMMA * EPSILON / 4 * STEPS / math.log(10)
+    row = partial(only, table, moment="trained", example=1)
+    assert row(replacement="whole")["random"] == pytest.approx(step, rel=1e-5)
+    assert row(replacement="whole")["exponent"] == pytest.approx(
+        moduli.max().log().item(), rel=1e-5
+    )
+    for name in ("flow of the path", "flow of the balanced path"):
+        assert row(replacement=name)["random"] == pytest.approx(flow, rel=1e-5)
+        assert row(replacement=name)["gradient"] == pytest.approx(flow, rel=1e-5)
+    whole = row(replacement="whole")
+    assert row(replacement="step of the path") == whole | {"replacement": "step of the path"}
+
+
+@pytest.mark.parametrize("kind", [AGRU, TWO])
+def test_growth_of_the_whole_is_that_of_the_losss_own_gradient(kind):
+    run = finished(make_cell(kind))
+    table = measures.growth(run)["growth"].query("replacement == 'whole' and moment == 'trained'")
+    norms, _ = dynamics.sensitivities(run.models["trained"], run.task, *run.examples())
+    expected = (norms[:, 0] / norms[:, -1]).log10().tolist()
+    assert table["gradient"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_damping_is_for_cells_that_tell_their_parts():
+    row = only(measures.damping(finished(make_cell(AGRU)))["damping"], moment="trained")
+    assert row["gamma"] == GAMMA and 0 <= row["none"] <= 1 and row["abnormality"] > 0
+    free = only(measures.damping(finished(make_cell(AGRU, gamma=0.0)))["damping"], moment="trained")
+    assert math.isnan(free["least"]) and math.isnan(free["none"])
+    assert measures.damping(finished(make_cell(TWO))) == {}
+
+
+def test_the_error_without_memory_is_by_a_formula_or_of_the_last_step():
+    row = measures.memoryless(finished(make_cell(TWO)))["memoryless"]
+    assert row.to_dict("records") == [{"judged": "loss", "right": 0.0, "floor": 0.25}]
+
+
+def test_reliability_by_hand():
+    run = finished(make_cell(TWO))
+    logits = torch.tensor([[0.0, 0.0], [0.0, 50.0], [50.0, 0.0]])
+    test = run.data.test._replace(targets=torch.tensor([0, 1, 1]))
+    table = measures.reliability(run._replace(outputs=logits, data=run.data._replace(test=test)))[
+        "reliability"
+    ]
+    full = table[table["count"] > 0]
+    assert len(table) == measures.BINS and table["confidence"].isna().sum() == measures.BINS - 2
+    assert full["count"].tolist() == [1, 2] and full["accuracy"].tolist() == [1, 0.5]
+    assert full["confidence"].tolist() == pytest.approx([0.5, 1])
+    assert full["low"].iloc[0] <= 0.5 < full["high"].iloc[0]
+    assert measures.reliability(run) == {}  # numbers, not classes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured") / "agru-seed42"
+    values = {"model": "agru", "dataset": "digits", "hidden_size": 6, "epochs": 1}
+    return train_run(run_parameters(values, "the test"), folder, report=lambda line: None)
+
+
+def test_a_run_keeps_its_tables_keyed_by_variant_and_seed(trained):
+    tables = trained.tables()
+    assert {"stability", "training", "spectra", "along", "exponents", "memory", "growth", "damping",
+            "memoryless", "reliability", "calibration"} == set(tables)  # fmt: skip
+    for name, table in tables.items():
+        assert list(table.columns[:2]) == ["variant", "seed"], name
+        assert set(zip(table["variant"], table["seed"], strict=True)) == {("agru", 42)}, name
+    model = load_model(trained)
+    modes = torch.linalg.eigvals(model.cell.recurrent_matrix().detach().double())
+    row = only(tables["stability"], moment="trained")
+    assert row["lambda_max"] == pytest.approx(modes.imag.max().item(), rel=1e-6)
+    at_best = only(tables["training"], epoch=trained.record["best_epoch"])
+    assert at_best["modulus_max"] == pytest.approx(row["modulus_max"], rel=1e-6)
+    assert 0.3 < tables["memoryless"]["floor"].item() < 0.9
+    assert tables["reliability"]["count"].sum() == trained.record["data"]["test"]
+
+
+def test_a_cell_that_cannot_be_measured_loses_those_tables_alone(monkeypatch):
+    def broken(self, *tensors):
+        raise ValueError("no derivative")
+
+    monkeypatch.setattr(CELLS["agru"], "jacobian", broken)
+    parameters = run_parameters({"model": "agru", "dataset": "digits", "hidden_size": 4}, "a test")
+    task = TASKS[parameters.task](parameters.task_options)
+    data = task.load(42)
+    model = started(parameters, task, data.train)
+    outputs = torch.zeros(len(data.test.targets), 10)
+    found = measures.measure(parameters, task, data, model, model, outputs, [model.tracked()])
+    assert found.failures == {"exponents": "ValueError: no derivative"}
+    assert "exponents" not in found.tables and {"along", "growth", "memory"} <= set(found.tables)
+    assert "largest_exponent" not in found.tables["memory"]
+
+
+@pytest.mark.parametrize("name", ["noise_controls", "adding"])
+def test_published_tables_have_the_columns_of_new_ones(name, trained):
+    report = Report(PROJECT / f"reports/published/{name}")
+    for table, rows in trained.tables().items():
+        there = report.table(table)
+        if not there.empty and table != "reliability":
+            assert set(there) == set(rows) - {"example"}, table
