@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnnbench_nb.budget import batches_of
 from rnnbench_nb.model import build_model
 from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split, Task
-from rnnbench_nb.training import arithmetic, batches_of, evaluate, fit
+from rnnbench_nb.training import arithmetic, evaluate, fit
 
 Probe = dict[str, list[float]]  # numbers by kind
 

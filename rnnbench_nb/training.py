@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from rnnbench_nb.budget import batches_of, epochs_of
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
@@ -48,19 +49,6 @@ def arithmetic(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
         torch.set_flush_denormal(False)
-
-
-def batches_of(parameters: RunParameters, examples: int) -> int:
-    """The number of batches in a whole epoch; the last may be incomplete, unless it is dropped."""
-    whole, rest = divmod(examples, parameters.batch_size)
-    return whole + (rest > 0 and not (parameters.drop_last and whole))
-
-
-def epochs_of(parameters: RunParameters, examples: int) -> int:
-    """The number of epochs in the budget; if steps end it, the last epoch may be short."""
-    if not parameters.steps:
-        return parameters.epochs
-    return min(parameters.epochs, math.ceil(parameters.steps / batches_of(parameters, examples)))
 
 
 def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:

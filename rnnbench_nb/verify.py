@@ -3,10 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pandas as pd
 
+from rnnbench_nb.budget import epochs_of
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.results import (
     KEYS,
@@ -51,10 +53,7 @@ def verify(report: Report) -> Verification:
     path = report.folder / "results_summary.md"
     if not path.exists() or path.read_text(encoding="utf-8") != summary_text(report):
         problems.append("results_summary.md is not what the runs give")
-    missing = [
-        f"{run['variant']}-seed{run['seed']}: {run.get('reason', run['status'])}"
-        for run in report.missing
-    ]
+    missing = [f"{run['variant']}-seed{run['seed']}, {run['status']}" for run in report.missing]
     return Verification(len(report.runs), problems, [*UNCHECKED, *missing])
 
 
@@ -62,16 +61,13 @@ def _rows(report: Report) -> Iterator[str]:
     """What is wrong in results.csv."""
     columns = result_columns(report.metrics.names)
     table = read_csv(report.folder / "results.csv", "make the report again", columns)
-    expected = {(record["variant"], record["seed"]): record for record in report.records}
-    rows = Counter(zip(table["variant"], table["seed"], strict=True))
-    for variant, seed in [*expected, *(key for key in rows if key not in expected)]:
-        count = rows[variant, seed]
-        if (variant, seed) not in expected:
-            yield f"results.csv has a row {variant}, seed {seed}, which the protocol does not have"
-        elif count != 1:
-            yield f"results.csv has {count} rows of {variant}, seed {seed}, instead of one"
+    records = {(record["variant"], record["seed"]): record for record in report.records}
+    counts = Counter(zip(table["variant"], table["seed"], strict=True))
+    for key in dict.fromkeys([*records, *counts]):
+        if counts[key] != (key in records):
+            yield f"results.csv has {counts[key]} rows of {key[0]}, seed {key[1]}"
     for row in table.to_dict("records"):
-        record = expected.get((row["variant"], row["seed"]))
+        record = records.get((row["variant"], row["seed"]))
         right = result_row(record, report.metrics.names) if record else row
         for name in columns:
             if row[name] != right[name] and not (pd.isna(row[name]) and right[name] is None):
@@ -83,12 +79,12 @@ def _run(report: Report, run: Run) -> Iterator[str]:
     """What is wrong in a run's record, by its predictions, its history and the protocol."""
     record, history = run.record, run.history
     asked = {**report.variants[record["variant"]]["parameters"], "seed": record["seed"]}
-    for key in sorted(asked.keys() | record["parameters"].keys()):
-        if asked.get(key) != record["parameters"].get(key):
-            there = record["parameters"].get(key)
-            yield f"its {key} is {there}; the protocol asks for {asked.get(key)}"
-    right = {"variant": record["variant"], "model": asked["model"], "seed": record["seed"]}
-    if record["model"] != asked["model"] or not (history[KEYS] == list(right.values())).all(axis=None):
+    there = record["parameters"]
+    for key in sorted(asked.keys() | there.keys()):
+        if asked.get(key) != there.get(key):
+            yield f"its {key} is {there.get(key)}; the protocol asks for {asked.get(key)}"
+    names = [record["variant"], asked["model"], record["seed"]]
+    if record["model"] != asked["model"] or not (history[KEYS] == names).all(axis=None):
         yield "its record or history names another run"
     answers = run.predictions["label"], run.predictions["predicted"]
     for name, value in run.metrics.values(*answers).items():
@@ -97,36 +93,27 @@ def _run(report: Report, run: Run) -> Iterator[str]:
     epochs = list(range(1, record["epochs"] + 1))
     splits = {split: rows for split, rows in history.groupby("split")}
     if any(list(rows["epoch"]) != epochs for rows in splits.values()) or len(splits) != 2:
-        yield f"its history does not have each of its {record['epochs']} epochs once"
+        yield f"its history does not have each of its {len(epochs)} epochs once"
         return
-    losses = splits["validation"]["loss"]
-    best = _best(losses, splits["validation"][report.score.name], asked)
+    rows = splits["validation"]
+    worth = rows[report.score.name] if asked["best_by"] == "score" else -rows["loss"]
+    best = int(worth.to_numpy().argmax()) + 1  # the earliest of equals
     if best != record["best_epoch"]:
         yield f"its best_epoch is {record['best_epoch']}; its history gives {best}"
-    last = _last(list(losses), asked, record["data"]["train"])
-    if last != record["epochs"]:
-        yield f"it has {record['epochs']} epochs; budget and history give {last}"
+    last = _last(list(rows["loss"]), SimpleNamespace(**asked), record["data"]["train"])
+    if last != len(epochs):
+        yield f"it has {len(epochs)} epochs; budget and history give {last}"
 
 
-def _best(losses: pd.Series, scores: pd.Series, parameters: dict[str, Any]) -> int:
-    """The best epoch by the validation rows of a history: the earliest of equals."""
-    worth = scores if parameters["best_by"] == "score" else -losses
-    return int(worth.to_numpy().argmax()) + 1
-
-
-def _last(losses: list[float], parameters: dict[str, Any], examples: int) -> int:
+def _last(losses: list[float], parameters: SimpleNamespace, examples: int) -> int:
     """The epoch after which the budget is used up or patience ends, by the validation losses."""
-    whole, rest = divmod(examples, parameters["batch_size"])
-    batches = whole + (rest > 0 and not (parameters["drop_last"] and whole))
-    steps = parameters["steps"]
-    budget = min(parameters["epochs"], math.ceil(steps / batches) if steps else math.inf)
     lowest, without_fall = math.inf, 0
     for epoch, loss in enumerate(losses, start=1):
-        fell = loss < lowest - parameters["min_delta"]
+        fell = loss < lowest - parameters.min_delta
         lowest, without_fall = (loss, 0) if fell else (lowest, without_fall + 1)
-        if epoch == budget or without_fall == parameters["patience"]:
+        if without_fall == parameters.patience:
             return epoch
-    return int(budget)
+    return epochs_of(parameters, examples)
 
 
 def retrain(

@@ -8,6 +8,7 @@ from conftest import TINY
 from torch.nn import functional as F
 
 from rnnbench_nb import training
+from rnnbench_nb.budget import epochs_of
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.protocol import RunParameters, run_parameters
@@ -85,7 +86,7 @@ def test_every_setting_has_an_effect(setting, base):
     [(5, None, 5), (5, 1, 1), (5, STEPS, 1), (5, STEPS + 1, 2), (5, 100, 5)],
 )
 def test_the_epochs_of_a_budget(epochs, steps, expected):
-    assert training.epochs_of(change(epochs=epochs, steps=steps), EXAMPLES) == expected
+    assert epochs_of(change(epochs=epochs, steps=steps), EXAMPLES) == expected
 
 
 def test_a_budget_of_steps_is_kept_and_the_schedule_spans_it(monkeypatch):
