@@ -290,4 +290,4 @@ def test_mutated_files_give_parameters_or_one_sentence(tmp_path):
             assert "\n" not in str(error) and "p.yaml" in str(error)
 
     check()
-    assert 0.05 < sum(valid) / len(valid) < 0.8
+    assert {True, False} == set(valid)
