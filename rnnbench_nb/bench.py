@@ -149,7 +149,7 @@ def command(
     """
     try:
         numbers = [[int(number) for number in shape.split(",")] for shape in shapes]
-        if any(min(each) < 1 for each in numbers):
+        if any(len(each) != 4 or min(each) < 1 for each in numbers):
             raise ValueError
         chosen = [Shape(*each) for each in numbers] or SHAPES  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:

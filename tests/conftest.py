@@ -1,20 +1,16 @@
-"""What several test files share: tiny protocols on digits, finished reports, ways to call.
+"""What several test files share: tiny protocols on digits, one finished report, ways to call.
 
-Most of what a test of the whole workflow costs is starting kernels and importing torch, pandas
-and seaborn. So one report is made for real, notebooks and all, and the tests of the workflow
-itself call stand-ins for `papermill` and `rnnbench` (`stand_ins/stand_in_programs.py`).
+Most of what a test of the whole workflow costs is starting kernels and importing torch and pandas.
+So one report is made for real, notebooks and all, and tests read it or copy it.
 """
 
-import gc
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-STAND_INS = Path(__file__).with_name("stand_ins")
 os.environ["OMP_NUM_THREADS"] = "1"  # in every process: more of them only fight over few cores
 
 import pytest  # noqa: E402
@@ -48,8 +44,6 @@ def rnnbench_here(*arguments: str, **environment: str) -> subprocess.CompletedPr
     code, output, errors = result.exit_code, result.stdout, result.stderr
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    del result  # with it goes the lock on the output folder, which ends with the process elsewhere
-    gc.collect()
     return subprocess.CompletedProcess(arguments, code, output, errors)
 
 
@@ -83,8 +77,8 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
 
 
 # The files that take longest, most of a minute or more each, the longest first.
-LONG = ("faults", "quick_forms", "notebooks", "browser", "add_a_cell", "workflow", "comparison",
-        "training", "surroundings", "publish")  # fmt: skip
+LONG = ("workflow", "quick_forms", "notebooks", "site", "add_a_cell", "folders", "supervisor",
+        "comparison", "training", "publish")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -114,42 +108,3 @@ def report(tmp_path_factory) -> Path:
         assert finished.stdout.strip().endswith(str(out / "index.html"))
 
     return once(tmp_path_factory, """a report's "höme" $(false); <b>&""", make) / "tiny"
-
-
-def write_stand_ins(folder: Path) -> None:
-    """Programs of the names that the workflow calls, to be found before the real ones."""
-    python, programs = shlex.quote(sys.executable), STAND_INS / "stand_in_programs.py"
-    call = shlex.join([str(programs), str(folder)])
-    lines = {"python": f'{python} "$@"'}
-    for name in ("papermill", "rnnbench"):
-        lines[name] = f'{python} ${{RNNBENCH_WARM_SERVER:+-S}} {call} {name} "$@"'
-    lines["serve"] = f'{python} {call} serve "$@"'
-    for name, line in lines.items():
-        (folder / name).write_text(f"#!/bin/sh\nexec {line}\n")
-        (folder / name).chmod(0o755)
-    shutil.copy(STAND_INS / "with_server", folder)
-
-
-@pytest.fixture(scope="session")
-def stand_ins(tmp_path_factory) -> Path:
-    """A folder with stand-ins for python, papermill and rnnbench, which import for themselves."""
-    return once(tmp_path_factory, "stand_ins", write_stand_ins)
-
-
-@pytest.fixture(scope="session")
-def warm_server(stand_ins):
-    """A server that lends the stand-ins what it has imported: its socket."""
-    held = ["sh", "-c", 'echo "$RNNBENCH_WARM_SERVER"; read -r _']
-    with subprocess.Popen(
-        [stand_ins / "with_server", *held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        yield server.stdout.readline().strip()
-        server.stdin.close()
-
-
-@pytest.fixture
-def quick_rnnbench(stand_ins, warm_server, monkeypatch):
-    """`rnnbench_here` with the stand-ins in the places of papermill and rnnbench."""
-    monkeypatch.setattr(sys, "executable", str(stand_ins / "python"))
-    monkeypatch.setenv("RNNBENCH_WARM_SERVER", warm_server)
-    return rnnbench_here

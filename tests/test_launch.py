@@ -2,334 +2,241 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import nbformat
-import papermill
-import psutil
 import pytest
-import yaml
+import torch
 from conftest import one_sentence, rnnbench_here, write_tiny
-from filelock import FileLock
 
-from rnnbench_nb import cli, launch, site
+from rnnbench_nb import cli, folders, launch, runs
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol, recorded_protocol
-from rnnbench_nb.report import Report, write_tables
+from rnnbench_nb.results import Report, write_tables
 from rnnbench_nb.runs import train_run
-from rnnbench_nb.tasks import TASKS
 
 
-def in_process(out, profile, jobs, on_gpu, look):
-    """The graph of notebooks, each an empty one, and the trainings without a notebook."""
-    protocol = recorded_protocol(out / "protocol.yaml")
-    pages = [*launch.data_pages(protocol), *launch.analysis_pages(protocol)]
-    notebooks = [out / f"notebooks/{page}.ipynb" for page in pages]
-    for seed in protocol.seeds:
-        for parameters in protocol.at(seed):
-            folder = out / "runs" / parameters.run
-            if not (folder / "02_train.ipynb").exists():
-                train_run(parameters, folder, report=lambda line: None)
-                notebooks.append(folder / "02_train.ipynb")
-    for path in notebooks:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cell = nbformat.v4.new_markdown_cell(f"# {path.stem} of {', '.join(protocol.models)}")
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+def workflow(out, profile, jobs, on_gpu, look, lock):
+    """The trainings of a report and its tables, without notebooks and pages."""
+    for parameters in launch.runs_of(recorded_protocol(out / "protocol.yaml")):
+        try:
+            train_run(parameters, out / "runs" / parameters.run, report=lambda line: None)
+        except UserError:
+            continue
     write_tables(Report(out))
-    (out / "logs").mkdir(exist_ok=True)
-    for page in pages:
-        (out / f"logs/{page}.txt").touch()
-    site.build(out)
+    (out / "index.html").touch()
     return 0
 
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
     """A function that runs the command on a tiny protocol, with the function above."""
-    monkeypatch.setattr(launch, "snakemake", in_process)
+    monkeypatch.setattr(launch, "snakemake", workflow)
+    monkeypatch.setattr(runs, "measure", lambda *a: SimpleNamespace(tables={}, failures={}))
     parameters = write_tiny(tmp_path / "p.yaml", models="[gru, agru]")
     out = tmp_path / "out"
     return out, lambda *options: rnnbench_here("run", parameters, "--output-dir", out, *options)
 
 
-def records(out):
-    return {path.parent.name: json.loads(path.read_text()) for path in out.glob("runs/*/run.json")}
-
-
 def written(out):
-    return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
 
 
-def change(folder, **values):
-    """Another value in a run.json; None takes the key out."""
-    record = json.loads((folder / "run.json").read_text()) | values
-    record = {key: value for key, value in record.items() if value is not None}
-    (folder / "run.json").write_text(json.dumps(record))
-
-
-def test_a_narrower_report_shows_what_was_asked_for_and_keeps_the_runs(here):
-    out, run = here
-    assert run().returncode == 0
-    (out / "analyses/eigenvalues").mkdir(parents=True)
-    (out / "notebooks/09_my_own.ipynb").write_bytes(
-        (out / "notebooks/03_compare.ipynb").read_bytes()
-    )
-    assert (out / "pages/04_eigenvalues.html").exists()
-    before = written(out)
-    assert run("--models", "gru").returncode == 0
-    assert {path.stem for path in (out / "pages").iterdir()} == {
-        "01_data", "03_compare", "07_gradients", "09_my_own", "02_train-gru-seed42",
-    }  # fmt: skip
-    assert "04_eigenvalues" not in (out / "index.html").read_text()
-    assert not (out / "notebooks/04_eigenvalues.ipynb").exists()
-    assert not (out / "logs/04_eigenvalues.txt").exists()
-    assert not (out / "analyses").exists()  # of both models
-    assert before == written(out)
-    assert run().returncode == 0  # and back
-    assert (out / "pages/04_eigenvalues.html").exists()
-    assert before == written(out)
-
-
-def test_a_report_says_how_far_it_is_and_ends_with_its_table_and_then_its_place(here):
+def test_a_report_ends_with_its_table_and_its_place_and_runs_are_trained_once(here):
     out, run = here
     lines = run().stdout.splitlines()
-    assert re.match(r"[12] of 2 trainings: gru-seed42, accuracy [\d.]+%, 2 epochs", lines[1])
-    assert lines[-4].split() == ["variant", "seeds", "accuracy", "%", "parameters", "epochs"]
-    assert [line.split()[0] for line in lines[-3:-1]] == ["GRU", "A-GRU"]
+    assert "2 trainings (2 variants, 1 seed); to train: gru-seed42, agru-seed42" in lines[1]
+    assert lines[2].startswith(("1 of 2 trainings; gru-seed42", "2 of 2 trainings; gru-seed42"))
+    assert [line.split()[0] for line in lines[-4:-1]] == ["variant", "GRU", "A-GRU"]
     assert lines[-1] == str(out / "index.html")
-
-
-def test_a_dry_run_removes_nothing(here):
-    out, run = here
-    assert run().returncode == 0
-    change(out / "runs/gru-seed42", fingerprint="0" * 16)
-    result = run("--models", "gru", "--again", "--dry-run")
-    assert "To be trained again: gru-seed42." in result.stdout
-    assert (out / "pages/04_eigenvalues.html").exists()
-    assert (out / "runs/gru-seed42/run.json").exists()
-
-
-def test_runs_of_other_code_are_told_and_trained_again_only_when_asked(here):
-    out, run = here
-    quiet = run()
-    assert "NOTE" not in quiet.stderr
-    made = records(out)["gru-seed42"]["fingerprint"]
-    change(out / "runs/gru-seed42", fingerprint="0" * 16)
     before = written(out)
-    told = run()
-    assert told.returncode == 0
-    assert told.stderr.splitlines() == [
-        "NOTE: 1 of 2 finished runs is made by other code than stands here; --again trains them "
-        "again (gru-seed42)."
-    ]
-    assert "made by other code" in (out / "index.html").read_text()
+    assert run("--models", "gru").returncode == 0  # a narrower protocol, and back
+    assert "2 of them finished" in run().stdout
+    assert "4 trainings" in run("--runs", "2").stdout
+    assert before.items() <= written(out).items()
+
+
+def test_stale_runs_are_told_and_trained_again_only_when_asked(here, monkeypatch):
+    out, run = here
+    monkeypatch.setattr(runs, "stale_runs", lambda report: ["gru-seed42"] if report.runs else [])
+    run()
+    before = written(out)
+    assert "gru-seed42; --again trains again" in run().stderr and before == written(out)
+    run("--again", "--dry-run")
     assert before == written(out)
-    again = run("--again")
-    assert again.returncode == 0 and "NOTE" not in again.stderr
-    assert "To be trained again: gru-seed42." in again.stdout
-    assert records(out)["gru-seed42"]["fingerprint"] == made
+    monkeypatch.setattr(runs, "finished", lambda record: None)
+    run("--again")
     after = written(out)
-    changed = [path.parent.name for path in before if before[path] != after[path]]
-    assert changed == ["gru-seed42"]
+    assert [name for name in before if before[name] != after[name]] == ["gru-seed42"]
 
 
-def test_runs_of_before_fingerprints_are_told_once_and_never_trained_again(here):
+def test_a_dry_run_writes_nothing(here, tmp_path):
+    out, run = here
+    result = run("--dry-run", "--runs", "3")
+    assert "6 trainings (2 variants, 3 seeds); to train: gru-seed42, agru-seed42" in result.stdout
+    assert not out.exists() and [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
+
+
+def test_an_option_goes_to_those_that_read_it(here):
+    out, run = here
+    assert run("--set", "gamma=0.5").returncode == 0
+    records = {path.parent.name: json.loads(path.read_text())["parameters"].get("gamma")
+               for path in out.glob("runs/*/run.json")}  # fmt: skip
+    assert records == {"gru-seed42": None, "agru-seed42": 0.5}
+    refused = one_sentence(run("--set", "gamma=0.1"))
+    assert "it holds runs of agru with other parameters (gamma: 0.5 there, 0.1 asked" in refused
+
+
+def test_leaving_a_model_out_changes_nothing_for_the_others(here, tmp_path):
     out, run = here
     run()
-    for name in ("gru-seed42", "agru-seed42"):
-        change(out / "runs" / name, fingerprint=None)
-    before = written(out)
-    result = run("--again")
-    assert result.stderr.splitlines() == [
-        "NOTE: 2 of 2 finished runs are of before fingerprints were kept: which code made them is "
-        "unknown (gru-seed42, agru-seed42)."
-    ]
-    assert before == written(out)
+    alone = rnnbench_here(
+        "run", tmp_path / "p.yaml", "--output-dir", tmp_path / "alone", "--models", "agru"
+    )
+    assert alone.returncode == 0
+    weights = [folder / "runs/agru-seed42/best.safetensors" for folder in (out, tmp_path / "alone")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_an_option_goes_to_those_that_read_it_and_is_recorded_with_them_only(here):
+def test_the_reason_that_is_told_is_the_runs_own(here, monkeypatch):
     out, run = here
-    refused = run("--models", "gru", "--set", "gamma=0.5")
-    sentence = one_sentence(refused)
-    assert sentence.startswith("rnnbench: the options: gamma is an option of agru, ")
-    assert sentence.endswith(", and nothing here reads it; leave it out.")
-    assert not out.exists()
-    assert run("--models", "gru,agru", "--set", "gamma=0.5").returncode == 0
-    found = {name: record["parameters"].get("gamma") for name, record in records(out).items()}
-    assert found == {"gru-seed42": None, "agru-seed42": 0.5}
-    assert "gamma" not in (out / "runs/gru-seed42/run.json").read_text()
-    assert "gamma: 0.5\n" in (out / "variants/agru.yaml").read_text()
-    assert "gamma" not in (out / "variants/gru.yaml").read_text()
+    diverge = ["--set", "learning_rate=1e30", "--set", "optimiser=sgd", "--set", "clip_norm=null"]
+    result = run(*diverge)  # the report is made, and says which runs it lacks
+    lines = [line for line in result.stderr.splitlines() if line.startswith("rnnbench: ")]
+    assert len(lines) == 2 and all("loss" in line and "is failed" in line for line in lines)
+    assert "No training was completed." in result.stdout
+    monkeypatch.setattr(launch, "snakemake", lambda *a: 1)  # no report: the reason is the same
+    (out / "logs").mkdir()
+    (out / "logs/snakemake.txt").write_text("WorkflowError: something else\n")
+    assert "the loss" in one_sentence(run(*diverge))
 
 
-def test_other_parameters_are_refused_and_a_key_that_has_come_since_is_none(tmp_path):
-    protocol = load_protocol(write_tiny(tmp_path / "p.yaml", models="[gru]"))
-    launch.write_parameters(tmp_path / "out", protocol)
-    (tmp_path / "out/runs/gru-seed42").mkdir(parents=True)
-    path = tmp_path / "out/variants/gru.yaml"
-    text = path.read_text().replace("min_delta: 0.0\n", "num_layers: 1\ngamma: 0.5\n")
-    path.write_text(text)  # as an earlier version wrote it: all cells' keys, not yet all of ours
-    launch.write_parameters(tmp_path / "out", protocol)
-    assert path.read_text() == text
-    other = load_protocol(tmp_path / "p.yaml", {"epochs": 7})
-    with pytest.raises(UserError, match=r"runs of gru with other parameters \(epochs: 2 there, 7 "):
-        launch.write_parameters(tmp_path / "out", other)
-    seeds = load_protocol(tmp_path / "p.yaml", {"seed": 7})
-    launch.write_parameters(tmp_path / "out", seeds)  # a seed is another run, not another variant
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("Traceback:\nPermissionError: [Errno 13] Permission denied: '/x'\n", "PermissionError"),
+        ("WorkflowError:\nFailed to open source file x.smk\n  File y\n", "Failed to open source"),
+        ("LockException:\nError: Directory cannot be locked.\nthat no other\n", "cannot be locked"),
+        ("Building DAG of jobs...\nKilled\n", "Killed"),
+        ("", "Snakemake was killed"),
+    ],
+)
+def test_snakemakes_reason_is_found_in_its_log(log, reason):
+    assert reason in launch.snakemake_reason(log)
 
 
-def test_the_data_page_takes_the_options_of_its_task():
-    ((page, parameters),) = launch.data_pages(load_protocol(PROJECT / "params/quick.yaml")).items()
-    assert page == "01_data"
-    given = yaml.safe_load(launch.data_options(parameters))
-    assert given.pop("seed") == 42 and given["offline_fallback"]["dataset"] == "mnist_5k"
-    assert given.keys() == TASKS[parameters.task].Options.model_fields.keys()
-    declared = papermill.inspect_notebook(PROJECT / f"notebooks/{page}.ipynb")
-    assert given.keys() <= declared.keys()
-
-
-def test_a_claim_ends_what_a_killed_command_left_and_neither_itself_nor_a_shell(
-    tmp_path, monkeypatch
-):
-    out = tmp_path / "out"
-    monkeypatch.setenv(launch.OUTPUT, str(out))  # exported by whoever calls: this process has it
-    ended = []
-
-    class Process:
-        def __init__(self, pid, marker, name=launch.OUTPUT):
-            self.pid, self.marks = pid, {name: marker}
-
-        def environ(self):
-            return self.marks
-
-        def kill(self):
-            ended.append(self.pid)
-
-    us = [psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())]
-    running = [Process(pid, str(out)) for pid in (*us, -5)] + [Process(-6, "/elsewhere")]
-    running += [Process(-7, str(out), "RNNBENCH_OUTPUT")]  # as RNNBENCH_DATA is: by its user
-    monkeypatch.setattr(psutil, "process_iter", lambda: running)
-    monkeypatch.setattr(psutil, "wait_procs", lambda processes, timeout: None)
-    launch.claim(out).release()
-    assert ended == [-5]
-
-
-def test_one_folder_under_two_names_is_one(tmp_path, here):
+def test_two_commands_on_one_folder_are_kept_apart(tmp_path, here, monkeypatch):
     out, _ = here
-    out.mkdir()
+    monkeypatch.setattr(launch, "WAIT", 0.1)
     (tmp_path / "link").symlink_to(out)
-    with FileLock(out / ".lock"):
+    with launch.claim(out):
         done = rnnbench_here("run", tmp_path / "p.yaml", "--output-dir", tmp_path / "link")
     assert f"{out}: another rnnbench is at work there" in one_sentence(done)
+    with launch.claim(out):
+        pass  # the lock ended with the first
 
 
-def test_a_gpu_that_is_not_there_is_told_at_once(here, monkeypatch):
+def test_a_lock_lasts_as_long_as_a_process_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "WAIT", 0.1)
+    with launch.claim(tmp_path) as lock:
+        other = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with pytest.raises(UserError, match="at work there"), launch.claim(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with launch.claim(tmp_path):
+        pass
+
+
+def stand_in(folder, name, script):
+    """A program of this name, found before any other."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_slurm_jobs_of_a_killed_command_are_ended_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    out, queue = tmp_path / "a report", tmp_path / "queue"
+    queue.write_text(f"7 rule_train {out}\n8 rule_train /elsewhere\n9 my_own {out}\n")
+    stand_in(tmp_path, "squeue", f"cat {queue}")
+    stand_in(tmp_path, "scancel", f'sed -i "/^$1 /d" {queue}')
+    launch.cancel_slurm_jobs(out)
+    assert queue.read_text() == f"8 rule_train /elsewhere\n9 my_own {out}\n"
+    stand_in(tmp_path, "squeue", "echo the controller is away >&2; exit 1")
+    with pytest.raises(UserError, match="the controller is away"):
+        launch.cancel_slurm_jobs(out)
+
+
+def test_a_profile_whose_executor_is_not_installed_is_refused(here, monkeypatch):
     out, run = here
-    monkeypatch.setattr(launch, "has_gpu", lambda: False)
-    assert "'cuda' is asked for but no GPU is found" in one_sentence(run("--set", "device=cuda"))
+    monkeypatch.setattr(launch, "find_spec", lambda module: None)
+    sentence = one_sentence(run("--profile", "slurm"))
+    assert "needs snakemake-executor-plugin-slurm; install it: pip install" in sentence
     assert not out.exists()
 
 
-def test_what_snakemake_says_of_a_fault_is_kept_for_the_sentence_and_shown_to_no_reader(
-    tmp_path, capfd
-):
-    (tmp_path / "protocol.yaml").write_text("models: [nothing]\n")
-    assert launch.snakemake(tmp_path, PROJECT / "profiles/local", None, False, lambda: None)
-    assert capfd.readouterr() == ("", "")  # one that goes away would end it
-    assert "models: 'nothing' is unknown" in str(launch.stopped_early(tmp_path))
+def test_a_gpu_that_is_missing_is_told_before_anything_is_made(here, monkeypatch):
+    out, run = here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no GPU is found" in one_sentence(run("--set", "device=cuda"))
+    assert not out.exists()
 
 
-@pytest.mark.parametrize("profile", sorted(path.name for path in PROJECT.glob("profiles/*")))
-def test_every_profile_tries_again_what_the_system_ended(profile):
-    settings = yaml.safe_load((PROJECT / f"profiles/{profile}/config.yaml").read_text())
-    assert settings["retries"] > 0
+def test_what_breaks_a_kernel_is_taken_from_it_and_nothing_else(tmp_path, monkeypatch):
+    for name in (*launch.BREAKING, "IPYTHONDIR", "JUPYTER_DATA_DIR"):
+        monkeypatch.setenv(name, "/of/other/work")
+    kept = {"TORCH_LOGS": "all", "NCCL_DEBUG": "INFO", "KMP_AFFINITY": "x", "PYTHONBREAKPOINT": "0"}
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    values = launch.environment(tmp_path)
+    assert kept.items() <= values.items() and not set(launch.BREAKING) & set(values)
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        assert values[name].startswith(str(tmp_path)), name
 
 
-SNAKEMAKE_SAYS = {
-    "PermissionError: [Errno 13] Permission denied: '/root/.cache/snakemake'": """Traceback:
-  File "x.py", line 3, in y
-PermissionError: [Errno 13] Permission denied: '/root/.cache/snakemake'
-""",
-    "UserError in file Snakefile, line 6: protocol.yaml: models": """Using profile local
-UserError in file Snakefile, line 6:
-protocol.yaml: models: 'x' is unknown; it must be one of gru, lstm.
-  File "Snakefile", line 6, in <module>
-""",
-    "WorkflowError: Failed to open source file x.smk": """Building DAG of jobs...
-WorkflowError:
-Failed to open source file x.smk
-  File "y.py", line 3, in z
-""",
-    "Error: Directory cannot be locked. Please make sure": """Assuming a shared file system
-LockException:
-Error: Directory cannot be locked. Please make sure
-that no other process is trying to create the same files
-""",
-    "MissingOutputException in rule train in file Snakefile, line 56": """host: here
-MissingOutputException in rule train in file Snakefile, line 56:
-Job 3 completed, but the files are missing.
-Shutting down, this might take some time.
-""",
-    "Killed": "Building DAG of jobs...\nKilled\n",
-    "Snakemake was killed": "",
-}
+def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert launch.environment(tmp_path / "out")["XDG_CACHE_HOME"].startswith(str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("said", SNAKEMAKE_SAYS)
-def test_what_stopped_the_workflow_is_in_the_sentence(tmp_path, said):
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/snakemake.txt").write_text(SNAKEMAKE_SAYS[said])
-    sentence = str(launch.stopped_early(tmp_path))
-    assert f"the workflow stopped early ({said}" in sentence
-    assert f"{tmp_path}/logs/snakemake.txt has more, and the same command goes on" in sentence
-
-
-def test_a_notebook_that_was_opened_and_saved_is_none_that_changed(tmp_path, monkeypatch):
+def test_a_notebook_that_was_opened_and_saved_has_not_changed(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     path, out = tmp_path / "notebooks/03_compare.ipynb", tmp_path / "out"
     shutil.copy(PROJECT / "notebooks/03_compare.ipynb", path)
-    os.utime(path, (time.time() + 9000,) * 2)  # a clock that was wrong
+    os.utime(path, (time.time() + 9000,) * 2)  # by a clock that was wrong
     monkeypatch.setattr(launch, "PROJECT", tmp_path)
-    launch.write_sources(out)
+    launch._write_sources(out)
     source = out / ".sources/03_compare.ipynb"
     before = source.stat().st_mtime_ns
     assert before <= time.time_ns()
     saved = nbformat.read(path, as_version=4)
-    nbformat.validate(nbformat.read(source, as_version=4))
-    saved.metadata.kernelspec.display_name = "another"
     for cell in saved.cells:
         cell.metadata["collapsed"] = True
         if cell.cell_type == "code":
             cell.update(execution_count=3, outputs=[nbformat.v4.new_output("stream", text="x")])
     nbformat.write(saved, path)
-    launch.write_sources(out)
+    launch._write_sources(out)
     assert source.stat().st_mtime_ns == before
-    assert papermill.inspect_notebook(source) == papermill.inspect_notebook(path)
     saved.cells[2].source += "\n"
     nbformat.write(saved, path)
-    launch.write_sources(out)
+    launch._write_sources(out)
     assert source.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(
-    ("cells_run", "tries", "code"), [(0, 2, 0), (1, 1, 1)], ids=["no cell ran", "a cell failed"]
-)
+@pytest.mark.parametrize(("cells_run", "tries"), [(0, 2), (1, 1)], ids=["none ran", "one failed"])
 def test_a_notebook_whose_kernel_never_began_is_tried_once_more(
-    tmp_path, monkeypatch, cells_run, tries, code
+    tmp_path, monkeypatch, cells_run, tries
 ):
-    program = f"""#!/bin/sh
-echo >> tries
+    program = f"""echo >> tries
 [ {cells_run} = 0 ] || echo '"execution_count": 1,' > "$2"
-[ $(wc -l < tries) = 2 ]
-"""
-    (tmp_path / "papermill").write_text(program)
-    (tmp_path / "papermill").chmod(0o755)
+[ $(wc -l < tries) = 2 ]"""
+    stand_in(tmp_path, "papermill", program)
     text = (PROJECT / "Snakefile").read_text()
     shell = eval(text[text.index("execute = (") + 10 : text.index("into_report")])
     for old, new in {"%s": "", "{{": "{", "}}": "}", "{input.notebook:q}": "in.ipynb",
@@ -338,26 +245,20 @@ echo >> tries
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     subprocess.run(["bash", "-ec", shell], cwd=tmp_path, check=True, capture_output=True)
     assert len((tmp_path / "tries").read_text().splitlines()) == tries
-    assert (tmp_path / "out.ipynb.failed").exists() == bool(code)
+    assert (tmp_path / "out.ipynb.failed").exists() == (tries == 1)
 
 
-def test_what_jupyter_and_ipython_read_lies_in_the_report(tmp_path, monkeypatch):
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, "/home/of/other/work")
-        assert launch._environment_in(tmp_path)[name].startswith(str(tmp_path)), name
-
-
-def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
-    (tmp_path / "home").touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    environment = launch._environment_in(tmp_path / "out")
-    code = "import matplotlib, platformdirs as found; print(found.user_cache_dir()); " \
-           "matplotlib.get_cachedir()"  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, text=True, capture_output=True
-    )
-    assert done.stdout.startswith(str(tmp_path / "out")) and done.stderr == ""
+def test_a_notebook_that_failed_is_executed_again(tmp_path):
+    protocol = load_protocol(write_tiny(tmp_path / "p.yaml"))
+    launch.prepare(tmp_path / "out", protocol, "p")
+    for name in ("notebooks/03_compare.ipynb", "runs/agru-seed42/02_train.ipynb"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True)
+        for file in (path, path.with_name(f"{path.name}.failed")):
+            file.touch()
+    launch.prepare(tmp_path / "out", protocol, "p")
+    assert not list((tmp_path / "out").glob("*/**/*.ipynb*"))
+    assert folders.listed(tmp_path / "out") >= {"runs/agru-seed42/", "notebooks/03_compare.ipynb"}
 
 
 def test_a_reader_that_goes_away_stops_nothing(monkeypatch):

@@ -1,72 +1,93 @@
-"""What is said while trainings run: k of n, the score, the epochs, the time left."""
+"""What is printed while trainings run: k of n, the score, the epochs, the time left."""
 
 import json
 
 import pytest
-from conftest import write_tiny
 
-from rnnbench_nb.progress import SECONDS, Progress, in_words
-from rnnbench_nb.report import Report
+from rnnbench_nb.progress import Progress, in_words
+
+RUNS = ("gru-seed42", "gru-seed43", "lstm-seed42", "lstm-seed43")
+
+
+def write(folder, run, name, content):
+    (folder / "runs" / run).mkdir(parents=True, exist_ok=True)
+    (folder / "runs" / run / name).write_text(json.dumps(content))
+
+
+def end(folder, run, accuracy, epochs, status="completed"):
+    variant, _, seed = run.partition("-seed")
+    record = {"format": 2, "variant": variant, "seed": int(seed), "status": status}
+    record |= {"metrics": "classification", "test": {"accuracy": accuracy}, "epochs": epochs}
+    write(folder, run, "run.json", record)
 
 
 @pytest.fixture
-def told(tmp_path):
-    """A report of four runs, one of them finished; lines, clock, and ways to end and go on."""
-    write_tiny(tmp_path / "protocol.yaml", models="[gru, lstm]", runs=2, epochs=10)
+def progress(tmp_path):
+    """Four runs of ten epochs, one finished before: the lines, the clock and the progress."""
     lines, now = [], [0.0]
-
-    def end(run, accuracy, epochs):
-        variant, _, seed = run.partition("-seed")
-        record = {"variant": variant, "seed": int(seed), "status": "completed", "epochs": epochs}
-        (tmp_path / f"runs/{run}").mkdir(parents=True)
-        record["test"] = {"accuracy": accuracy}
-        (tmp_path / f"runs/{run}/run.json").write_text(json.dumps(record))
-
-    def reach(run, epoch):
-        (tmp_path / "logs").mkdir(exist_ok=True)
-        line = f"{run}  epoch {epoch:3d}  training loss 0.1\n"
-        (tmp_path / f"logs/{run}.txt").write_text(f"Executing Cell 9\n{line}")
-
-    end("gru-seed42", 0.9, 8)
-    progress = Progress(Report(tmp_path), lines.append, clock=lambda: now[0])
-    return progress, lines, now, end, reach
+    end(tmp_path, "gru-seed42", 0.9, 8)
+    epochs = dict.fromkeys(RUNS, 10)
+    return lines, now, Progress(tmp_path, epochs, lines.append, clock=lambda: now[0])
 
 
-def test_each_training_that_ends_is_told_with_the_time_left(told):
-    progress, lines, now, end, _ = told
-    progress.look()
-    assert lines == []  # what was finished before is not told again
-    end("lstm-seed42", 0.5, 5)
-    now[0] = 600.0
-    progress.look()
-    # five epochs took ten minutes, and two trainings have ten epochs each at most
+def test_each_training_that_ends_is_told_once_with_its_score(progress, tmp_path):
+    lines, _, shown = progress
+    shown.look()
+    assert lines == []  # what was finished before is not news
+    end(tmp_path, "lstm-seed42", 0.5, 5)
+    end(tmp_path, "gru-seed43", None, None, status="failed")
+    shown.look()
+    shown.look()
     assert lines == [
-        "2 of 4 trainings: lstm-seed42, accuracy 50%, 5 epochs; about 40 min left at most."
-    ]
-    end("gru-seed43", 0.25, 10)
-    end("lstm-seed43", 0.75, 10)
-    progress.look()
-    assert lines[1:] == [
-        "3 of 4 trainings: gru-seed43, accuracy 25%, 10 epochs; about 7 min left at most.",
-        "4 of 4 trainings: lstm-seed43, accuracy 75%, 10 epochs.",
-    ]
+        "2 of 4 trainings; gru-seed43 failed.",
+        "3 of 4 trainings; lstm-seed42: accuracy 50%, 5 epochs.",
+    ] or sorted(line[16:] for line in lines) == [
+        "; gru-seed43 failed.", "; lstm-seed42: accuracy 50%, 5 epochs.",
+    ]  # fmt: skip
 
 
-def test_what_is_under_way_is_told_now_and_then(told):
-    progress, lines, now, _, reach = told
-    reach("lstm-seed43", 2)
-    now[0] = SECONDS - 1
-    progress.look()
+def test_what_is_under_way_is_told_every_few_seconds_with_the_time_left(progress, tmp_path):
+    lines, now, shown = progress
+    write(tmp_path, "lstm-seed43", "progress.json", {"epoch": 2, "epochs": 10, "seconds": 1})
+    now[0] = 4.9
+    shown.look()
     assert lines == []
-    now[0] = 3600.0
-    progress.look()  # of 30 epochs two took an hour
-    progress.look()
-    assert lines == ["1 of 4 trainings; lstm-seed43 at epoch 2 of 10; about 14.0 h left at most."]
+    now[0] = 60.0
+    shown.look()  # of 30 epochs two took a minute, so 28 take 14
+    shown.look()
+    assert lines == ["1 of 4 trainings; lstm-seed43 at epoch 2 of 10; about 14 min left at most."]
+    now[0] = 119.0
+    shown.look()  # half an hour later a line a minute is enough
+    assert len(lines) == 2
+
+
+def test_before_and_after_the_trainings_the_jobs_are_counted(progress, tmp_path):
+    lines, now, shown = progress
+    now[0] = 5.0
+    shown.look()
+    assert lines == ["1 of 4 trainings; the first epochs, Snakemake is starting."]
+    for run in RUNS:
+        end(tmp_path, run, 0.5, 10)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/snakemake.txt").write_text("1 of 9 steps (11%) done\n7 of 9 steps (78%)\n")
+    now[0] = 50.0
+    shown.look()
+    assert lines[-1] == "4 of 4 trainings; notebooks and pages, job 7 of 9 done."
+
+
+def test_a_file_that_is_half_written_is_no_progress(progress, tmp_path):
+    lines, now, shown = progress
+    (tmp_path / "runs/lstm-seed43").mkdir()
+    (tmp_path / "runs/lstm-seed43/progress.json").write_text('{"epoch":')
+    (tmp_path / "runs/lstm-seed43/run.json").write_text("{")
+    now[0] = 5.0
+    shown.look()
+    assert lines == ["1 of 4 trainings; the first epochs, Snakemake is starting."]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "words"),
     [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")],
 )
-def test_a_span_of_time_in_words(seconds, said):
-    assert in_words(seconds) == said
+def test_a_duration_in_words(seconds, words):
+    assert in_words(seconds) == words

@@ -1,0 +1,135 @@
+"""The environment: what make does about it, and what a stranger's machine does to a report."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import RNNBENCH, one_sentence, write_tiny
+
+from rnnbench_nb.files import PROJECT
+
+
+def make(folder: Path, *arguments: str) -> str:
+    """What make prints in a folder with the project's Makefile."""
+    shutil.copy(PROJECT / "Makefile", folder)
+    (folder / "pyproject.toml").touch()
+    return subprocess.check_output(["make", *arguments], cwd=folder, text=True)
+
+
+def test_environment_yml_lists_what_pyproject_asks_for():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = {line for line in [*project["dependencies"], *extras["report"], *extras["lab"],
+                               *extras["dev"]] if "rnnbench" not in line}  # fmt: skip
+    listed = set(re.findall(r'- "([^"]+)"', (PROJECT / "environment.yml").read_text()))
+    assert listed - {"-e ."} == asked
+
+
+def test_a_target_installs_what_it_needs(tmp_path):
+    for target, extra in (("report", "report"), ("lab", "lab"), ("test", "dev"), ("lint", "dev")):
+        wanted = make(tmp_path, "-n", target)
+        assert f'-e ".[{extra}]"' in wanted and wanted.count("-e ") == 1
+    assert "whl/cpu" in make(tmp_path, "-n", "env", "TORCH=cpu")
+    help_ = make(tmp_path, "-s", "help")
+    assert {line.split()[1] for line in help_.splitlines()} == {
+        "report", "lab", "test", "lint", "env", "clean",
+    }  # fmt: skip
+
+
+def test_make_clean_leaves_results_where_they_are(tmp_path):
+    for name in ("reports/quick", ".venv", ".ruff_cache"):
+        (tmp_path / name).mkdir(parents=True)
+    make(tmp_path, "-s", "clean")
+    assert {path.name for path in tmp_path.iterdir()} == {"Makefile", "pyproject.toml", "reports"}
+
+
+@pytest.mark.parametrize("there", ["nothing", "broken", "moved", "ready"])
+def test_an_environment_that_is_missing_or_was_moved_is_made_anew(tmp_path, there):
+    programs = tmp_path / "mein Gerät/.venv/bin"
+    if there != "nothing":
+        programs.mkdir(parents=True)
+        (tmp_path / "mein Gerät/pyproject.toml").touch()
+        python = "#!/bin/sh\nexit 0\n" if there != "broken" else "#!/no/python\n"
+        (programs / "python").write_text(python)
+        (programs / "python").chmod(0o755)
+        (programs.parent / "report.ready").touch()
+        home = "/elsewhere/.venv/bin" if there == "moved" else programs
+        (programs / "rnnbench").write_text(f"#!{home}/python\n")
+    if there == "broken":
+        (programs.parent / "report.ready").unlink()
+    (tmp_path / "mein Gerät").mkdir(exist_ok=True)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "python $@"\nmkdir -p .venv/bin\n'
+                                     'cp "$0" .venv/bin/python\n')  # fmt: skip
+    (tmp_path / "python").chmod(0o755)
+    printed = make(tmp_path / "mein Gerät", "-s", "env", f"PYTHON={tmp_path / 'python'}")
+    assert ("-I -m venv --clear .venv" in printed) == (there != "ready")
+
+
+def test_a_program_of_a_copied_environment_names_the_command_that_renews_it(tmp_path):
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    (tmp_path / ".venv/pyvenv.cfg").touch()
+    copied = Path(shutil.copy(RNNBENCH, programs))
+    done = subprocess.run([copied, "list"], text=True, capture_output=True)
+    sentence = one_sentence(done)
+    assert str(copied) in sentence and sys.prefix in sentence and "make env" in sentence
+
+
+def hostile(place: Path) -> tuple[dict[str, str], Path]:
+    """The environment of a machine that was set up for other work, and a folder to stand in."""
+    broken = "raise SystemExit('this module is not the project\\'s')\n"
+    kernel = {"argv": ["false"], "display_name": "another", "language": "python"}
+    files = {
+        "startup.py": "history_file = '~/.python_history'\n",
+        "matplotlibrc": "figure.dpi: 30\nlines.linewidth: 9\nsvg.fonttype: none\nbackend: TkAgg\n",
+        "ipython/profile_default/startup/00.py": "gamma = 3\nhistory_file = 'x'\n",
+        "ipython/profile_default/ipython_config.py": broken,
+        "jupyter/kernels/python3/kernel.json": json.dumps(kernel),
+        "jupyter/jupyter_config.py": broken,
+        "snakemake/config.yaml": "dry-run: true\n",
+        "here/random.py": broken,
+        "here/torch.py": broken,
+        "here/matplotlibrc": "figure.dpi: 20\n",
+    }
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+    settings = {
+        "MATPLOTLIBRC": "matplotlibrc", "PYTHONSTARTUP": "startup.py", "IPYTHONDIR": "ipython",
+        "JUPYTER_PATH": "jupyter", "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_DATA_DIR": "jupyter",
+        "XDG_CONFIG_HOME": "", "XDG_DATA_HOME": "", "SNAKEMAKE_PROFILE": "snakemake",
+        "GIT_DIR": "none", "HOME": "startup.py/none",
+    }  # fmt: skip
+    values = {"MPLBACKEND": "TkAgg", "LANG": "C", "LC_ALL": "POSIX", "LANGUAGE": "de",
+              "PYTHONINSPECT": "1", "PYTHONHASHSEED": "7", "CDPATH": "/", "PIP_USER": "1",
+              "JPY_SESSION_NAME": "x.ipynb"}  # fmt: skip
+    return {name: str(place / value) for name, value in settings.items()} | values, place / "here"
+
+
+@pytest.mark.slow
+def test_a_report_of_a_hostile_machine_is_that_of_a_clean_one(report, tmp_path):
+    settings, here = hostile(tmp_path / "hostile")
+    out, parameters = tmp_path / "out", write_tiny(tmp_path / "tiny.yaml")
+    done = subprocess.run(
+        [RNNBENCH, "run", parameters, "--output-dir", out], cwd=here, text=True,
+        capture_output=True, env={**os.environ, **settings}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not list(out.glob("**/*.failed"))
+    for name in ("results.csv", "history.csv"):
+        ours, theirs = (pd.read_csv(folder / name) for folder in (out, report))
+        pd.testing.assert_frame_equal(
+            ours.drop(columns="seconds"), theirs.drop(columns="seconds"), check_exact=True
+        )
+    files = ["runs/agru-seed42/predictions.safetensors", "runs/agru-seed42/best.safetensors"]
+    files += [f"figures/{name}.{kind}" for kind in ("png", "svg")
+              for name in ("training_curves", "error_curves", "test_comparison")]  # fmt: skip
+    for file in files:
+        assert (out / file).read_bytes() == (report / file).read_bytes(), file
