@@ -62,7 +62,7 @@ def test_list_names_reports_cells_and_tasks(tmp_path, monkeypatch):
     shutil.copytree(PROJECT / "rnnbench_nb", tmp_path / "rnnbench_nb")
     lines = rnnbench_here("list").stdout.splitlines()
     assert lines[1].split()[:2] == ["begun", "0/10"]
-    assert "report.json is damaged" in lines[2]
+    assert "report.json is missing or damaged" in lines[2]
     assert lines[3].split()[:2] == ["reset", "10/10"] and "98.89 ± 0.08%" in lines[3]
     assert lines[3].endswith("reports/published/reset")
     assert set(lines[-2].strip("Cels:.").replace(",", "").split()) >= set(CELLS) - {"cornn"}
@@ -72,8 +72,10 @@ def test_list_names_reports_cells_and_tasks(tmp_path, monkeypatch):
 def test_show_prints_the_score_and_the_parameters_of_a_run(tmp_path):
     text = rnnbench_here("show", PUBLISHED / "reset/runs/gru-seed42").stdout
     assert text.startswith("gru, seed 42, is completed.\nTest: accuracy 98.") and "seed: 42" in text
-    record = {"format": 2, "status": "failed", "reason": "the loss is nan", "variant": "gru"}
-    (tmp_path / "run.json").write_text(json.dumps({**record, "seed": 3}))
+    record = {"format": 2, "status": "failed", "reason": "the loss is nan"}
+    (tmp_path / "run.json").write_text(
+        json.dumps({**record, "variant": "gru", "model": "gru", "seed": 3})
+    )
     text = rnnbench_here("show", tmp_path).stdout
     assert text.startswith("gru, seed 3, is failed.\nthe loss is nan\n")
     assert "holds no run" in one_sentence(rnnbench_here("show", tmp_path / "none"))

@@ -257,7 +257,7 @@ def test_a_notebook_that_failed_is_executed_again(tmp_path):
         for file in (path, path.with_name(f"{path.name}.failed")):
             file.touch()
     launch.prepare(tmp_path / "out", protocol, "p")
-    assert not list((tmp_path / "out").glob("*/**/*.ipynb*"))
+    assert not list((tmp_path / "out").glob("[!.]*/**/*.ipynb*"))
     assert folders.listed(tmp_path / "out") >= {"runs/agru-seed42/", "notebooks/03_compare.ipynb"}
 
 
