@@ -65,8 +65,13 @@ def test_an_environment_that_is_missing_or_was_moved_is_made_anew(tmp_path, ther
     if there == "broken":
         (programs.parent / "report.ready").unlink()
     (tmp_path / "mein Gerät").mkdir(exist_ok=True)
-    (tmp_path / "python").write_text('#!/bin/sh\necho "python $@"\nmkdir -p .venv/bin\n'
-                                     'cp "$0" .venv/bin/python\n')  # fmt: skip
+    (tmp_path / "python").write_text(
+        """#!/bin/sh
+echo "python $@"
+mkdir -p .venv/bin
+[ "$0" -ef .venv/bin/python ] || cp "$0" .venv/bin/python
+"""
+    )
     (tmp_path / "python").chmod(0o755)
     printed = make(tmp_path / "mein Gerät", "-s", "env", f"PYTHON={tmp_path / 'python'}")
     assert ("-I -m venv --clear .venv" in printed) == (there != "ready")
