@@ -70,7 +70,7 @@ def _demonstration() -> Path:
     )
     folder = Path(mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    protocol = load_protocol(PROJECT / "params/quick.yaml", DEMONSTRATION).resolved()
+    protocol = load_protocol("quick", DEMONSTRATION).resolved()
     write_json(folder / MARKER, marker("quick", protocol))
     for seed in protocol.seeds:
         for parameters in protocol.at(seed):

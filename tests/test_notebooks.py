@@ -1,49 +1,68 @@
+"""Notebooks: their sources, and what those of this file show of small reports."""
+
 import ast
-import re
+import os
+import resource
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
-from conftest import write_tiny
-from jupyter_client import AsyncKernelManager
-from jupyter_core.utils import run_sync
-from nbformat.v4 import new_code_cell, new_notebook
+from conftest import CHROMIUM
+from in_process import execute
 
+from rnnbench_nb import notebook
+from rnnbench_nb.cells import CELLS
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
+from rnnbench_nb.notebook import claim, measured, open_report, sliders
 from rnnbench_nb.protocol import load_protocol
+from rnnbench_nb.results import Report, write_json
+from rnnbench_nb.runs import marker, train_run
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+PUBLISHED = PROJECT / "reports/published"
 
 
-def parameters_of(path):
-    return papermill.inspect_notebook(path)
+def code_of(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 @by_name
 def test_sources_are_light_and_readable(path):
-    notebook = nbformat.read(path, as_version=4)
-    assert notebook.cells[0].cell_type == "markdown"
-    assert notebook.cells[0].source.startswith("# ")
-    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    tagged = [cell for cell in code_of(path) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
-            assert cell in tagged or len(cell.source.splitlines()) <= 25, cell.source
-            assert "\nclass " not in cell.source and ".backward()" not in cell.source
+    for cell in code_of(path):
+        assert not cell.outputs and cell.execution_count is None
+        assert cell in tagged or len(cell.source.splitlines()) <= 25, cell.source
+        assert "\nclass " not in cell.source
+
+
+def test_the_notebooks_hold_at_most_a_thousand_lines_of_code():
+    lines = [
+        line for path in NOTEBOOKS for cell in code_of(path) for line in cell.source.split("\n")
+    ]
+    assert len([line for line in lines if line.strip()]) <= 1000
 
 
 @by_name
 def test_every_parameter_has_a_type_and_help(path):
-    for name, entry in parameters_of(path).items():
+    for name, entry in papermill.inspect_notebook(path).items():
         assert entry["inferred_type_name"] != "None", name
         assert len(entry["help"]) > 3, name
 
 
 def test_the_training_notebook_declares_what_a_variant_file_holds_with_the_quick_values():
-    declared = parameters_of(PROJECT / "notebooks/02_train.ipynb")
+    declared = papermill.inspect_notebook(PROJECT / "notebooks/02_train.ipynb")
     (quick, *_) = load_protocol("quick").parameterisations.values()
     assert set(declared) == {*quick.grouped(), "output_dir"}  # so papermill warns of no key
     for name, value in quick.grouped().items():
@@ -51,83 +70,192 @@ def test_the_training_notebook_declares_what_a_variant_file_holds_with_the_quick
             assert ast.literal_eval(declared[name]["default"]) == value, name
 
 
-KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
-# What the kernel is told first: there is no report, the demonstration that stands in for it is
-# small, and as it always goes to the same folder, it is trained only once.
-ONE_DEMONSTRATION = """
-from pathlib import Path
-from rnnbench_nb import analyses, demonstration
+def texts(executed):
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    return [
+        each.data["text/markdown"] for each in outputs if "text/markdown" in each.get("data", {})
+    ]
 
-analyses.PROJECT = Path({place!r})
-demonstration.SETTINGS |= {{"hidden_size": 8, "epochs": 2}}
-demonstration.mkdtemp = lambda: {place!r} + "/demonstration"
-"""
+
+def pictures(executed):
+    """The words of every figure: its `alt` text, caption and width."""
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    return [each.metadata["image/png"] for each in outputs if "image/png" in each.get("data", {})]
 
 
 @pytest.fixture(scope="module")
-def execute(tmp_path_factory):
-    """Execute a notebook with papermill, in one kernel for all: it imports only once."""
-    place = tmp_path_factory.mktemp("notebooks")
-    kernel, clients = AsyncKernelManager(kernel_name="python3"), []
-    kernel.client = lambda make=kernel.client: clients.append(make()) or clients[-1]
-
-    def run(notebook, parameters=None):
-        try:
-            return papermill.execute_notebook(
-                notebook, place / "out.ipynb", parameters, progress_bar=False, km=kernel
-            )
-        finally:
-            clients.pop().stop_channels()  # which papermill leaves open, the kernel not being its
-
-    def first(source):
-        run(new_notebook(cells=[new_code_cell(source)], metadata={"kernelspec": KERNEL}))
-
-    def execute(name, **parameters):
-        first("%reset -f")
-        return run(PROJECT / f"notebooks/{name}.ipynb", parameters)
-
-    first(ONE_DEMONSTRATION.format(place=str(place)))
-    yield execute
-    run_sync(kernel.shutdown_kernel)(now=True)
+def small(tmp_path_factory):
+    """A project without reports, and the demonstration that was trained there."""
+    place = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notebook, "PROJECT", place)
+        patch.setattr(
+            notebook, "DEMONSTRATION", {"dataset": "digits", "epochs": 1, "hidden_size": 6}
+        )
+        patch.setattr(notebook, "mkdtemp", lambda: place / "demonstration")
+        executed = execute("07_gradients", place / "out.ipynb")
+    return executed, place / "demonstration"
 
 
-def text_of(notebook):
-    found = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    return "".join(
-        out.get("text", "") + out.get("data", {}).get("text/markdown", "") for out in found
+def test_without_a_report_a_demonstration_is_trained_and_said_to_be_one(small):
+    executed, folder = small
+    first = texts(executed)[0]
+    assert first.startswith("**This is a demonstration:**")
+    report = Report(folder)
+    assert not report.missing and len(report.runs) == 6
+    runs = measured(report, "along").groupby(["label", "moment", "seed"])["log10_gradient"]
+    decades = (runs.first() - runs.last()).groupby(["label", "moment"]).mean()
+    most = decades.xs("trained", level="moment").abs().idxmax()
+    sentence = f"changes by the most in {most}: by {decades[most, 'trained']:+.1f} decades"
+    assert any(sentence in text for text in texts(executed)) or decades.abs().max() <= 0.3
+    assert len(pictures(executed)) == 4 and all(words["alt"] for words in pictures(executed))
+
+
+def test_eigenvalues_of_a_small_report(small, tmp_path):
+    executed = execute("04_eigenvalues", tmp_path / "out.ipynb", output_dir=str(small[1]))
+    assert any("step enlarges some mode in each of the 2 runs" in text for text in texts(executed))
+    assert any(text.startswith("Measured growth and theory agree") for text in texts(executed))
+    assert len(pictures(executed)) == 5
+
+
+def test_eigenvalues_of_a_cell_that_does_not_tell_the_parts_of_its_step(tmp_path):
+    values = {"models": ["antisymmetric_rnn"], "dataset": "digits", "epochs": 1, "runs": 1}
+    protocol = load_protocol("quick", {**values, "hidden_size": 6, "offline_fallback": None})
+    write_json(tmp_path / "report.json", marker("x", protocol))
+    (parameters,) = protocol.at(protocol.seeds[0])
+    assert not hasattr(CELLS[parameters.model], "jacobian_terms")
+    train_run(parameters, tmp_path / f"runs/{parameters.run}", lambda line: None)
+    executed = execute("04_eigenvalues", tmp_path / "out.ipynb", output_dir=str(tmp_path))
+    assert any(text.startswith("No cell of this report tells") for text in texts(executed))
+
+
+def test_memory_over_several_lengths_from_published_tables_alone(tmp_path):
+    folder = PUBLISHED / "noise_padded"
+    executed = execute("08_memory", tmp_path / "out.ipynb", output_dir=str(folder))
+    report = Report(folder)
+    floor = report.table("memoryless").query("variant == 'lstm_250'")["floor"].mean()
+    lstm = report.results.query("variant == 'lstm_250'")["accuracy"].mean()
+    lost = f"**250 steps**: lost by LSTM ({(1 - lstm) / floor:.2%} left)."
+    assert lost in texts(executed)
+    assert any(text.startswith("**28 steps**: solved by A-GRU (") for text in texts(executed))
+    tables = [output.data["text/html"] for cell in executed.cells
+              for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]  # fmt: skip
+    assert "never" in tables[0] and len(tables) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["04_eigenvalues", "07_gradients", "08_memory"])
+@pytest.mark.parametrize("report", ["noise_controls", "pixel_mnist", "adding"])
+def test_published_reports_are_shown_from_their_tables(name, report, tmp_path):
+    executed = execute(name, tmp_path / "out.ipynb", output_dir=str(PUBLISHED / report))
+    assert pictures(executed)
+
+
+def test_the_start_trains_two_cells_one_after_the_other(tmp_path):
+    executed = execute("00_start", tmp_path / "out.ipynb", epochs=2, hidden_size=8)
+    assert len(pictures(executed)) == 5  # an image, two curves, mistakes, eigenvalues
+    assert any("images, the GRU" in text for text in texts(executed))
+    assert any(text.startswith("The A-GRU misreads ") for text in texts(executed))
+
+
+def test_a_wrong_folder_is_an_error_and_no_demonstration(tmp_path):
+    with pytest.raises(UserError, match="holds no report"):
+        open_report(str(tmp_path / "none"))
+
+
+def test_a_table_that_no_run_has_is_named(small):
+    with pytest.raises(UserError, match="has no table nothing"):
+        measured(Report(small[1]), "nothing")
+
+
+def test_what_is_missing_is_shown_first(small, tmp_path, monkeypatch):
+    folder = tmp_path / "report"
+    shutil.copytree(small[1], folder)
+    runs = sorted(folder.glob("runs/*"))
+    shutil.rmtree(runs[0])
+    record = runs[1] / "run.json"
+    record.write_text(
+        record.read_text().replace('"unmeasured": {}', '"unmeasured": {"growth": "no"}')
     )
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda markdown: shown.append(markdown.data))
+    open_report(str(folder))
+    missing, unmeasured = shown
+    assert missing.startswith(f"**Missing:** {runs[0].name} is missing: ")
+    assert unmeasured == f"**Missing:** growth of {runs[1].name}: no"
 
 
-def test_training_by_hand_refuses_an_unknown_key(execute):
-    with pytest.raises(papermill.PapermillExecutionError) as error:
-        execute("02_train", gama=0.5)
-    assert "unknown key 'gama'; the nearest known key is 'gamma'" in str(error.value)
+def test_a_claim_is_shown_if_its_condition_holds(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda markdown: shown.append(markdown.data))
+    claim("{n:,} steps and {x:+.2f}", n=1000, x=0.5)
+    claim("never", pd.Series([True, False]).all())
+    assert shown == ["1,000 steps and +0.50"]
 
 
-@pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
-def test_a_notebook_that_reads_runs_works_from_a_fresh_clone_and_says_so_at_the_top(name, execute):
-    executed = execute(name)
-    outputs = [cell for cell in executed.cells if cell.get("outputs")]
-    assert "**This is a demonstration:**" in text_of(nbformat.v4.new_notebook(cells=outputs[:1]))
-    words = [
-        words
-        for cell in outputs
-        for output in cell.outputs
-        for kind, words in output.get("metadata", {}).items()
-        if kind.startswith("image/")
-    ]
-    assert words and all(re.search(r"\bseeds?\b", each["caption"]) for each in words)
+def test_sliders_are_for_jupyterlab(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    sliders(lambda x: pytest.fail("drawn"), x=(0, 1))
 
 
-@pytest.mark.parametrize("name", ["03_compare", "04_eigenvalues", "06_ablation", "07_gradients"])
-def test_a_wrong_folder_is_an_error_and_no_demonstration(name, execute, tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match="holds no report"):
-        execute(name, output_dir=str(tmp_path / "none"))
+@pytest.mark.slow
+def test_the_start_takes_less_than_two_minutes(tmp_path):
+    def seconds():  # of the processors: a machine that has other work to do is no slow notebook
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    begun, out = seconds(), tmp_path / "out.ipynb"
+    papermill.execute_notebook(PROJECT / "notebooks/00_start.ipynb", out, progress_bar=False)
+    assert 1 < seconds() - begun < 120
 
 
-@pytest.mark.parametrize("name", ["03_compare", "07_gradients"])
-def test_a_notebook_that_reads_runs_is_content_with_one(name, execute, report, tmp_path):
-    write_tiny(tmp_path / "protocol.yaml", models="[agru]")
-    shutil.copytree(report / "runs/agru-seed42", tmp_path / "runs/agru-seed42")
-    executed = execute(name, output_dir=str(tmp_path))
-    assert "a demonstration" not in text_of(executed)
+@pytest.fixture
+def lab(tmp_path):
+    """The address of the start in a JupyterLab over a copy of the notebooks."""
+    shutil.copytree(PROJECT / "notebooks", tmp_path / "notebooks")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+               f"--notebook-dir={tmp_path}", "--IdentityProvider.token=known"]  # fmt: skip
+    environment = {**os.environ, **places, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
+        for _ in range(60):
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/api?token=known").close()
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"http://localhost:{port}/lab/tree/notebooks/00_start.ipynb?token=known"
+        server.terminate()
+
+
+@pytest.mark.slow
+def test_in_jupyterlab_the_curve_is_alive_and_sliders_move_the_disc(lab):
+    sync = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 6000})  # all cells are there
+        page.set_default_timeout(120_000)
+        page.goto(lab)
+        page.get_by_role("heading", name="Watch it learn").wait_for()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        curve = page.get_by_alt_text("Share of wrong answers by epoch.").first
+        curve.wait_for()
+        seen = {curve.get_attribute("src")}
+        while not page.get_by_text("The A-GRU misreads ").count():
+            seen.add(curve.get_attribute("src"))
+            page.wait_for_timeout(200)
+        assert len(seen) > 3
+        page.get_by_text("images, the GRU").wait_for()
+        slider, picture = page.get_by_role("slider").first, page.locator(".widget-interact img")
+        before = picture.get_attribute("src")
+        slider.press("ArrowRight")
+        page.wait_for_function(
+            "before => document.querySelector('.widget-interact img').src !== before", arg=before
+        )
+        browser.close()
