@@ -125,22 +125,20 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def finished(record: Mapping[str, Any]) -> Run | None:
     """A completed run of the project with the parameters, data and probe of a record."""
     reports, precision = PROJECT / "reports", record["parameters"]["precision"]
-    folders = sorted(path.parent for path in reports.glob("*/runs/*/run.json"))
-    published = sorted(reports.glob("published/*/runs.json"))
-    for read, paths in ((load_run, folders), (published_runs, published)):
-        for path in paths:
-            try:
-                there = read(path)
-            except UserError:  # a damaged run is none
-                continue
-            for run in there.values() if isinstance(there, dict) else [there]:
-                if (
-                    run.record["status"] == COMPLETED
-                    and _same(run.record["parameters"], record["parameters"])
-                    and run.record["data"]["hash"] == record["data"]["hash"]
-                    and agrees(run.record["probe"], record["probe"], precision)
-                ):
-                    return run
+    ours = sorted(reports.glob("*/runs/*/run.json"))
+    for path in [*ours, *sorted(reports.glob("published/*/runs.json"))]:
+        try:
+            runs = [load_run(path.parent)] if path in ours else [*published_runs(path).values()]
+        except UserError:  # a damaged run is none
+            continue
+        for run in runs:
+            if (
+                run.record["status"] == COMPLETED
+                and _same(run.record["parameters"], record["parameters"])
+                and run.record["data"]["hash"] == record["data"]["hash"]
+                and agrees(run.record["probe"], record["probe"], precision)
+            ):
+                return run
     return None
 
 
@@ -184,11 +182,12 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
         report(f"{error}: training starts again from the first epoch.")
         checkpoint = None
     run = load_run(folder) if (folder / "run.json").exists() else None
-    theirs = [run.record.get("parameters")] if run else []
-    theirs += [checkpoint["stamp"]["parameters"]] if checkpoint else []
-    if not all(_same(there, parameters.flat()) for there in theirs if there):
+    if run and run.record["status"] != COMPLETED:  # what failed is tried again
+        run = None
+    there = run.record["parameters"] if run else checkpoint and checkpoint["stamp"]["parameters"]
+    if there and not _same(there, parameters.flat()):
         raise UserError(f"{folder} holds a run with other parameters; name another output folder.")
-    if run and run.record["status"] == COMPLETED:
+    if run:
         report(f"{parameters.run} is finished: its results are read, not trained again.")
         return run
     record = {"format": results.FORMAT, "variant": parameters.name, "model": parameters.model}

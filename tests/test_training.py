@@ -48,9 +48,8 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("model", ["lstm", "gru", "agru", "cornn"])
-def test_the_same_seed_gives_the_same_run_to_the_last_bit(model):
-    parameters = change(model=model, dropout=0.2)
+def test_the_same_seed_gives_the_same_run_to_the_last_bit():
+    parameters = change(dropout=0.2)
     first = trained(parameters)
     torch.rand(3)  # what else the process draws does not matter
     second = trained(parameters)
@@ -117,16 +116,14 @@ def test_training_numbers_are_means_over_the_examples_that_were_seen(steps, exam
 
 
 def test_evaluation_is_a_mean_over_examples():
-    parameters = change()
-    task = task_of(parameters)
+    task = task_of(change())
     part = task.load(42).train
-    model = started(parameters, task, part)
+    model = started(change(), task, part)
     loss, accuracy, outputs = evaluate(model, part, task)
     with torch.no_grad():
-        direct = model(task.inputs(part.inputs))
-    torch.testing.assert_close(outputs, direct)
-    assert loss == pytest.approx(F.cross_entropy(direct, part.targets).item(), rel=1e-6)
-    assert accuracy == (direct.argmax(1) == part.targets).double().mean().item()
+        torch.testing.assert_close(outputs, model(task.inputs(part.inputs)))
+    assert loss == pytest.approx(F.cross_entropy(outputs, part.targets).item(), rel=1e-6)
+    assert accuracy == (outputs.argmax(1) == part.targets).double().mean().item()
 
 
 def test_every_model_of_a_seed_sees_the_same_batches(monkeypatch):
@@ -188,12 +185,6 @@ def test_weight_decay_leaves_the_step_size_alone():
     assert len(decay) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
-def test_the_step_size_stays_positive(kind):
-    state = trained(change(optimiser=kind, epsilon=1e-3, learning_rate=0.5, epochs=3))
-    assert all(each["step_size"] > 0 for each in state.tracked)
-
-
 def test_a_loss_that_is_not_finite_ends_training_with_its_place():
     with pytest.raises(UserError, match=r"agru-seed42: the loss is (nan|inf) in epoch 1 at step"):
         trained(change(optimiser="sgd", learning_rate=1e30, clip_norm=None))
@@ -227,13 +218,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert len(whole.tracked) == len(resumed.tracked) == 6
 
 
-@pytest.mark.parametrize(("there", "here"), [(1, 0), (2, 1)])
-def test_a_checkpoint_of_gpus_goes_on_where_there_are_fewer(tmp_path, monkeypatch, there, here):
+def test_a_checkpoint_of_a_gpu_goes_on_where_there_is_none(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         trained(change(**HARD), tmp_path, report=killed_after(2))
-    checkpoint = read_checkpoint(tmp_path)
-    checkpoint["dropout_cuda"] = [torch.zeros(16, dtype=torch.uint8)] * there
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    checkpoint = read_checkpoint(tmp_path) | {"dropout_cuda": [torch.zeros(16, dtype=torch.uint8)]}
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", None)  # of GPUs that are not here
     assert trained(change(**HARD), checkpoint=checkpoint).progress["epoch"] == 5
 
