@@ -261,16 +261,16 @@ def test_each_recurrent_matrix_of_the_reset_before_gru_starts_orthogonal():
 
 
 @pytest.mark.parametrize(
-    ("cell", "scaled"),
+    ("cell", "scaled", "options"),
     [
-        ("antisymmetric_rnn", {"recurrent"}),
-        ("gated_antisymmetric_rnn", {"recurrent"}),
-        ("lipschitz_rnn", {"linear_weight", "tanh_weight"}),
+        ("agru", {"candidate_weight"}, {}),
+        ("antisymmetric_rnn", {"recurrent"}, {"start": "source"}),
+        ("gated_antisymmetric_rnn", {"recurrent"}, {"start": "common"}),
+        ("lipschitz_rnn", {"linear_weight", "tanh_weight"}, {"start": "source"}),
     ],
 )
-@pytest.mark.parametrize("start", ["common", "source"])
-def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled, start):
-    plain, twice = (CELLS[cell](3, 5, start=start, initial_scale=scale) for scale in (1.0, 2.0))
+def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled, options):
+    plain, twice = (CELLS[cell](3, 5, initial_scale=scale, **options) for scale in (1.0, 2.0))
     for made in (plain, twice):
         made.reset_parameters(torch.Generator().manual_seed(7))
     ours = dict(twice.named_parameters())

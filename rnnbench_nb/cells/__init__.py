@@ -1,7 +1,4 @@
-"""The table of cells, found by looking into this folder: one file a cell.
-
-To add a cell, put one file here (README, "Add a cell"); nothing else is edited.
-"""
+"""The table of cells. To add one, put a file here (README, "Add a cell"); edit nothing else."""
 
 import sys
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from rnnbench_nb.cells.kernels import Served, transformed
 
-SHAPES = 4  # as many are captured for a cell; each keeps the memory of a training step
+SHAPES = 4  # graphs that a cell keeps, each with the memory of a training step
 WARM_UP = 3  # calls before a capture, in which libraries set themselves up
 
 _captured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by cell, then by shapes
@@ -50,11 +50,11 @@ class Captured:
     """A function of tensors and its gradient, captured as two graphs on memory of their own.
 
     Attributes:
-        inputs: Where a call puts its tensors.
-        states: Where `replay` leaves the result.
-        outer: Where the gradient of the result is put.
-        gradients: Where `replay_backward` leaves those of the inputs that want one; None for an
-            input that does not act.
+        inputs: Memory for a call's tensors.
+        states: Memory in which `replay` leaves the result.
+        outer: Memory for the gradient of the result.
+        gradients: Memory in which `replay_backward` leaves the gradients of the inputs that want
+            one; None for an input that does not act.
     """
 
     def __init__(self, function: Callable[..., Tensor], tensors: list[Tensor]):
@@ -125,9 +125,9 @@ class _Replay(torch.autograd.Function):
         captured.give_back(ctx)
         captured.outer.copy_(outer)
         captured.replay_backward()
-        found = iter(captured.gradients)
-        gradients = (next(found) if place.requires_grad else None for place in captured.inputs)
-        return None, *(None if grad is None else grad.clone() for grad in gradients)
+        gradients = iter(captured.gradients)
+        of_inputs = (next(gradients) if t.requires_grad else None for t in captured.inputs)
+        return None, *(None if grad is None else grad.clone() for grad in of_inputs)
 
 
 def run(cell: Any, x: Tensor, state: Tensor, *_: Tensor) -> Served | str:
