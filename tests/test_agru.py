@@ -70,9 +70,14 @@ def assert_follows_equation(model, x, h_0=None):
     matrix = {"free": w}.get(model.options.recurrence, w - w.T) - model.options.gamma * np.eye(n)
     start = np.zeros((x.shape[1], n)) if h_0 is None else h_0[0].numpy()
     want = naive_layer(
-        x.numpy(), start, weights["weight_ih"], weights["gate_weight"], matrix, weights["bias"],
+        x.numpy(),
+        start,
+        weights["weight_ih"],
+        weights["gate_weight"],
+        matrix,
+        weights["bias"],
         math.exp(weights["log_epsilon"]),
-    )  # fmt: skip
+    )
     for training in (True, False):
         with torch.no_grad():
             output, h_n = model.train(training)(x, h_0)
@@ -83,11 +88,14 @@ def assert_follows_equation(model, x, h_0=None):
 def test_one_step_by_hand():
     one = torch.ones(1, 1, dtype=torch.float64)
     states = loop(
-        2 * one[None], 3 * one,
+        2 * one[None],
+        3 * one,
         torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64),
-        torch.tensor([[0.4], [0.5]], dtype=torch.float64), -0.6 * one,
-        torch.tensor([0.7, 0.8, 0.9], dtype=torch.float64), 0.25,
-    )  # fmt: skip
+        torch.tensor([[0.4], [0.5]], dtype=torch.float64),
+        -0.6 * one,
+        torch.tensor([0.7, 0.8, 0.9], dtype=torch.float64),
+        0.25,
+    )
     z, r = sigmoid(0.2 + 1.2 + 0.7), sigmoid(0.4 + 1.5 + 0.8)
     c = math.tanh(0.6 - 0.6 * r * 3 + 0.9)
     assert states.item() == pytest.approx(3 + 0.25 * z * c, rel=1e-14)

@@ -168,7 +168,16 @@ def small_run(cell, task, **values):
     return parameters, one, data, started(parameters, one, data.train)
 
 
-@each_cell
+QUICK = ("agru", "cornn", "lstm", "module")  # a kernel, a loop of ours, torch's, somebody else's
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(cell, marks=[] if cell in QUICK or len(CHOSEN) == 1 else [pytest.mark.slow])
+        for cell in CHOSEN
+    ],
+)
 def test_training_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
     def trained(folder, report=lambda line: None):
         parameters, task, data, model = small_run(cell, DEFAULT, dropout=0.2, epochs=3)

@@ -113,8 +113,10 @@ def mingru(w, x, h, o):
     c = torch.where(v < 0, 1 / (1 + torch.exp(-v)), 0.5 + v)
     states = []
     for t in range(len(x)):
-        terms = [(keep[i + 1 : t + 1].sum(0).exp() - keep[i : t + 1].sum(0).exp()) * c[i]
-                 for i in range(t + 1)]  # fmt: skip
+        terms = [
+            (keep[i + 1 : t + 1].sum(0).exp() - keep[i : t + 1].sum(0).exp()) * c[i]
+            for i in range(t + 1)
+        ]
         states.append(keep[: t + 1].sum(0).exp() * h + torch.stack(terms).sum(0))
     return torch.stack(states)
 
