@@ -37,8 +37,7 @@ def _row(parameters: RunParameters) -> dict[str, str | float]:
         state = fit(model, Split(train, validation, data.test), task, few, report=lambda line: None)
     seconds = pd.DataFrame(state.history).groupby("split")["seconds"].sum()
     share = len(data.validation.targets) / len(validation.targets) / state.progress["epoch"]
-    examples = len(data.train.targets)
-    epochs = epochs_of(parameters, examples)
+    epochs, examples = epochs_of(parameters, len(data.train.targets)), len(data.train.targets)
     steps = min(epochs * batches_of(parameters, examples), parameters.steps or 10**12)
     row = {"variant": parameters.name, "step": seconds["train"] / STEPS, "steps": steps}
     return row | {"validation": share * seconds["validation"], "epochs": epochs}

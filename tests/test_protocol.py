@@ -171,8 +171,9 @@ def test_a_module_of_another_package_takes_part_beside_a_cell(tmp_path):
     text += "{mine: {module: 'torch.nn:GRU', arguments: {bias: false}}}"
     protocol = load(tmp_path, text)
     assert {name: own.model for name, own in named(protocol).items()} == {
-        "gru": "gru", "mine": "module",
-    }  # fmt: skip
+        "gru": "gru",
+        "mine": "module",
+    }
     options = named(protocol)["mine"].cell_options
     assert (options.module, options.arguments) == ("torch.nn:GRU", {"bias": False})
     assert load(tmp_path, to_yaml(protocol.dump())) == protocol
