@@ -115,7 +115,7 @@ def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):
     text = index.build(report).read_text()
     assert "2 of 4 runs are finished" in text
     assert "gru-seed42 failed: loss is nan &lt;b&gt;&amp;&#34;&#39;&lt;/b&gt;" in text
-    assert "gru-seed43 is missing: it did not finish; logs/gru-seed43.txt" in text
+    assert "gru-seed43 is missing: " in text and "logs/gru-seed43.txt" in text
     assert NASTY not in text
 
 

@@ -106,18 +106,11 @@ class Evidence:
             row["verdict"], row["small"], row["reason"], [scale * dot for dot in dots],
         )  # fmt: skip
 
-    def mean(self, name: str, variant: str, metric: str = "") -> float:
+    def mean(self, name: str, variant: str) -> float:
         """The mean test score of a variant over its seeds, as people read it (per cent)."""
         report = self.report(name)
         results = report.results[report.results["variant"] == variant]
-        return report.score.scale * results[metric or report.score.name].mean()
-
-    def table(self, name: str, table: str, **only: Any) -> pd.DataFrame:
-        """The rows of a measured table whose columns have the given values."""
-        rows = self.report(name).table(table)
-        for column, value in only.items():
-            rows = rows[rows[column] == value]
-        return rows
+        return report.score.scale * results[report.score.name].mean()
 
     def seeds(self, *names: str) -> str:
         """The number of seeds of the variants of some reports, such as `1 to 3`."""
@@ -144,7 +137,7 @@ class Evidence:
         """
         lines, report = [], self.report(name)
         for variant in variants:
-            rows = self.table(name, "along", variant=variant, moment=moment)
+            rows = report.table("along").query("variant == @variant and moment == @moment")
             wide = rows.pivot(index="step", columns="seed", values="log10_gradient")
             mean = (wide - wide.iloc[-1]).mean(axis=1)[::-1]
             points = [(float(mean.index[0] - step), float(y)) for step, y in mean.items()]
@@ -158,10 +151,10 @@ class Evidence:
         A step reads a batch of 128 images by row, with 128 units, one thread and float32.
         """
         content = json.loads((self.folder / name / "speed.json").read_text(encoding="utf-8"))
-        rows = pd.DataFrame(content["rows"])
-        shape = {"steps": 28, "hidden": 128, "batch": 128, "threads": 1, "precision": "highest"}
-        for column, value in {**shape, "task": "train"}.items():
-            rows = rows[rows[column] == value]
+        rows = pd.DataFrame(content["rows"]).query(
+            "task == 'train' and precision == 'highest' and steps == 28 and hidden == 128 "
+            "and batch == 128 and threads == 1"
+        )
         median = rows.groupby("model")["seconds"].median()
         return median[other] / median[model], content["machine"]["processor"]
 

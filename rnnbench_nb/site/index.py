@@ -153,24 +153,21 @@ def verdicts(report: Report) -> tuple[list[str], str]:
 
 
 def notes(report: Report) -> list[str]:
-    """Sentences on where the runs' surroundings differ as the variants do."""
+    """Sentences on runs whose device or code is not that of the others."""
     ran: dict[str, dict[str, None]] = {}
     for run in report.runs:
-        device = str(run.record.get("device", "an unknown device")).upper()
-        ran.setdefault(device, {})[report.labels[run.key[0]]] = None
-    every = {label for labels in ran.values() for label in labels}
-    if len(ran) < 2 or any(set(labels) == every for labels in ran.values()):
-        mixed = []
-    else:
+        ran.setdefault(str(run.record["device"]).upper(), {})[report.labels[run.key[0]]] = None
+    sentences = []
+    if len({frozenset(labels) for labels in ran.values()}) > 1:
         parts = "; ".join(f"{', '.join(labels)} on {device}" for device, labels in ran.items())
-        mixed = [f"The variants ran on different devices ({parts}), which also differ in rounding."]
-    unknown = [run for run in report.runs if run.record.get("probe") is None]
+        sentences = [f"The variants ran on different devices, whose rounding differs: {parts}."]
+    unknown = sum(run.record.get("probe") is None for run in report.runs)
     if unknown:
-        mixed.append(
-            f"{len(unknown)} of {len(report.runs)} runs have no record of what their code computes;"
-            " rnnbench verify --retrain 1 trains their first epoch again and compares."
+        sentences.append(
+            f"{unknown} of {len(report.runs)} runs have no record of what their code computes; "
+            "rnnbench verify --retrain 1 trains their first epoch again and compares."
         )
-    return mixed
+    return sentences
 
 
 def protocol_comment(name: str) -> str:

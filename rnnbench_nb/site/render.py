@@ -103,16 +103,6 @@ class _Renderer(IPythonRenderer):
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
-class _Exporter(HTMLExporter):
-    """Makes the body of a page with the template notebook.html.j2."""
-
-    @jinja2.pass_context
-    def markdown2html(self, context: jinja2.runtime.Context, source: str) -> str:
-        attachments = context.get("cell", {}).get("attachments", {})
-        renderer = _Renderer(escape=False, attachments=attachments)
-        return MarkdownWithMath(renderer).render(source)
-
-
 def markdown(text: str) -> Markup:
     """Convert Markdown to HTML."""
     return Markup(MarkdownWithMath(_Renderer(escape=False)).render(text))
@@ -154,7 +144,7 @@ def render(path: Path) -> Page:
     ]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     failed = failed or any(output.output_type == "error" for output in outputs)
-    exporter = _Exporter(
+    exporter = HTMLExporter(
         template_name="basic",
         template_file=str(TEMPLATES / "notebook.html.j2"),
         config=Config(
@@ -162,6 +152,7 @@ def render(path: Path) -> Page:
             CoalesceStreamsPreprocessor={"enabled": True},  # a log is one block
         ),
     )
+    exporter.register_filter("markdown2html", markdown)
     exporter.register_filter("base64", lambda text: base64.b64encode(text.encode()).decode())
     try:
         body, _ = exporter.from_notebook_node(notebook)
