@@ -135,8 +135,8 @@ def run(
     for problem in problems:
         click.echo(f"rnnbench: {problem}", err=True)
     if stale and not again:
-        click.echo(f"NOTE: the code has changed since {launch.few(stale)}; "
-                   "--again trains again.", err=True)  # fmt: skip
+        changed = f"the code has changed since {launch.few(stale)}; --again trains again"
+        click.echo(f"NOTE: {changed}.", err=True)
     if index.stat().st_mtime_ns == before:
         _say("Nothing to do: every notebook and page is up to date.")
     _say(_short_table(report))
@@ -209,21 +209,21 @@ def list_reports() -> None:
 
     rows = [("REPORT", "RUNS", "BEST", "FOLDER")]
     for pattern in (f"reports/*/{MARKER}", f"reports/published/*/{MARKER}"):
-        for path in sorted(PROJECT.glob(pattern)):
-            here = path.parent.is_relative_to(Path.cwd())
-            folder = path.parent.relative_to(Path.cwd()) if here else path.parent
+        for folder in sorted(path.parent for path in PROJECT.glob(pattern)):
             try:
-                runs, best = _finished(Report(path.parent))
+                runs, best = _finished(Report(folder))
             except UserError as error:
                 runs, best = "", str(error)
-            rows.append((folder.name, runs, best, str(folder)))
+            here = folder.is_relative_to(Path.cwd())
+            place = folder.relative_to(Path.cwd()) if here else folder
+            rows.append((folder.name, runs, best, str(place)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for line in rows:
         click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
-    for kind in ("cells", "tasks"):
+    for kind in ("cells", "tasks"):  # without importing them
         files = sorted((PROJECT / "rnnbench_nb" / kind).glob("*.py"))
-        names = [re.search(r'^    name\b.*?= "(\w+)"', file.read_text(encoding="utf-8"), re.M)
-                 for file in files]  # fmt: skip
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        names = [re.search(r'^    name\b.*?= "(\w+)"', text, re.M) for text in texts]
         click.echo(f"{kind.capitalize()}: {', '.join(name[1] for name in names if name)}.")
 
 
@@ -235,15 +235,13 @@ def _finished(report: "Report") -> tuple[str, str]:
     if not path.exists():
         return f"{len([*report.folder.glob('runs/*/run.json')])}/{count}", "not all runs have ended"
     columns = results.result_columns(report.metrics.names)
-    rows = results.read_csv(path, "make the report again", columns)
-    table = results.summary(rows)
-    runs = f"{(rows['status'] == results.COMPLETED).sum()}/{count}"
+    table = results.summary(results.read_csv(path, "make the report again", columns))
     if table.empty:
-        return runs, "no results"
+        return f"0/{count}", "no results"
     best = table[report.score.name].idxmax()
     score = results.formatted(table, report.metrics).iloc[best, 2]
     label, name = report.labels[table["variant"][best]], results.readable(report.score.name)
-    return runs, f"{label}: {name} {score}{report.score.unit}"
+    return f"{table['seeds'].sum()}/{count}", f"{label}: {name} {score}{report.score.unit}"
 
 
 @main.command()
@@ -252,23 +250,15 @@ def show(run_folder: Path) -> None:
     """Print what the run in RUN_FOLDER is, and how it scored."""
     from rnnbench_nb.results import COMPLETED, load_run, readable
 
-    record = load_run(run_folder).record
+    run = load_run(run_folder)
+    record = run.record
     click.echo(f"{record['variant']}, seed {record['seed']}, is {record['status']}.")
     if record["status"] == COMPLETED:
-        run = load_run(run_folder)
-        score = run.metrics.score
-        scores = [f"{readable(name)} {score.scale * record['test'][name]:.4g}{score.unit}"
-                  for name in run.metrics.names]  # fmt: skip
-        click.echo(f"Test: {', '.join(scores)}.")
-        click.echo(
-            f"Best epoch {record['best_epoch']} of {record['epochs']}, {record['seconds']:.0f} s "
-            f"on {record['device']} ({record.get('path', 'path unknown')}); "
-            f"{record['parameter_count']:,} parameters, {record['free_parameter_count']:,} free."
-        )
-    else:
-        click.echo(record.get("reason", "No reason was recorded."))
-    click.echo(f"Made at commit {record.get('commit', 'unknown')}.\n")
-    for name, value in record.get("parameters", {}).items():
+        for name in run.metrics.names:
+            value = run.metrics.score.scale * record["test"][name]
+            click.echo(f"test {readable(name)}: {value:.4g}{run.metrics.score.unit}")
+    values = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
+    for name, value in (values | record.get("parameters", {})).items():
         click.echo(f"{name}: {value}")
 
 

@@ -137,23 +137,21 @@ def cancel_slurm_jobs(out: Path) -> None:
     Raises:
         UserError: Slurm does not answer, or does not end them within 90 seconds.
     """
-    if not shutil.which("squeue"):
-        return
     query = ["squeue", "--user", str(os.getuid()), "--noheader", "--format=%i %k %Z"]
-    for _ in range(90):  # Slurm gives a job 30 seconds to end itself
+    for _ in range(90 if shutil.which("squeue") else 0):  # a job has 30 seconds to end itself
         answer = subprocess.run(query, capture_output=True, text=True)
         if answer.returncode:
-            raise UserError(
-                f"{out}: squeue does not list the jobs that a killed command may have left at work "
-                f"there ({answer.stderr.strip()}); try again when it works."
-            )
+            raise UserError(f"{out}: squeue does not list jobs ({answer.stderr.strip()}), which a "
+                            "killed command may have left at work there; try again.")  # fmt: skip
         lines = [line.split(maxsplit=2) for line in answer.stdout.splitlines()]
-        jobs = [job for job, *rest in lines if rest[0].startswith("rule_") and rest[1] == str(out)]
+        jobs = [job for job, comment, folder in lines
+                if comment.startswith("rule_") and folder == str(out)]  # fmt: skip
         if not jobs:
             return
         subprocess.run(["scancel", *jobs])
         time.sleep(1)
-    raise UserError(f"{out}: end the Slurm jobs {', '.join(jobs)} with scancel and try again.")
+    if shutil.which("squeue"):
+        raise UserError(f"{out}: end the Slurm jobs {', '.join(jobs)} with scancel and try again.")
 
 
 def outline(out: Path, protocol: Protocol, again: Collection[str] = ()) -> str:
@@ -165,16 +163,12 @@ def outline(out: Path, protocol: Protocol, again: Collection[str] = ()) -> str:
     parameter_files(out, protocol)
     asked = [parameters.run for parameters in runs_of(protocol)]
     to_do = [run for run in asked if not (out / f"runs/{run}/run.json").exists() or run in again]
-    variants, seeds = len(protocol.parameterisations), len(protocol.seeds)
-    parts = [
-        f"{len(asked)} training{'s' * (len(asked) > 1)} ({variants} variant{'s' * (variants > 1)}, "
-        f"{seeds} seed{'s' * (seeds > 1)})"
-    ]
-    if len(to_do) < len(asked):
-        parts.append(f", {len(asked) - len(to_do)} of them finished")
-    if to_do:
-        parts.append(f"; to train: {few(to_do)}")
-    return f"{''.join(parts)}. Their logs are in {out / 'logs'}."
+    counts = {"training": len(asked), "variant": len(protocol.parameterisations),
+              "seed": len(protocol.seeds)}  # fmt: skip
+    trainings, *others = (f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items())
+    done = f", {len(asked) - len(to_do)} of them finished" if len(to_do) < len(asked) else ""
+    rest = f"; to train: {few(to_do)}" if to_do else ""
+    return f"{trainings} ({', '.join(others)}){done}{rest}. Their logs are in {out / 'logs'}."
 
 
 def parameter_files(out: Path, protocol: Protocol) -> dict[str, str]:
