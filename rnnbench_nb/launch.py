@@ -295,25 +295,12 @@ def environment(out: Path) -> dict[str, str]:
 
 
 def snakemake(
-    out: Path,
-    profile: Path,
-    jobs: int | None,
-    on_gpu: bool,
-    look: Callable[[], None],
-    lock: int,
+    out: Path, profile: Path, jobs: int | None, on_gpu: bool, look: Callable[[], None], lock: int
 ) -> int:
     """Run the workflow in a folder under a supervisor, which ends it when this process ends.
 
-    Args:
-        out: The report's folder; what Snakemake prints goes to logs/snakemake.txt.
-        profile: The folder of Snakemake's profile.
-        jobs: How many trainings run side by side; None leaves it to the profile.
-        on_gpu: Whether trainings take turns.
-        look: Called twice a second.
-        lock: The descriptor of the folder's lock, which the supervisor keeps until all has ended.
-
-    Returns:
-        The exit code.
+    Snakemake's lines go to logs/snakemake.txt. At most `jobs` trainings run side by side, and one
+    `on_gpu`. `look` is called twice a second. The supervisor keeps `lock` until all has ended.
     """
     values, others = environment(out), {process.pid for process in supervisor.descendants()}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
@@ -360,27 +347,23 @@ def trains_on_gpu(protocol: Protocol) -> bool:
 def why_it_stopped(out: Path) -> UserError:
     """The error of a workflow that ended before the report was made."""
     log = out / "logs/snakemake.txt"
-    reasons = [run["reason"] for run in Report(out).missing if (
-        out / f"runs/{run['variant']}-seed{run['seed']}/run.json").exists()]  # fmt: skip
+    names = {f"{run['variant']}-seed{run['seed']}": run for run in Report(out).missing}
+    reasons = [run["reason"] for name, run in names.items()
+               if (out / f"runs/{name}/run.json").exists()]  # fmt: skip
     if shutil.disk_usage(out).free < FULL:
-        why = "the disk is full; free some space"
-    elif reasons:
-        why = reasons[0].rstrip(".")
-    else:
-        why = snakemake_reason(log.read_text(encoding="utf-8", errors="replace"))
+        reasons.insert(0, "the disk is full; free some space")
+    why = [*reasons, snakemake_reason(log.read_text(encoding="utf-8", errors="replace"))][0]
     return UserError(
-        f"{out}: the workflow stopped early ({why}). {log} has more; the same command goes on from "
-        "what is finished."
+        f"{out}: the workflow stopped early ({why.rstrip('.')}). {log} has more; the same command "
+        "goes on from what is finished."
     )
 
 
 def snakemake_reason(log: str) -> str:
-    """The line of Snakemake's log that names the reason why it stopped."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    lines = [f"{line} {after}" if line.endswith(":") else line  # a heading and what it is about
-             for line, after in zip(lines, [*lines, ""][1:], strict=True)]  # fmt: skip
-    named = [line for line in lines if re.match(r"([\w.]+(Error|Exception)|Error)\b.*:? \w", line)]
-    return [*(lines[-1:] or ["Snakemake was killed"]), *named][-1].rstrip(" .")[:300]
+    """The last line of Snakemake's log that names an error, with the line that it announces."""
+    text = re.sub(r":\n *", ": ", log.strip())
+    errors = re.findall(r"^ *((?:[\w.]+(?:Error|Exception)|Error)\b.*: \S.*)", text, re.M)
+    return [*(text.splitlines()[-1:] or ["Snakemake was killed"]), *errors][-1].strip()[:300]
 
 
 def problems(report: Report) -> list[str]:

@@ -32,7 +32,7 @@ class Progress:
     ):
         self.out, self.epochs, self.say, self.clock = out, dict(epochs), say, clock
         self.open = {run for run in epochs if not self._record(run)}
-        self.begun = {run: self._epoch(run) for run in self.open}
+        self.begun = {run: self._epoch(run) for run in epochs if run in self.open}
         self.start = self.last_line = clock()
 
     def look(self) -> None:
@@ -50,19 +50,18 @@ class Progress:
         self.say(f"{len(self.epochs) - len(self.open)} of {len(self.epochs)} trainings; {text}.")
 
     def _under_way(self) -> str:
-        at = {run: self._epoch(run) for run in self.open}
-        done = sum(
-            (self.epochs[run] if run not in self.open else at[run]) - begun
-            for run, begun in self.begun.items()
-        )
+        at = {run: self._epoch(run) if run in self.open else self.epochs[run] for run in self.begun}
+        new = {run: epoch - self.begun[run] for run, epoch in at.items()}
         rest = sum(self.epochs[run] - epoch for run, epoch in at.items())
-        names = [f"{run} at epoch {at[run]} of {self.epochs[run]}"
-                 for run in self.begun if run in at and at[run] > self.begun[run]]  # fmt: skip
         if not rest:
             return f"notebooks and pages, {self._steps()}"
-        seconds = (self.clock() - self.start) / done * rest if done else None
-        left = f"; about {in_words(seconds)} left at most" if seconds else ""
-        return ", ".join(names[:4] or [f"the first epochs, {self._steps()}"]) + left
+        names = [f"{run} at epoch {at[run]} of {self.epochs[run]}"
+                 for run in new if new[run] and run in self.open]  # fmt: skip
+        text = ", ".join(names[:4]) or f"the first epochs, {self._steps()}"
+        if done := sum(new.values()):
+            seconds = (self.clock() - self.start) / done * rest
+            text += f"; about {in_words(seconds)} left at most"
+        return text
 
     def _record(self, run: str) -> dict[str, Any] | None:
         """The run.json of a run that has ended."""
