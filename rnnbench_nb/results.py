@@ -112,11 +112,15 @@ class Run:
             return safetensors.numpy.load_file(path)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that were measured on the run's weights, by name."""
+        """The tables that were measured on the run's weights, by name.
+
+        A table of a published report that pools the seeds of a variant is not among them.
+        """
         tables = {}
         for path in (self.folder.parents[1] if self.published else self.folder).glob("measures/*"):
             with reading(path, self.remedy):
                 rows = pd.read_parquet(path)
+            if "seed" in rows:
                 mine = (rows["variant"] == self.key[0]) & (rows["seed"] == self.key[1])
                 tables[path.stem] = rows[mine].reset_index(drop=True)
         return tables
