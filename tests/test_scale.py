@@ -38,7 +38,7 @@ def test_a_thousand_runs_are_planned_and_read_without_pain(tmp_path, capsys):
     assert len(summary(report.results)) == len(NAMES) and len(report.history)
     write_tables(report)
     took("read")
-    checked = verify(folder)
+    checked = verify(report)
     took("verify")
     with capsys.disabled():
         print(
