@@ -130,7 +130,7 @@ class Run:
 def _histories(path: Path, changed: int) -> dict[tuple[str, int], pd.DataFrame]:
     """The histories in a published report by variant and seed; `changed` is the file's time."""
     rows = pd.read_parquet(path).groupby(["variant", "seed"])
-    return {key: part.reset_index(drop=True) for key, part in rows}  # type: ignore[misc]
+    return {key: part.reset_index(drop=True) for key, part in rows}
 
 
 @lru_cache(maxsize=4)
