@@ -90,7 +90,9 @@ def claim(text: str, when: Any = True, **numbers: Any) -> None:
         display(Markdown(text.format(**numbers)))
 
 
-def facets(plot: Callable[..., sns.FacetGrid], frame: pd.DataFrame, **options: Any) -> sns.FacetGrid:
+def facets(
+    plot: Callable[..., sns.FacetGrid], frame: pd.DataFrame, **options: Any
+) -> sns.FacetGrid:
     """A figure with panels by `seaborn.relplot` or `catplot`, which lay them out by themselves."""
     with plt.rc_context({"figure.constrained_layout.use": False}):
         return plot(frame, **options)
