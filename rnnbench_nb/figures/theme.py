@@ -68,11 +68,11 @@ def as_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def as_png(figure: Figure, dpi: float = 130) -> bytes:
-    """Return a figure as PNG of at most 128 colours, a third of the weight of all colours."""
+def as_png(figure: Figure, dpi: float = 100) -> bytes:
+    """Return a figure as PNG of at most 64 colours, a third of the weight of all colours."""
     drawn, packed = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)
-    Image.open(drawn).convert("RGB").quantize(128).save(packed, format="png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(64).save(packed, format="png", optimize=True)
     return packed.getvalue()
 
 

@@ -1,6 +1,7 @@
 """Executed notebooks as HTML that needs no network and no script: formulas are MathML."""
 
 import base64
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
 from traitlets.config import Config
 
 from rnnbench_nb.errors import UserError
@@ -160,9 +162,23 @@ def render(path: Path) -> Page:
         raise UserError(f"{path}: {error}") from error
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
     body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
-    body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)  # half a table
+    body = light(body)
     title = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(title[1]).striptags() if title else name, Markup(body), failed)
+
+
+def light(body: str) -> str:
+    """Leave out what weighs and is not seen: names of cells and of plain code; PNG is WebP."""
+
+    def webp(match: re.Match[str]) -> str:
+        packed = io.BytesIO()
+        picture = Image.open(io.BytesIO(base64.b64decode(match[1])))
+        picture.save(packed, "webp", lossless=True, quality=100)
+        return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+
+    body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)
+    body = re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm)">([^<]*)</span>', r"\1", body)
+    return re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
 
 
 def link_pages(body: str, names: set[str]) -> Markup:
