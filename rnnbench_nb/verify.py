@@ -24,9 +24,12 @@ UNCHECKED = (
     "seconds (a time is measured once)",
     "loss on the test set and numbers of parameters (compared with the records alone)",
 )
-COMPARED = ["loss", "gradient_norm"]  # of a history, where an epoch is trained again
-# Ten times the largest relative difference that was seen in them after an epoch, by `precision`.
-TOLERANCE = {"highest": 1e-2, "medium": 1e-1}
+# Means over the steps of an epoch; a validation loss is of one moment, and may differ by percents.
+COMPARED = ["loss", "gradient_norm"]
+# Ten times the largest relative difference that was seen in them in the first epoch of row_mnist:
+# 1.2e-3, an LSTM with torch at AVX2 and at the least instruction set. In twenty published pairs
+# float32 and bfloat16 products differ by less (9e-4), so that it holds for both precisions.
+TOLERANCE = 1.2e-2
 
 
 class Verification(NamedTuple):
@@ -128,14 +131,13 @@ def retrain(
 
     Returns:
         Columns `variant, seed, outcome` ("agrees", "differs" or "cannot be checked"), `difference`
-        (the largest relative one in losses and gradient norms) and `reason`.
+        (the largest relative one in training losses and gradient norms) and `reason`.
     """
     rows = []
     for run in report.runs:
         try:
             value, reason = _retrained(run, epochs), ""
-            right = value <= TOLERANCE[run.record["parameters"]["precision"]]
-            outcome = "agrees" if right else "differs"
+            outcome = "agrees" if value <= TOLERANCE else "differs"
         except UserError as error:
             value, outcome, reason = math.nan, "cannot be checked", str(error)
         say(f"{run.folder.name}: {outcome}{f' ({reason})' if reason else f', {value:.1g}'}")
@@ -168,7 +170,6 @@ def _retrained(run: Run, epochs: int) -> float:
     with arithmetic(parameters.precision):
         model = started(parameters, task, data.train).to(record["device"])
         state = fit(model, data, task, short, report=lambda line: None)
-    key = ["epoch", "split"]
-    new = pd.DataFrame(state.history).set_index(key)[COMPARED]
-    old = run.history.set_index(key)[COMPARED].loc[new.index]
+    new = pd.DataFrame(state.history[::2]).set_index("epoch")[COMPARED]
+    old = run.history[run.history["split"] == "train"].set_index("epoch").loc[new.index, COMPARED]
     return float(((new - old).abs() / old.abs()).max().max())
