@@ -35,7 +35,7 @@ class SequenceModel(nn.Module):
         return self.head(self.dropout(states))
 
     def tracked(self) -> dict[str, Tensor]:
-        """What is kept of the cell at every epoch: its recurrent matrix (H, H), its step size."""
+        """The cell's recurrent matrix (H, H) and step size, which are kept at every epoch."""
         matrix = self.cell.recurrent_matrix()
         if matrix is None:
             return {}
@@ -52,15 +52,15 @@ def build_model(
 ) -> SequenceModel:
     """The model that the parameters describe, initialised by one policy for all cells.
 
-    Every matrix is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU and the
-    same for each gate, or, if `initialisation` says so, Xavier uniform; every vector is 0. Then the
-    cell sets what its file says (the LSTM its forget bias, the A-GRU its step size).
+    Every matrix is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU, or Xavier
+    uniform, and every vector is 0. Then the cell changes its own start (the LSTM its forget bias,
+    the A-GRU its step size).
 
     Args:
         parameters: The cell, its size and options.
         input_size: Features a step, D.
-        outputs: Numbers that the head gives, K.
-        generator: The initialisation's own source of randomness.
+        outputs: Outputs of the head, K.
+        generator: The source of the initial weights.
         read: "last" or "every".
 
     Raises:
@@ -77,10 +77,9 @@ def build_model(
 
 
 def count(model: SequenceModel) -> tuple[int, int]:
-    """The number of trained parameters, and how many of them are free.
+    """The number of trained parameters, and how many of them are not redundant with others.
 
-    Free means: not redundant with others. A pair of biases that acts as its sum counts once,
-    and an antisymmetric n x n matrix counts n (n - 1) / 2.
+    A pair of biases that acts as its sum counts once, and W - W^T of H units H (H - 1) / 2 times.
     """
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return total, total - model.cell.redundant()

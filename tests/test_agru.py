@@ -11,7 +11,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from rnnbench_nb.cells import AGRU
-from rnnbench_nb.cells.base import unroll
+from rnnbench_nb.cells.kernels import unroll
 
 NAMES = ["x", "h_0", "weight_ih", "gate_weight", "a", "bias", "epsilon"]
 

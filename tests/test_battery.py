@@ -11,7 +11,7 @@ from conftest import TINY
 from torch.nn import functional as F
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.cells.base import unroll
+from rnnbench_nb.cells.kernels import unroll
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.protocol import RunParameters, run_parameters

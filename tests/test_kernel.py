@@ -27,11 +27,11 @@ def load_for(monkeypatch):
 
     def load(isa):
         monkeypatch.setenv("RNNBENCH_ISA", isa)
-        kernel._load_once.cache_clear()
+        kernel.load.cache_clear()
         return kernel.load()
 
     yield load
-    kernel._load_once.cache_clear()
+    kernel.load.cache_clear()
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def fresh_load(monkeypatch, tmp_path):
     """The kernel is looked for again, in an empty cache."""
     monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RNNBENCH_ISA", raising=False)
-    kernel._load_once.cache_clear()
+    kernel.load.cache_clear()
     yield tmp_path / "cache"
-    kernel._load_once.cache_clear()
+    kernel.load.cache_clear()
 
 
 @pytest.fixture

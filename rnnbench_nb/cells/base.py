@@ -1,4 +1,4 @@
-"""The base of every cell: the interface of torch.nn.GRU, loop over time, start, step Jacobian.
+"""The base of every cell: interface of torch.nn.GRU, loop over time, start, step Jacobian.
 
 B sequences of T steps have D features. A state has n = `states` x H numbers, of which the first H
 are read out.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.kernels import Served, cuda_graph
+from rnnbench_nb.cells.kernels import Served, cuda_graph, unroll
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import Count, Frozen, validate
 
@@ -33,22 +33,13 @@ def plain_loop() -> Iterator[None]:
 
 
 def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
-    """A parameter of this shape, whose values the start will set."""
+    """An empty parameter of this shape."""
     return nn.Parameter(torch.empty(shape), requires_grad=trained)
 
 
 def damped(matrix: Tensor, gamma: float) -> Tensor:
     """A matrix (H, H) less gamma I."""
     return matrix - gamma * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-
-
-def unroll(step: Callable[..., Tensor], drive: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
-    """The states (T, B, n) after each step, from the drive (T, B, blocks H) and a start (B, n)."""
-    states = []
-    for u in drive:
-        state = step(u, state, *prepared)
-        states.append(state)
-    return torch.stack(states)
 
 
 def draw(
@@ -74,10 +65,9 @@ class Start(Frozen):
 
     Attributes:
         start: common, the start that all cells share (see `draw`), or source, the authors' start
-            of the cell's own weights; the head has the common start either way. The default is
-            common where the cell learns with it. Each file gives the accuracy of both after 300
-            steps of row MNIST (128 units, batch 128, Adam 1e-3, one seed, 2,000 validation
-            images), which shows that they learn and no more.
+            of the cell's own weights; the head has the common start either way. Each file gives
+            the accuracy of both after 300 steps of row MNIST (128 units, batch 128, Adam 1e-3, one
+            seed, 2,000 validation images), which shows that both learn and no more.
     """
 
     start: Literal["common", "source"] = "common"
@@ -87,17 +77,14 @@ class Chrono(Frozen):
     """The option of a cell with a gate that keeps the state (Tallec and Ollivier 2018).
 
     Attributes:
-        chrono: The longest memory, in steps, that the gates have at the start; 0 leaves them as the
-            other options say. Sequences of hundreds of steps may teach nothing without it.
+        chrono: The longest memory of the gates at the start, in steps; 0 leaves them as the other
+            options say. Sequences of hundreds of steps may teach nothing without it.
     """
 
     chrono: Count = 0
 
     def draw_chrono(self, bias: Tensor, generator: torch.Generator | None) -> None:
-        """Set the bias (H,) of such a gate to log u, so that it keeps a state for some u steps.
-
-        u is uniform on 1 to chrono - 1 (their equations 14 and 16).
-        """
+        """Set the bias (H,) of a gate to log u, u uniform on 1 to chrono - 1 (eq. 14 and 16)."""
         if self.chrono:
             with torch.no_grad():
                 bias.uniform_(1, max(self.chrono - 1, 1), generator=generator).log_()
@@ -106,9 +93,9 @@ class Chrono(Frozen):
 class Cell(nn.Module):
     """A recurrent cell with the interface of torch.nn.GRU: one layer, one direction.
 
-    A subclass is one file. It declares its parameters (`declare`) and one step,
-    `step(u, state, *prepared)`: the state (B, n) after the step, from u (B, blocks H), the state
-    before it, and what `prepare` returned.
+    A subclass is one file. It declares its parameters (`declare`) and `step(u, state, *prepared)`,
+    which computes the state (B, n) after a step from u (B, blocks H), the state before it, and the
+    tensors that `prepare` returns.
 
     Args:
         input_size: Number of input features D.
@@ -119,15 +106,13 @@ class Cell(nn.Module):
         options: The cell's own options, as its `Options` describes them.
 
     Attributes:
-        name: Name in parameter files and folders.
-        label: Name in tables and figures.
+        name, label: Name in parameter files and folders; name in tables and figures.
         colour, dashes, marker: Look in figures; None lets the report choose one.
         equation: Markdown with LaTeX.
-        blocks: Blocks of H numbers in u.
-        states: Blocks of H numbers in the state.
+        blocks, states: Blocks of H numbers in u, and in the state.
         no_decay: Names of the parameters without weight decay.
         Options: The cell's own options, with types, limits and defaults.
-        served: What served the last call: a kernel, or the loop and why no kernel did.
+        served: The path of the last call: a kernel, or the loop and why no kernel served it.
 
     Raises:
         UserError: An argument is out of its range, or the cell does not have it.
@@ -163,9 +148,9 @@ class Cell(nn.Module):
         for name, size in sizes.items():
             if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
                 raise UserError(f"{name} must be a positive integer, got {size!r}")
-        only = {"num_layers": 1, "bias": True, "dropout": 0, "bidirectional": False}
-        given = (num_layers, bias, dropout, bidirectional)
-        for (name, served), value in zip(only.items(), given, strict=True):
+        only = {"num_layers": (num_layers, 1), "bias": (bias, True), "dropout": (dropout, 0)}
+        only["bidirectional"] = (bidirectional, False)
+        for name, (value, served) in only.items():
             if value != served:
                 raise UserError(f"{self.label} is served with {name}={served}, got {value!r}")
         self.options = validate(self.Options, options, self.label)
@@ -182,7 +167,7 @@ class Cell(nn.Module):
         self.to(**place)
         self.reset_parameters()
 
-    # What a cell's file may override.
+    # A cell's file may override these.
 
     def declare(self) -> None:
         """Declare the parameters besides `weight_ih` (blocks H, D) and `bias` (blocks H,)."""
@@ -192,14 +177,14 @@ class Cell(nn.Module):
         return True
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Change what the common start drew: matrices uniform on +-1/sqrt(H), all else zero."""
+        """Change the common start: matrices uniform on +-1/sqrt(H), all else zero."""
 
     def drive(self, x: Tensor) -> Tensor:
         """The part of all steps that depends on the input x (..., D) alone: u (..., blocks H)."""
         return F.linear(x, self.weight_ih, self.bias)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        """What a sequence needs once, computed from the current weights; `step` takes it."""
+        """Tensors for `step` that are computed once a sequence, from the current weights."""
         return ()
 
     def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
@@ -220,7 +205,7 @@ class Cell(nn.Module):
         return next(self.parameters()).new_zeros(batch, self.state_size)
 
     def redundant(self) -> int:
-        """How many trained parameters act only together with others, and are no capacity."""
+        """The number of trained parameters that act only together with others."""
         return 0
 
     def recurrent_matrix(self) -> Tensor | None:
@@ -235,14 +220,14 @@ class Cell(nn.Module):
         """Faster ways to run the loop, best first; each returns states or why it cannot."""
         return []
 
-    # What every cell has.
+    # The same for every cell.
 
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
         """Give the weights the start that all cells share."""
         draw(self, self.hidden_size, generator, initialisation)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights anew; what is frozen stays frozen."""
+        """Draw the weights anew; frozen ones stay frozen."""
         self.draw(generator)
         self.initialise(generator)
 
@@ -266,12 +251,11 @@ class Cell(nn.Module):
             hx: Initial state h_0 (1, B, n), or (1, n) without a batch; zeros if None.
 
         Returns:
-            The part that is read out after every step, laid out like the input with H in place of
-            D, and the state after the last step, laid out like h_0.
+            The part of each state that is read out, laid out like the input with H in place of D,
+            and the last state, laid out like h_0.
 
         Raises:
-            UserError: The input or h_0 has the wrong kind, number of dimensions, size or dtype, or
-                the sequence is empty.
+            UserError: The input or h_0 has the wrong kind, dimensions or dtype, or no time step.
         """
         if not isinstance(input, Tensor):
             raise UserError(
@@ -280,10 +264,9 @@ class Cell(nn.Module):
             )
         if input.dim() not in (2, 3):
             raise UserError(f"input must have 2 or 3 dimensions, got {input.dim()}")
-        if input.shape[-1] != self.input_size:
-            raise UserError(
-                f"input.size(-1) must be input_size {self.input_size}, got {input.shape[-1]}"
-            )
+        D, features = self.input_size, input.shape[-1]
+        if features != D:
+            raise UserError(f"input.size(-1) must be input_size {D}, got {features}")
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)
         if batched and self.batch_first:
@@ -333,10 +316,7 @@ class Cell(nn.Module):
 
 
 class TorchCell(Cell):
-    """A cell that is one of torch.nn's modules too, which runs it.
-
-    Its `step` is the equation of torch's module, for what is computed step by step.
-    """
+    """A cell that one of torch.nn's modules runs; `step` is that module's equation."""
 
     weight_ih_l0: Tensor
     bias_ih_l0: Tensor
@@ -348,7 +328,7 @@ class TorchCell(Cell):
         super(Cell, self).__init__(*sizes, **layout)
 
     def drive(self, x: Tensor) -> Tensor:
-        """The part of all steps that depends on the input x (..., D) alone: u (..., blocks H)."""
+        """The part of all steps that depends on the input alone, with torch's first biases."""
         return F.linear(x, self.weight_ih_l0, self.bias_ih_l0)
 
     def prepare(self) -> tuple[Tensor, ...]:

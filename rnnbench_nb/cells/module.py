@@ -1,6 +1,5 @@
 """Any torch module with the interface of torch.nn.GRU, from a package or a file, as a cell."""
 
-import importlib
 import importlib.util
 import math
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import jacobian
 
 from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
@@ -21,11 +21,7 @@ B, T = 3, 2  # sequences and steps of the call that shows what a module's state 
 
 @cache
 def find_class(place: str) -> type[nn.Module]:
-    """The class at "package.module:Class", or at "path/to/file.py:Class".
-
-    Raises:
-        UserError: There is no such class, or it cannot be imported.
-    """
+    """Import the class at "package.module:Class", or at "path/to/file.py:Class"."""
     where, _, name = place.rpartition(":")
     try:
         if not where.endswith(".py"):
@@ -45,13 +41,12 @@ def find_class(place: str) -> type[nn.Module]:
 
 
 class Module(Cell):
-    """A module of somebody else: CLASS(input_size, hidden_size, batch_first=True, **arguments).
+    """A foreign module, made as CLASS(input_size, hidden_size, batch_first=True, **arguments).
 
     It takes inputs (B, T, D) and a state as torch.nn.GRU does, and returns its outputs (B, T, H)
-    and its last state. It keeps its own start, drawn from torch's global generator, which the
-    run's seed sets. It has steps and Jacobians if its state is like a torch cell's: a tensor
-    (layers, B, size) or (B, size), or a tuple of them, that starts at zero and whose last layer is
-    read out.
+    and its last state. It keeps its own start, which the run's seed determines. It has steps and
+    Jacobians if its state is like a torch cell's: a tensor (layers, B, size) or (B, size), or a
+    tuple of them, that starts at zero and whose last layer is read out.
     """
 
     name, label = "module", "module"
@@ -64,7 +59,7 @@ class Module(Cell):
         Attributes:
             module: "package.module:Class" or "path/to/file.py:Class"; by default torch's plain
                 tanh network.
-            arguments: What the class is given beside the sizes and `batch_first`.
+            arguments: Arguments of the class beside the sizes and `batch_first`.
         """
 
         module: str = "torch.nn:RNN"
@@ -75,11 +70,9 @@ class Module(Cell):
     def declare(self) -> None:
         """Make the module, and see what its state is like."""
         del self.weight_ih  # the module has its own
-        self.inner = self._make()
-        self.parts: list[tuple[int, ...]] = []  # (layers, size) or (size,) of each state tensor
-        self.inner.eval()
+        self.inner = self._make().eval()
         with torch.no_grad():
-            self._look_at_state()
+            self.parts = self._parts_of_state()  # (layers, size) or (size,) of each state tensor
         self.inner.train()
 
     def has_bias(self) -> bool:
@@ -94,7 +87,7 @@ class Module(Cell):
         except Exception as error:
             raise UserError(f"module: {place}: {type(error).__name__}: {error}") from error
 
-    def _look_at_state(self) -> None:
+    def _parts_of_state(self) -> list[tuple[int, ...]]:
         x = torch.linspace(-1, 1, B * T * self.input_size).view(B, T, -1)
         answer, shape = self.inner(x), (B, T, self.hidden_size)
         if not isinstance(answer, tuple) or len(answer) != 2 or answer[0].shape != shape:
@@ -104,16 +97,17 @@ class Module(Cell):
             )
         output, state = answer
         tensors = state if isinstance(state, tuple) else (state,)
-        if all(isinstance(t, Tensor) and t.shape[-2:-1] == (B,) and t.dim() < 4 for t in tensors):
-            self.parts = [(*tensor.shape[:-2], tensor.shape[-1]) for tensor in tensors]
-            again, _ = self.inner(x, self._unpack(torch.zeros(B, self.state_size)))
-            read_out = self._pack(state)[:, : self.hidden_size]
-            if not torch.equal(read_out, output[:, -1]) or not torch.allclose(again, output):
-                self.parts = []
+        if any(not isinstance(t, Tensor) or t.shape[-2:-1] != (B,) or t.dim() > 3 for t in tensors):
+            return []
+        self.parts = [(*tensor.shape[:-2], tensor.shape[-1]) for tensor in tensors]
+        from_zero, _ = self.inner(x, self._unpack(torch.zeros(B, self.state_size)))
+        read_out = self._pack(state)[:, : self.hidden_size]
+        right = torch.equal(read_out, output[:, -1]) and torch.allclose(from_zero, output)
+        return self.parts if right else []
 
     @property
     def state_size(self) -> int:
-        """Numbers n in a state; H where the module's state is its own affair."""
+        """Numbers n in a state; H where only the module knows its state."""
         return sum(map(math.prod, self.parts)) or self.hidden_size
 
     def _pack(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -148,24 +142,16 @@ class Module(Cell):
         return output.transpose(0, 1), self._pack(last) if self.parts else output[:, -1]
 
     def drive(self, x: Tensor) -> Tensor:
-        """The inputs themselves."""
+        """Return the inputs themselves."""
         return x
 
     def step(self, u: Tensor, state: Tensor) -> Tensor:
-        """One step of the module.
-
-        Raises:
-            UserError: Its state is not like a torch cell's.
-        """
+        """Run one step; a module whose state is not like a torch cell's raises UserError."""
         if not self.parts:
             raise UserError(f"{self.options.module} has no state that is like a torch cell's.")
         return self._pack(self.inner(u.unsqueeze(1), self._unpack(state))[1])
 
     def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
         """The step Jacobian (B, n, n), row by row by differentiation in reverse."""
-        with torch.enable_grad():
-            before = state.detach().requires_grad_()
-            rows = self.step(u, before).sum(0)  # no sequence acts on another
-            return torch.stack(
-                [torch.autograd.grad(row, before, retain_graph=True)[0] for row in rows], 1
-            )
+        rows = jacobian(lambda before: self.step(u, before).sum(0), state)  # sequences are apart
+        return rows.transpose(0, 1)

@@ -1,5 +1,6 @@
 """Faster ways to run a cell's loop. A kernel answers a call with states, or says why it cannot."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,17 @@ class Served(NamedTuple):
     last: Tensor  # after the last step (B, n)
 
 
+def unroll(step: Callable[..., Tensor], drive: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
+    """The states (T, B, n) after each step, from the drive (T, B, blocks H) and a start (B, n)."""
+    states = []
+    for u in drive:
+        state = step(u, state, *prepared)
+        states.append(state)
+    return torch.stack(states)
+
+
 def transformed(tensors: list[Tensor], device: str) -> str:
-    """Why no kernel can take these tensors, whatever the cell; empty if one might."""
+    """Say why no kernel can take these tensors, whatever the cell; return "" if one might."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "the call is compiled or traced"
     if torch._C._are_functorch_transforms_active():  # as torch's own Function asks

@@ -1,13 +1,11 @@
 """The kernel of the A-GRU: agru.cpp, compiled on first use, for float32 tensors on the CPU.
 
-Where it cannot be compiled, the A-GRU runs its plain loop, and one line of the logger
-``rnnbench_nb`` says so.
+Where it cannot be compiled, the A-GRU runs its plain loop, and the logger says so once.
 """
 
 import ctypes
 import logging
 import math
-import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -20,21 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.kernels import Served, transformed
+from rnnbench_nb.cells.kernels import Served, transformed, unroll
 from rnnbench_nb.cells.kernels.build import Unavailable, build
 
 SOURCE = Path(__file__).with_name("agru.cpp")
-
 SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
 
 logger = logging.getLogger("rnnbench_nb")
-_load_lock = threading.Lock()
-# Memory that was given back, by the logarithm of its size to the base 2.
-_spare: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+_spare: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # free memory by log2 of its size
 
 
 class Layer(NamedTuple):
-    """What the equation takes, for T steps, B sequences, D features and H units."""
+    """The arguments of the equation, for T steps, B sequences, D features and H units."""
 
     x: Tensor  # inputs (T, B, D)
     h_0: Tensor  # (B, H)
@@ -45,36 +40,29 @@ class Layer(NamedTuple):
     epsilon: Tensor  # a scalar
 
     def tensors(self) -> list[Tensor]:
-        """Those that are there."""
+        """The tensors without an absent bias."""
         return [tensor for tensor in self if tensor is not None]
 
 
 @cache
-def _load_once() -> ctypes.CDLL | str:
-    """Return the library, or why there is none; say which in one line of the log."""
+def load() -> Any:
+    """Return the library, or in a few words why there is none; log which it is."""
     try:
         library = ctypes.CDLL(str(build(SOURCE)))
     except (Unavailable, OSError) as error:
         logger.warning("A-GRU: slower loop over time steps, %s", error)
         return str(error)
-    pointer = ctypes.c_void_p
     library.agru_name.restype = library.agru_bfloat16.restype = ctypes.c_char_p
     library.agru_lanes.restype = ctypes.c_int64
-    library.agru_forward.argtypes = [pointer] * 3
-    library.agru_backward.argtypes = [pointer] * 4
+    library.agru_forward.argtypes = [ctypes.c_void_p] * 3
+    library.agru_backward.argtypes = [ctypes.c_void_p] * 4
     library.agru_forward.restype = library.agru_backward.restype = None
     logger.info("A-GRU: kernel (%s)", library.agru_name().decode())
     return library
 
 
-def load() -> Any:
-    """The library, or in a few words why there is none."""
-    with _load_lock:
-        return _load_once()
-
-
 def refusal(layer: Layer) -> str:
-    """Why the kernel cannot run a layer here and now; empty if it can."""
+    """Say why the kernel cannot run a layer here and now; return "" if it can."""
     for tensor in layer.tensors():
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             return f"it does not take a {type(tensor).__name__}"
@@ -92,8 +80,8 @@ def _bfloat16(hidden_size: int) -> bool:
 
     Fewer units than a vector holds gain nothing by it, and their short sums lose digits.
     """
-    asked = torch.get_float32_matmul_precision() == "medium"
-    return asked and bool(load().agru_bfloat16()) and hidden_size >= load().agru_lanes()
+    wanted = torch.get_float32_matmul_precision() == "medium"
+    return wanted and bool(load().agru_bfloat16()) and hidden_size >= load().agru_lanes()
 
 
 def _path(hidden_size: int) -> str:
@@ -121,37 +109,6 @@ def run(
     return Served(path, states, states[-1])
 
 
-class _KernelLayer(torch.autograd.Function):
-    """A layer's states (T, B, H) and the last of them (B, H), by the kernel.
-
-    The last state is returned by itself so that a loss on it alone needs no gradient of the
-    size of all states.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, step: Callable[..., Tensor], bfloat16: bool, *tensors: Any
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.step, ctx.bfloat16 = step, bfloat16
-        states, gates = forward(Layer(*tensors), keep=True, bfloat16=bfloat16)
-        ctx.save_for_backward(*tensors, states, gates)
-        return states, states[-1].clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, states, gates = ctx.saved_tensors
-        layer, needed = Layer(*tensors), ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
-            return None, None, *_loop_gradients(ctx.step, layer, needed, grads)
-        if grads == (None, None):
-            return (None,) * (2 + len(layer))
-        of_layer = backward(
-            layer, states, gates, grads[0], grads[1], needed[0], needed[1], ctx.bfloat16
-        )
-        return None, None, *of_layer
-
-
 def _loop_gradients(
     step: Callable[..., Tensor],
     layer: Layer,
@@ -161,12 +118,9 @@ def _loop_gradients(
     """Return the gradients of `_KernelLayer` by the loop, which can be differentiated again."""
     # Aliases, so that an argument computed from another one does not pass its gradient on here.
     aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in layer]
-    layer = Layer(*aliases)
-    state, states = layer.h_0, []
-    for u in F.linear(layer.x, layer.weight_ih, layer.bias):
-        state = step(u, state, layer.gate_weight, layer.a, layer.epsilon)
-        states.append(state)
-    pairs = zip((torch.stack(states), states[-1]), grads, strict=True)
+    x, h_0, weight_ih, gate_weight, a, bias, epsilon = aliases
+    states = unroll(step, F.linear(x, weight_ih, bias), h_0, gate_weight, a, epsilon)
+    pairs = zip((states, states[-1]), grads, strict=True)
     outputs, outer = zip(*((s, g) for s, g in pairs if g is not None), strict=True)
     wanted = [tensor for tensor, need in zip(aliases, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True))
@@ -193,32 +147,32 @@ def _empty(*shape: int) -> Tensor:
     return torch.from_numpy(held).view(shape)
 
 
+def _fields(text: str) -> list[tuple[str, Any]]:
+    """Read the fields of a struct from a list such as "float epsilon, int64 threads"."""
+    pairs = (field.split() for field in text.split(", "))
+    return [(name, getattr(ctypes, f"c_{kind}")) for kind, name in pairs]
+
+
 class _Layer(ctypes.Structure):
     """The struct Layer of agru.cpp."""
 
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("steps", "batch", "input", "hidden")),
-        ("x", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("x_step", "x_row")),
-        *((name, ctypes.c_void_p) for name in ("h_0", "weights")),
-        ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_int64) for name in ("threads", "bfloat16")),
-    ]
+    _fields_ = _fields(
+        "int64 steps, int64 batch, int64 input, int64 hidden, void_p x, int64 x_step, int64 x_row, "
+        "void_p h_0, void_p weights, float epsilon, int64 threads, int64 bfloat16"
+    )
 
 
 class _Gradients(ctypes.Structure):
     """The struct Gradients of agru.cpp."""
 
-    _fields_ = [
-        ("output", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("output_step", "output_row")),
-        *((name, ctypes.c_void_p) for name in ("last", "x", "h_0", "weights")),
-        ("epsilon", ctypes.c_double),
-    ]
+    _fields_ = _fields(
+        "void_p output, int64 output_step, int64 output_row, void_p last, void_p x, void_p h_0, "
+        "void_p weights, double epsilon"
+    )
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Return the tensor, copied if its rows are not contiguous or its signs not yet turned."""
+    """Return the tensor, copied if its rows are not contiguous or torch has to turn its signs."""
     tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -239,15 +193,9 @@ def _layer(layer: Layer, bfloat16: bool) -> tuple[Any, list[Tensor]]:
 
 
 def forward(layer: Layer, keep: bool, bfloat16: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Run a layer.
+    """Return the states (T, B, H), and z, r, c of each step (T, B, 3, padded H) if `keep`.
 
-    Args:
-        layer: The layer.
-        keep: Whether to return what `backward` needs.
-        bfloat16: Whether products are in bfloat16, which the library must have.
-
-    Returns:
-        The states after each step (T, B, H), and z, r, c of each step, or None.
+    Products are in bfloat16 where that is asked for, which the library must have.
     """
     struct, _held = _layer(layer, bfloat16)
     lanes = load().agru_lanes()
@@ -258,42 +206,45 @@ def forward(layer: Layer, keep: bool, bfloat16: bool = False) -> tuple[Tensor, T
     return states, gates
 
 
-def backward(
-    layer: Layer,
-    states: Tensor,
-    gates: Tensor,
-    grad_states: Tensor | None,
-    grad_last: Tensor | None,
-    need_x: bool,
-    need_h_0: bool,
-    bfloat16: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of what the layer holds, in its order.
+class _KernelLayer(torch.autograd.Function):
+    """A layer's states (T, B, H) and the last of them (B, H), by the kernel.
 
-    Args:
-        layer: The layer.
-        states: The states that `forward` returned (T, B, H).
-        gates: What else it returned.
-        grad_states: Gradient of the states (T, B, H), or None for zero.
-        grad_last: Gradient to be added at the last state (B, H), or None for zero.
-        need_x: Whether the gradient of x is wanted; it is None otherwise.
-        need_h_0: Whether that of h_0 is wanted.
-        bfloat16: As it was in `forward`.
+    The last state is returned by itself so that a loss on it alone needs no gradient of the
+    size of all states.
     """
-    struct, (x, h_0, weights) = _layer(layer, bfloat16)
-    grad_states = None if grad_states is None else _rows(grad_states)
-    grad_last = None if grad_last is None else grad_last.resolve_neg().contiguous()
-    grad_x = _empty(*x.shape) if need_x else None
-    grad_h_0 = torch.empty_like(h_0) if need_h_0 else None
-    grad_weights = torch.empty_like(weights)
-    strides = (0, 0) if grad_states is None else grad_states.stride()[:2]
-    pointers = map(_pointer, (grad_last, grad_x, grad_h_0, grad_weights))
-    gradients: Any = _Gradients(_pointer(grad_states), *strides, *pointers)
-    load().agru_backward(
-        ctypes.byref(struct), states.data_ptr(), gates.data_ptr(), ctypes.byref(gradients)
-    )
-    of_h, of_x, of_one = grad_weights.split((struct.hidden, struct.input, 1), 1)
-    of_gates, of_a = of_h.split((2 * struct.hidden, struct.hidden))
-    of_bias = None if layer.bias is None else of_one[:, 0]
-    of_epsilon = torch.full_like(layer.epsilon, gradients.epsilon)
-    return grad_x, grad_h_0, of_x, of_gates, of_a, of_bias, of_epsilon
+
+    @staticmethod
+    def forward(
+        ctx: Any, step: Callable[..., Tensor], bfloat16: bool, *tensors: Any
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.step, ctx.bfloat16 = step, bfloat16
+        states, gates = forward(Layer(*tensors), keep=True, bfloat16=bfloat16)
+        ctx.save_for_backward(*tensors, states, gates)
+        return states, states[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, states, gates = ctx.saved_tensors
+        layer, needed = Layer(*tensors), ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated
+            return None, None, *_loop_gradients(ctx.step, layer, needed, grads)
+        if grads == (None, None):
+            return (None,) * (2 + len(layer))
+        struct, (x, h_0, weights) = _layer(layer, ctx.bfloat16)
+        of_states = None if grads[0] is None else _rows(grads[0])
+        of_last = None if grads[1] is None else grads[1].resolve_neg().contiguous()
+        of_input = _empty(*x.shape) if needed[0] else None
+        of_start = torch.empty_like(h_0) if needed[1] else None
+        of_weights = torch.empty_like(weights)
+        strides = (0, 0) if of_states is None else of_states.stride()[:2]
+        pointers = map(_pointer, (of_last, of_input, of_start, of_weights))
+        gradients: Any = _Gradients(_pointer(of_states), *strides, *pointers)
+        load().agru_backward(
+            ctypes.byref(struct), states.data_ptr(), gates.data_ptr(), ctypes.byref(gradients)
+        )
+        of_h, of_x, of_one = of_weights.split((struct.hidden, struct.input, 1), 1)
+        of_gates, of_a = of_h.split((2 * struct.hidden, struct.hidden))
+        of_bias = None if layer.bias is None else of_one[:, 0]
+        of_epsilon = torch.full_like(layer.epsilon, gradients.epsilon)
+        return None, None, of_input, of_start, of_x, of_gates, of_a, of_bias, of_epsilon

@@ -1,8 +1,7 @@
-"""On a GPU: the loop of any cell of ours as a CUDA graph, one launch instead of dozens a step.
+"""The loop of a cell as a CUDA graph: one launch instead of dozens a step.
 
-Small tensors make a GPU wait for its next instruction more than it computes. The loop over a
-sequence, forward and backward, is captured once for the shapes that it was given, and replayed for
-later calls of the same shapes.
+With small tensors a GPU waits for instructions more than it computes. So the loop over a sequence,
+forward and backward, is captured once for the shapes of a call, and replayed for later ones.
 """
 
 import copy
@@ -24,7 +23,7 @@ _captured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by cell, t
 
 
 def refusal(tensors: list[Tensor]) -> str:
-    """Why a graph cannot run these tensors here and now; empty if it can."""
+    """Say why a graph cannot run these tensors here and now; return "" if it can."""
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
         return "no gradient is wanted"
     for tensor in tensors:
@@ -55,12 +54,13 @@ class Captured:
         outer: Memory for the gradient of the result.
         gradients: Memory in which `replay_backward` leaves the gradients of the inputs that want
             one; None for an input that does not act.
+        owner: Returns the call whose backward needs the memory, or None.
     """
 
     def __init__(self, function: Callable[..., Tensor], tensors: list[Tensor]):
         self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in tensors]
         self.wanted = [tensor for tensor in self.inputs if tensor.requires_grad]
-        self._last: weakref.ref | None = None
+        self.owner: Callable[[], object] = lambda: None
         self._capture(function)
 
     def _capture(self, function: Callable[..., Tensor]) -> None:
@@ -84,27 +84,6 @@ class Captured:
             self.gradients = differentiate(self.states, self.outer)
         self.replay, self.replay_backward = forward.replay, backward.replay
 
-    def free(self) -> bool:
-        """Whether no earlier call still needs what a replay would overwrite."""
-        return self._last is None or self._last() is None
-
-    def take(self, call: object) -> None:
-        """The memory is this call's, until its backward or until nothing refers to it."""
-        self._last = weakref.ref(call)
-
-    def give_back(self, call: object) -> None:
-        """The backward of this call takes what stands in the memory.
-
-        Raises:
-            RuntimeError: That is another call's.
-        """
-        if self._last is None or self._last() is not call:
-            raise RuntimeError(
-                "the gradient of this sequence was asked for twice; run the cell again before the "
-                "second time, or under rnnbench_nb.cells.plain_loop()"
-            )
-        self._last = None
-
 
 class _Replay(torch.autograd.Function):
     """A captured function on tensors: its states, in memory of the caller's."""
@@ -112,7 +91,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, captured: Captured, *tensors: Tensor) -> Tensor:
         ctx.captured = captured
-        captured.take(ctx)
+        captured.owner = weakref.ref(ctx)
         for place, tensor in zip(captured.inputs, tensors, strict=True):
             place.copy_(tensor)
         captured.replay()
@@ -122,7 +101,12 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         captured = ctx.captured
-        captured.give_back(ctx)
+        if captured.owner() is not ctx:
+            raise RuntimeError(
+                "the gradient of this sequence was asked for twice; run the cell again before the "
+                "second time, or under rnnbench_nb.cells.plain_loop()"
+            )
+        captured.owner = lambda: None
         captured.outer.copy_(outer)
         captured.replay_backward()
         gradients = iter(captured.gradients)
@@ -134,13 +118,10 @@ def run(cell: Any, x: Tensor, state: Tensor, *_: Tensor) -> Served | str:
     """Run the cell on x (T, B, D) from a state (B, n), or say why no graph can."""
     named = dict(cell.named_parameters()) | dict(cell.named_buffers())
     tensors = [x, state, *named.values()]
-    reason = refusal(tensors)
-    if reason:
+    if reason := refusal(tensors):
         return reason
-    key = (
-        torch.get_float32_matmul_precision(),
-        *((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors),
-    )
+    kinds = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
+    key = torch.get_float32_matmul_precision(), kinds
     of_cell = _captured.setdefault(cell, {})
     if key not in of_cell:
         if len(of_cell) == SHAPES:
@@ -153,7 +134,7 @@ def run(cell: Any, x: Tensor, state: Tensor, *_: Tensor) -> Served | str:
 
         of_cell[key] = Captured(function, tensors)
     captured = of_cell[key]
-    if not captured.free():
+    if captured.owner() is not None:
         return "an earlier sequence of this shape still waits for its gradient"
     states = _Replay.apply(captured, *tensors)
     return Served("loop as a CUDA graph", states, states[-1])
