@@ -23,7 +23,7 @@ class Metrics(NamedTuple):
     """One kind of metrics.
 
     Attributes:
-        score: What a test example is judged by.
+        score: The score of a test example.
         names: The columns of results.csv that judge a run, the mean score first.
         loss_label: The training loss with its unit, for the axis of a figure.
         note: A sentence that explains the names.

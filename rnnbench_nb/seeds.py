@@ -12,16 +12,10 @@ PURPOSES = ("split", "order", "initialisation", "dropout", "examples", "test")
 
 
 def generator(seed: int, purpose: str) -> "torch.Generator":
-    """Return the generator of one purpose in the run with this seed.
+    """Return the generator of one of the `PURPOSES` in the run with this seed, at least 0.
 
-    The streams are independent of each other, so what one model draws (its initialisation, say)
-    never moves another's split or batch order. They are the same on every machine: numpy's
-    SeedSequence mixes the seed and the purpose, and torch's generator on the CPU is seeded with
-    the 32 bits that it uses.
-
-    Args:
-        seed: The run's seed, at least 0.
-        purpose: One of `PURPOSES`.
+    The streams are independent, so the initial weights of one model never move another's split or
+    batch order, and they are the same on every machine.
 
     Raises:
         ValueError: The purpose is not in `PURPOSES`, or the seed is negative.

@@ -12,8 +12,6 @@ from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.tasks import TASKS, data, images
 
-SYNTHETIC = ["adding_problem", "copying_memory"]
-
 
 def task_of(name, **options):
     return TASKS[name](TASKS[name].Options(**{**TASKS[name].tiny, **options}))
@@ -28,15 +26,11 @@ def values(task, label, predicted):
 
 def test_metrics_of_classes_by_hand():
     # class 0: 2 of 3 found, 2 of 2 right; class 1: 1 of 1 found, 1 of 2 right
-    assert values(task_of("image_sequence"), [0, 0, 0, 1], [0, 0, 1, 1]) == pytest.approx(
-        {
-            "accuracy": 3 / 4,
-            "precision": (1 + 1 / 2) / 2,
-            "recall": (2 / 3 + 1) / 2,
-            "f1": (4 / 5 + 2 / 3) / 2,
-        }
-    )
-    never = values(task_of("image_sequence"), [0, 1], [0, 0])  # nobody says 1: precision 0
+    by_hand = {"accuracy": 3 / 4, "precision": (1 + 1 / 2) / 2, "recall": (2 / 3 + 1) / 2}
+    by_hand["f1"] = (4 / 5 + 2 / 3) / 2
+    task = task_of("image_sequence")
+    assert values(task, [0, 0, 0, 1], [0, 0, 1, 1]) == pytest.approx(by_hand)
+    never = values(task, [0, 1], [0, 0])  # nobody says 1: precision 0
     assert never["precision"] == 1 / 4 and never["recall"] == 1 / 2
 
 
@@ -116,20 +110,16 @@ def test_permutations_are_the_published_ones():
     assert images.permutation("bit_reversal", 8).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
 
 
-def test_the_hash_of_a_permutation_is_of_its_little_endian_numbers():
-    little = b"".join(int(i).to_bytes(8, "little") for i in images.permutation("numpy_0", 784))
-    assert images.permutation_hash("numpy_0", 784) == "fe62e3fef305ce16"
-    assert hashlib.sha256(little).hexdigest().startswith("fe62e3fef305ce16")
-
-
 def test_a_permutation_reorders_the_pixels_and_is_named_with_its_hash():
     task = task_of("image_sequence", reading="pixel", permutation="numpy_0")
     stored = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
     order = images.permutation("numpy_0", 64)
     assert torch.equal((255 * task.inputs(stored)).round()[0, :, 0].long(), order)
-    digest = images.permutation_hash("numpy_0", 64)
-    assert task.describe()["permutation_hash"] == digest
+    assert task.describe()["permutation_hash"] == images.permutation_hash("numpy_0", 64)
     assert "permutation" not in task_of("image_sequence").describe()
+    little = b"".join(int(i).to_bytes(8, "little") for i in images.permutation("numpy_0", 784))
+    digest = images.permutation_hash("numpy_0", 784)
+    assert digest == hashlib.sha256(little).hexdigest()[:16] == "fe62e3fef305ce16"
 
 
 # Rows, then noise
@@ -262,7 +252,7 @@ def test_without_memory_copying_costs_ten_symbols_of_eight():
 # All
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("name", ["adding_problem", "copying_memory"])
 def test_parts_share_nothing_and_the_test_part_is_of_no_seed(name):
     one, other = task_of(name).load(42), task_of(name).load(0)
     assert [len(part.targets) for part in one] == [640, 60, 50]

@@ -8,4 +8,4 @@ from rnnbench_nb.tasks.base import Task
 __all__ = ["DEFAULT", "TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = discover(sys.modules[__name__], Task)  # type: ignore[type-abstract]
-DEFAULT = "image_sequence"  # what a parameter file means that names no task
+DEFAULT = "image_sequence"  # of a parameter file that names no task

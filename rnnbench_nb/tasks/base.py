@@ -55,7 +55,7 @@ class Task(ABC):
 
     @property
     def score(self) -> Score:
-        """What a test example is judged by."""
+        """The score of a test example."""
         return METRICS[self.metrics].score
 
     def scores(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -71,17 +71,13 @@ class Task(ABC):
         return f"The data of {self.label} need no download."
 
     def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
-        """Settle what depends on the data that this machine has.
+        """Settle the parameters that depend on the data of this machine; errors as in `fetch`.
 
         Args:
             download: Whether missing data may be downloaded.
 
         Returns:
-            The parameters of the run that are settled (options of the task, and others if other
-            data stand in), and a sentence that says so if that is not what was asked for.
-
-        Raises:
-            UserError: The data are missing and cannot be downloaded, or they are damaged.
+            Parameters of the run that are settled, and a sentence if other data stand in.
         """
         return {}, ""
 
@@ -109,12 +105,9 @@ class Task(ABC):
     def losses(
         self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"] = "none"
     ) -> Tensor:
-        """Compute the loss of each example (B,) in nats or squares, or their mean ("mean").
+        """Compute the loss of each example (B,), or their mean, in nats or squares.
 
-        Args:
-            outputs: The outputs of the head, (B, K), or (B, T, K) if every step is read.
-            targets: The targets of these examples.
-            reduction: "none" or "mean".
+        The outputs of the head are (B, K), or (B, T, K) if every step is read.
         """
 
     @abstractmethod

@@ -5,9 +5,7 @@ A file is data only if its content has the SHA-256 that is written below, each t
 
 import gzip
 import hashlib
-import math
 import os
-import struct
 import time
 import zlib
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ FILES = (
 
 
 class FetchError(UserError):
-    """The data set is missing and cannot be downloaded; only then a fallback may stand in."""
+    """The data set is missing and cannot be downloaded, so a fallback may stand in."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,12 @@ class Source:
 
     Attributes:
         title: Its name in text.
-        licence: Its licence, and whose it is.
+        licence: Its licence and its authors.
         class_names: The name of each label, K of them.
         pixels: The number of pixels of an image.
         folder: The folder that torchvision uses for it; "" if it comes with a package.
         mirrors: Addresses, ending in a slash, under which the gzipped files lie.
         sha256: The hash of each of `FILES`, uncompressed.
-        shapes: The sizes of the array in each of `FILES`.
     """
 
     title: str
@@ -63,7 +60,6 @@ class Source:
     folder: str = ""
     mirrors: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
-    shapes: tuple[tuple[int, ...], ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 
 
 # The hashes of MNIST were computed from the files. Those of Fashion-MNIST are on record in several
@@ -133,22 +129,21 @@ def fetch(
 ) -> dict[str, bytes]:
     """Read the files of a data set, after downloading those that are missing.
 
-    Files are looked for under the names and in the folders that torchvision and Kaggle give
-    them, plain or gzipped. A download appears under its name whole and verified, or not at all,
-    so several processes may do this at once. A folder that the user named is only read, unless
-    a download into it is asked for.
+    Files have the names and folders of torchvision or Kaggle, plain or gzipped. A download appears
+    under its name whole and verified, or not at all, so several processes may fetch at once.
 
     Args:
         dataset: A name in `DATASETS`.
         seconds: The time after which a download is given up; 0 for no download.
-        into_named_folder: Whether to download missing files into an RNNBENCH_DATA that exists.
+        into_named_folder: Whether to download missing files into an RNNBENCH_DATA that exists,
+            which is otherwise only read.
 
     Returns:
         The verified, uncompressed content of each of `FILES`; nothing for the data of a package.
 
     Raises:
         FetchError: Files are missing and could not be downloaded.
-        UserError: Unknown data set, a file that is damaged or cannot be read, or files that are
+        UserError: The data set is unknown, a file is damaged or cannot be read, or files are
             missing in the folder that RNNBENCH_DATA names.
     """
     source, folder = lookup(DATASETS, "dataset", dataset), data_folder()
@@ -158,10 +153,9 @@ def fetch(
     missing = [name for name in paths if name not in contents]
     if missing and os.environ.get(NAMED) and not (into_named_folder and folder.is_dir()):
         raise UserError(
-            f"{NAMED} names {folder}, but {_absence(folder, places, source)}. Looked for: "
-            f"{', '.join(missing)}, plain or .gz, in this folder and in {source.folder}/raw, "
-            f"{source.folder} and raw below it. Name the folder that holds them, or unset {NAMED} "
-            "to have them downloaded."
+            f"{NAMED} names {folder}, but {_absence(places, source)}: {', '.join(missing)}, plain "
+            f"or .gz, must lie in it or in {source.folder}/raw, {source.folder} or raw below it. "
+            f"Name the folder that holds them, or unset {NAMED} to have them downloaded."
         )
     if missing and not seconds:
         raise FetchError(f"{source.title} is not complete in {folder}: {', '.join(missing)}.")
@@ -170,11 +164,11 @@ def fetch(
     return {name: contents[name] for name in paths}
 
 
-def _absence(folder: Path, places: list[Path], source: Source) -> str:
-    """Say why the data are not in a folder."""
-    if not os.path.isdir(folder):
-        return "this is a file, not a folder" if os.path.exists(folder) else "it does not exist"
-    for place in reversed(places):
+def _absence(places: list[Path], source: Source) -> str:
+    """Say why the data are in none of these places, the last of which holds the others."""
+    if not os.path.isdir(places[-1]):
+        return "this is a file" if os.path.exists(places[-1]) else "it does not exist"
+    for place in places:
         if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK):
             return f"{place} cannot be read: make it readable"
     return f"{source.title} is not complete in it"
@@ -220,26 +214,14 @@ def _read(path: Path, source: Source, name: str) -> bytes:
 
 
 def _fault(content: bytes, source: Source, name: str) -> str:
-    """Say how a content differs from the published file; "" if it does not."""
-    digest, number = hashlib.sha256(content).hexdigest(), FILES.index(name)
-    if digest == source.sha256[number]:
+    """Say how a content differs from the published file; return "" if it does not."""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == source.sha256[FILES.index(name)]:
         return ""
     for other in DATASETS.values():
         if digest in other.sha256:
             return f"holds {FILES[other.sha256.index(digest)]} of {other.title}"
-    shape = source.shapes[number]
-    start = 4 + 4 * len(shape)
-    if len(content) < start or content[:4] != bytes([0, 0, 8, len(shape)]):
-        return f"is no idx file of {name.split('-')[1]} ({len(content):,} bytes)"
-    found = struct.unpack(f">{len(shape)}i", content[4:start])
-    if found != shape:
-        return f"holds {' x '.join(map(str, found))} values, not {' x '.join(map(str, shape))}"
-    if len(content) != start + math.prod(shape):
-        return f"is truncated or too long: {len(content):,} bytes, not {start + math.prod(shape):,}"
-    highest, classes = max(content[start:]), len(source.class_names)
-    if len(shape) == 1 and highest >= classes:
-        return f"holds the label {highest}, and the highest label is {classes - 1}"
-    return "has other values"
+    return f"has the SHA-256 {digest[:16]} ({len(content):,} bytes)"
 
 
 def _download(source: Source, name: str, deadline: float, folder: Path) -> bytes:
@@ -253,14 +235,13 @@ def _download(source: Source, name: str, deadline: float, folder: Path) -> bytes
         thread.start()
         thread.join(max(0.0, deadline - time.monotonic()) / (len(source.mirrors) - number))
         content = answer[0] if answer else TimeoutError("no answer in time")
-        if isinstance(content, Exception):
-            failures.append(f"{url}: {content}")
-            continue
-        try:
-            write_file(folder / source.folder / "raw" / name, content)
-        except UserError as error:
-            raise FetchError(str(error)) from error
-        return content
+        if isinstance(content, bytes):
+            try:
+                write_file(folder / source.folder / "raw" / name, content)
+            except UserError as error:
+                raise FetchError(str(error)) from error
+            return content
+        failures.append(f"{url}: {content}")
     raise FetchError(
         f"{source.title} is not complete in {folder} and could not be downloaded "
         f"({'; '.join(failures)}): connect to the network, or set {NAMED} to a folder that holds "
@@ -309,12 +290,10 @@ def _digits() -> Images:
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    train_images, test_images, train_labels, test_labels = map(
-        torch.tensor,
-        train_test_split(
-            images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
-        ),
+    parts = train_test_split(
+        images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
+    train_images, test_images, train_labels, test_labels = map(torch.tensor, parts)
     return Images(train_images, train_labels, test_images, test_labels)
 
 

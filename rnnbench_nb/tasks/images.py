@@ -10,7 +10,7 @@ from pydantic import ValidationInfo, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.errors import UserError, lookup
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import Frozen, Positive, Schedule, Size
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import data
@@ -21,39 +21,28 @@ FITTED = 6000  # training images that are enough for a logistic regression
 BATCH = 500  # images that are converted to sequences at once, since long ones take memory
 
 
-def _torch_order(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-def _numpy_order(n: int, seed: int) -> Tensor:
-    legacy = np.random.RandomState(seed)  # noqa: NPY002 (the published stream)
-    return torch.from_numpy(legacy.permutation(n))
-
-
-def _bit_reversal(n: int) -> Tensor:
-    bits = (n - 1).bit_length()
-    mirrored = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
-    return torch.tensor([number for number in mirrored if number < n])
-
-
-# Orders of n pixels. "Permuted MNIST" is another of these in each paper (see the comments).
-PERMUTATIONS = {
-    "torch_12008": lambda n: _torch_order(n, 12008),  # coRNN, LipschitzRNN
-    "torch_5544": lambda n: _torch_order(n, 5544),  # LEM, UnICORNN
-    "numpy_92916": lambda n: _numpy_order(n, 92916),  # expRNN
-    "numpy_0": lambda n: _numpy_order(n, 0),  # LMU
-    "bit_reversal": _bit_reversal,  # S4
-}
+# The order of pixels in each paper's "permuted MNIST".
+PERMUTATIONS = (
+    "torch_12008",  # coRNN, LipschitzRNN
+    "torch_5544",  # LEM, UnICORNN
+    "numpy_92916",  # expRNN
+    "numpy_0",  # LMU
+    "bit_reversal",  # S4
+)
 
 
 @cache
 def permutation(name: str, n: int) -> Tensor:
-    """The order (n,), int64, in which n pixels are read: step t reads pixel `order[t]`.
-
-    Raises:
-        UserError: Unknown name.
-    """
-    return lookup(PERMUTATIONS, "permutation", name)(n)
+    """The order (n,), int64, in which n pixels are read: step t reads pixel `order[t]`."""
+    if name == "bit_reversal":
+        bits = (n - 1).bit_length()
+        mirrored = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+        return torch.tensor([number for number in mirrored if number < n])
+    library, seed = name.split("_")
+    if library == "torch":
+        return torch.randperm(n, generator=torch.Generator().manual_seed(int(seed)))
+    legacy = np.random.RandomState(int(seed))  # noqa: NPY002 (the published stream)
+    return torch.from_numpy(legacy.permutation(n))
 
 
 def permutation_hash(name: str, n: int) -> str:
@@ -62,16 +51,9 @@ def permutation_hash(name: str, n: int) -> str:
 
 
 def split(images: data.Images, seed: int) -> Split:
-    """Draw the validation images from the training images.
+    """Draw round(0.15 N) validation images from the N training images; keep all test images.
 
     The draw has its own generator, so every model of one seed gets the same split.
-
-    Args:
-        images: A data set with N training images.
-        seed: The run's seed.
-
-    Returns:
-        N - round(0.15 N) training images, round(0.15 N) validation images and all test images.
     """
     count = len(images.train_labels)
     order = torch.randperm(count, generator=generator(seed, "split"))

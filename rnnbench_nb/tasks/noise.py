@@ -38,7 +38,7 @@ class NoisePadded(ImageSequence):
         validation_examples: Size | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The description of the images, and the padded length."""
+        """Describe the images, and the padded length."""
         return {**super().describe(), "padded_length": self.options.padded_length}
 
     def load(self, seed: int) -> Split:
@@ -48,14 +48,12 @@ class NoisePadded(ImageSequence):
         of the image in it. That of a test image depends on its place alone, since the test part
         is equal for all seeds.
         """
-        parts, count = super().load(seed), self.options.validation_examples
-        validation = Part(*(tensor[:count] for tensor in parts.validation))
-        parts = parts._replace(validation=validation)
+        train, validation, test = super().load(seed)
+        some = self.options.validation_examples
         return Split(
-            *(
-                Part(_with_keys(part.inputs, key_seed, number), part.targets)
-                for number, (part, key_seed) in enumerate(zip(parts, (seed, seed, 0), strict=True))
-            )
+            Part(_with_keys(train.inputs, seed, 0), train.targets),
+            Part(_with_keys(validation.inputs[:some], seed, 1), validation.targets[:some]),
+            Part(_with_keys(test.inputs, 0, 2), test.targets),
         )
 
     def inputs(self, stored: Tensor) -> Tensor:

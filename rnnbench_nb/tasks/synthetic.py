@@ -1,4 +1,4 @@
-"""What tasks have in common whose examples are drawn at random."""
+"""The base of tasks whose examples are drawn at random."""
 
 from abc import abstractmethod
 from typing import Any
