@@ -145,6 +145,19 @@ class Evidence:
             lines.append(Line(report.labels[variant], colour, points))
         return lines
 
+    def growth(self, name: str, variant: str, without: str) -> float:
+        """The decades that the trained gradient grows by less if a cause is replaced.
+
+        Args:
+            name: The report.
+            variant: The variant.
+            without: The replacement, as the measured table `growth` names it.
+        """
+        table = self.report(name).table("growth")
+        rows = table.query("variant == @variant and moment == 'trained'")
+        mean = rows.groupby("replacement")["gradient"].mean()
+        return mean["whole"] - mean[without]
+
     def speed(self, model: str, other: str, name: str = "precision") -> tuple[float, str]:
         """How many times as long a training step of `other` takes, and the processor.
 
