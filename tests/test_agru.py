@@ -65,45 +65,17 @@ def model():
 
 def assert_follows_equation(model, x, h_0=None):
     """The forward pass uses the matrix of the current weights, in training and evaluation."""
-    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
     n, w = model.hidden_size, weights["candidate_weight"]
     matrix = {"free": w}.get(model.options.recurrence, w - w.T) - model.options.gamma * np.eye(n)
     start = np.zeros((x.shape[1], n)) if h_0 is None else h_0[0].numpy()
-    want = naive_layer(
-        x.numpy(),
-        start,
-        weights["weight_ih"],
-        weights["gate_weight"],
-        matrix,
-        weights["bias"],
-        math.exp(weights["log_epsilon"]),
-    )
+    fed, epsilon = (weights["weight_ih"], weights["gate_weight"]), math.exp(weights["log_epsilon"])
+    want = naive_layer(x.numpy(), start, *fed, matrix, weights["bias"], epsilon)
     for training in (True, False):
         with torch.no_grad():
             output, h_n = model.train(training)(x, h_0)
         np.testing.assert_allclose(output, want, rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(h_n[0], want[-1], rtol=1e-11, atol=1e-12)
-
-
-def test_one_step_by_hand():
-    one = torch.ones(1, 1, dtype=torch.float64)
-    states = loop(
-        2 * one[None],
-        3 * one,
-        torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64),
-        torch.tensor([[0.4], [0.5]], dtype=torch.float64),
-        -0.6 * one,
-        torch.tensor([0.7, 0.8, 0.9], dtype=torch.float64),
-        0.25,
-    )
-    z, r = sigmoid(0.2 + 1.2 + 0.7), sigmoid(0.4 + 1.5 + 0.8)
-    c = math.tanh(0.6 - 0.6 * r * 3 + 0.9)
-    assert states.item() == pytest.approx(3 + 0.25 * z * c, rel=1e-14)
-
-
-def test_the_loop_equals_the_naive_loop(layer):
-    want = naive_layer(*(value.numpy() for value in layer))
-    np.testing.assert_allclose(loop(*layer), want, rtol=1e-13)
 
 
 @pytest.mark.parametrize("position", range(len(NAMES)), ids=NAMES)
@@ -162,30 +134,15 @@ def test_the_gradient_of_w_is_exactly_antisymmetric():
     assert gradient.any() and torch.equal(gradient, -gradient.T)
 
 
-def test_epsilon_stays_positive_under_training():
-    model = AGRU(1, 2, epsilon=0.01)
-    optimiser = torch.optim.SGD(model.parameters(), lr=1000)
-    for _ in range(3):  # each of these steps would take epsilon itself below zero
-        optimiser.zero_grad()
-        model.step_size().backward()
-        optimiser.step()
-    assert 0 < model.step_size() < 1e-5
-
-
 @pytest.mark.parametrize("learnable", [True, False])
-def test_the_step_size_starts_as_given_and_is_trained_if_wanted(learnable):
+def test_the_step_size_starts_as_given_is_trained_if_wanted_and_stays_positive(learnable):
     model = AGRU(1, 2, epsilon=2, learnable_epsilon=learnable)
     assert model.step_size().item() == pytest.approx(2)
     model(torch.ones(2, 1, 1))[0].sum().backward()
     assert bool(model.log_epsilon.grad) == learnable and model.weight_ih.grad.any()
-
-
-def test_states_grow_by_at_most_epsilon_a_step():
-    h_0 = random(1, 5, 6).float()
-    output, _ = AGRU(2, 6, epsilon=0.4)(100 * random(20, 5, 2).float(), h_0)
-    bound = h_0.abs().max() + 0.4 * torch.arange(1, 21) * (1 + 1e-6)
-    assert (output.abs().amax((1, 2)) <= bound).all()
-    assert output[-1].abs().max() > h_0.abs().max()
+    with torch.no_grad():
+        model.log_epsilon.sub_(20)  # far more than an optimiser takes epsilon itself below zero
+    assert model.step_size() > 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

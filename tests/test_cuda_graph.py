@@ -41,15 +41,19 @@ def cell_on(device, name="agru", dtype=torch.float32, **options):
     return CELLS[name](3, 4, batch_first=True, device=device, dtype=dtype, **options)
 
 
-def gradients(cell, x):
-    cell.zero_grad()
-    output, last = cell(x)
-    (output.square().sum() + last.sum()).backward()
-    return output.detach(), [p.grad.clone() for p in cell.parameters() if p.requires_grad]
+def gradients(cell, x, h_0=None):
+    """The output, and the gradients of all trained tensors."""
+    wanted = [t for t in (x, h_0, *cell.parameters()) if t is not None and t.requires_grad]
+    output, last = cell(x, h_0)
+    return output.detach(), torch.autograd.grad(output.square().sum() + last.sum(), wanted)
 
 
-def same(one, other, **limits):
-    torch.testing.assert_close(one, other, **limits)
+def agrees(cell, x, h_0=None, **limits):
+    """The graph gives the states and gradients of the loop."""
+    with plain_loop():
+        want = gradients(cell, x, h_0)
+    torch.testing.assert_close(gradients(cell, x, h_0), want, **limits)
+    assert cell.served == "loop as a CUDA graph"
 
 
 @pytest.fixture(params=["bookkeeping", pytest.param("gpu", marks=gpu)])
@@ -68,29 +72,26 @@ def where(request, monkeypatch):
 def test_it_gives_the_states_and_gradients_of_the_loop(where, name):
     cell = cell_on(where, name, torch.float64)
     random = torch.Generator().manual_seed(0)
-    served = []
     for batch in (5, 1, 5):
         x = torch.rand(batch, 7, 3, generator=random).to(where, torch.float64)
-        with plain_loop():
-            states, wanted = gradients(cell, x)
-        output, got = gradients(cell, x)
-        served.append(cell.served)
-        same(output, states, rtol=0, atol=1e-12)
-        same(got, wanted, rtol=1e-10, atol=1e-12)
-    assert len(cuda_graph._captured[cell]) == 2 and set(served) == {"loop as a CUDA graph"}
+        agrees(cell, x, rtol=1e-10, atol=1e-12)
+    assert len(cuda_graph._captured[cell]) == 2
 
 
-def test_a_changed_weight_is_seen(where):
+def test_changed_weights_copies_and_the_gradients_of_input_and_start(where):
     cell = cell_on(where)
-    x = torch.rand(2, 5, 3, device=where)
-    first, _ = gradients(cell, x)
+    x, h_0 = torch.rand(2, 5, 3, device=where), torch.rand(1, 2, 4, device=where)
+    kept = cell(x)[0].detach()
+    before = kept.clone()
     with torch.no_grad():
         cell.candidate_weight.mul_(3)
-    with plain_loop():
-        wanted, _ = gradients(cell, x)
-    after, _ = gradients(cell, x)
-    same(after, wanted)
-    assert not torch.equal(first, after)
+    agrees(cell, x)
+    assert torch.equal(kept, before)  # later calls leave the states of an earlier one
+    twin = copy.deepcopy(cell)
+    with torch.no_grad():
+        twin.bias.add_(1)
+    agrees(twin, x)
+    agrees(cell, x.requires_grad_(), h_0.requires_grad_())
 
 
 def test_two_sequences_before_one_backward_keep_their_own_gradients(where):
@@ -98,37 +99,23 @@ def test_two_sequences_before_one_backward_keep_their_own_gradients(where):
     x, y = torch.rand(2, 2, 5, 3, device=where)
 
     def both():
-        cell.zero_grad()
         one, two = cell(x)[0], cell(y)[0]
-        (one.square().sum() + 2 * two.sum()).backward()
-        return one.detach(), [p.grad.clone() for p in cell.parameters()]
+        return torch.autograd.grad(one.square().sum() + 2 * two.sum(), list(cell.parameters()))
 
     with plain_loop():
-        states, wanted = both()
-    output, got = both()
-    same(output, states)
-    same(got, wanted)
-    assert cell.served == ("loop: an earlier sequence of this shape still waits for its gradient")
+        want = both()
+    torch.testing.assert_close(both(), want)
+    assert cell.served == "loop: an earlier sequence of this shape still waits for its gradient"
 
 
 def test_gradients_add_up_over_calls(where):
     cell = cell_on(where)
     x = torch.rand(2, 5, 3, device=where)
     _, once = gradients(cell, x)
-    cell.zero_grad(set_to_none=True)
     for _ in range(3):
         output, last = cell(x)
         (output.square().sum() + last.sum()).backward()
-    same([p.grad for p in cell.parameters()], [3 * grad for grad in once])
-
-
-def test_states_of_an_earlier_call_stay(where):
-    cell = cell_on(where)
-    x = torch.rand(2, 5, 3, device=where)
-    kept = cell(x)[0]
-    before = kept.detach().clone()
-    cell(2 * x)
-    assert torch.equal(kept, before)
+    torch.testing.assert_close([p.grad for p in cell.parameters()], [3 * grad for grad in once])
 
 
 def test_a_second_backward_is_refused_by_name(where):
@@ -151,22 +138,11 @@ def test_a_sequence_that_nobody_differentiates_frees_the_memory(where):
     assert captured.owner() is None
 
 
-def test_the_gradient_of_the_input_and_the_start(where):
+def test_four_shapes_are_captured_at_most(where):
     cell = cell_on(where)
-    x = torch.rand(2, 5, 3, device=where, requires_grad=True)
-    h_0 = torch.rand(1, 2, 4, device=where, requires_grad=True)
-    with plain_loop():
-        wanted = torch.autograd.grad(cell(x, h_0)[0].square().sum(), [x, h_0])
-    same(torch.autograd.grad(cell(x, h_0)[0].square().sum(), [x, h_0]), wanted)
-
-
-def test_no_more_shapes_are_captured_than_said(where):
-    cell = cell_on(where)
-    for steps in range(1, 4 + cuda_graph.SHAPES):
-        x = torch.rand(2, steps, 3, device=where)
-        with plain_loop():
-            _, wanted = gradients(cell, x)
-        same(gradients(cell, x)[1], wanted)
+    for steps in range(1, 1 + cuda_graph.SHAPES):
+        agrees(cell, torch.rand(2, steps, 3, device=where))
+    cell(torch.rand(2, 9, 3, device=where))
     assert len(cuda_graph._captured[cell]) == cuda_graph.SHAPES
     assert cell.served == "loop: graphs of 4 other shapes are kept already"
 
@@ -177,18 +153,6 @@ def test_a_cell_that_is_gone_leaves_nothing_behind(where):
     before = len(cuda_graph._captured)
     del cell
     assert len(cuda_graph._captured) == before - 1
-
-
-def test_a_copy_captures_anew(where):
-    cell = cell_on(where)
-    x = torch.rand(2, 5, 3, device=where)
-    cell(x)
-    twin = copy.deepcopy(cell)
-    with torch.no_grad():
-        twin.bias.add_(1)
-    with plain_loop():
-        wanted, _ = gradients(twin, x)
-    same(gradients(twin, x)[0], wanted)
 
 
 @pytest.mark.parametrize("reason", ["no gradient is wanted", "it runs on a GPU, not on cpu"])
@@ -204,9 +168,5 @@ def test_its_bits_are_those_of_the_loop_and_of_every_replay(name, monkeypatch):
     monkeypatch.setattr(CELLS[name], "kernels", lambda self: [])
     cell = CELLS[name](28, 128, batch_first=True, device="cuda")
     x = torch.rand(128, 28, 28, device="cuda")
-    with plain_loop():
-        states, wanted = gradients(cell, x)
     for _ in range(3):
-        output, got = gradients(cell, x)
-        assert torch.equal(output, states)
-        assert all(map(torch.equal, got, wanted))
+        agrees(cell, x, rtol=0, atol=0)

@@ -15,15 +15,14 @@ from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
 class AGRU(Cell):
-    """Antisymmetric GRU with the interface of torch.nn.GRU (see `step` for the equation).
+    """Antisymmetric GRU (see `step` for the equation).
 
     The recurrent matrix of the candidate is A = W - W^T - gamma I, so its eigenvalues are
     -gamma +- i lambda. It is computed from the current W at every call and never kept.
 
     Parameters: ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows
-    [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and the scalar ``log_epsilon``, so
-    that the step size exp(log_epsilon) stays positive however it is trained. With `epsilon_itself`
-    the scalar is ``epsilon``, the step size as it is.
+    [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and the scalar ``log_epsilon``,
+    since exp(log_epsilon) stays positive, or ``epsilon``, the step size itself.
     """
 
     name, label = "agru", "A-GRU"
@@ -107,9 +106,14 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
 
         The reset gate acts before the matrix product; torch.nn.GRU's acts after it.
         """
+        z, _, c = AGRU._gates(u, h, gate_weight, a)
+        return h + epsilon * (z * c)
+
+    @staticmethod
+    def _gates(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor) -> tuple[Tensor, ...]:
         gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
         z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
-        return h + epsilon * (z * torch.tanh(candidate_input + F.linear(r * h, a)))
+        return z, r, torch.tanh(candidate_input + F.linear(r * h, a))
 
     def redundant(self) -> int:
         """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; a control as W."""
@@ -132,9 +136,7 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             `identity` (H, H), `path` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
         """
         gate_weight, a, epsilon = prepared
-        gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
-        z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
-        c = torch.tanh(candidate_input + F.linear(r * h, a))
+        z, r, c = self._gates(u, h, gate_weight, a)
         u_z, u_r = gate_weight.chunk(2)
         d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
         by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r

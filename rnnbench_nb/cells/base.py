@@ -6,7 +6,7 @@ are read out.
 
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +37,12 @@ def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape), requires_grad=trained)
 
 
+def uniform(tensors: Iterable[Tensor], fan: int, generator: torch.Generator | None) -> None:
+    """Draw tensors uniform on +-1/sqrt(fan)."""
+    for tensor in tensors:
+        nn.init.uniform_(tensor, -1 / math.sqrt(fan), 1 / math.sqrt(fan), generator=generator)
+
+
 def damped(matrix: Tensor, gamma: float) -> Tensor:
     """A matrix (H, H) less gamma I."""
     return matrix - gamma * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -49,15 +55,13 @@ def draw(
 
     Xavier takes the fans of a stored matrix as it stands, the gates stacked.
     """
-    bound = 1 / math.sqrt(hidden_size)
     for tensor in module.state_dict(keep_vars=True).values():
-        with torch.no_grad():
-            if tensor.dim() > 1 and initialisation == "xavier":
-                nn.init.xavier_uniform_(tensor, generator=generator)
-            elif tensor.dim() > 1:
-                tensor.uniform_(-bound, bound, generator=generator)
-            else:
-                tensor.zero_()
+        if tensor.dim() > 1 and initialisation == "xavier":
+            nn.init.xavier_uniform_(tensor, generator=generator)
+        elif tensor.dim() > 1:
+            uniform([tensor], hidden_size, generator)
+        else:
+            nn.init.zeros_(tensor)
 
 
 class Start(Frozen):

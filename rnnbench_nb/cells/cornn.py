@@ -1,12 +1,10 @@
 """The coRNN (Rusch and Mishra 2021), a network of coupled damped oscillators."""
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, parameter
+from rnnbench_nb.cells.base import Cell, Start, parameter, uniform
 from rnnbench_nb.parameters import NotNegative, Positive
 
 
@@ -16,8 +14,8 @@ class CoRNN(Cell):
         z' = z + dt (tanh(W y + W_z z + V x + b) - stiffness y - damping z)
         y' = y + dt z'
 
-    Their gamma is here called stiffness and their epsilon damping, since gamma and epsilon are the
-    damping and the step size of other cells, and one value for all of them would be wrong.
+    Their gamma is called stiffness here and their epsilon damping, since gamma and epsilon are the
+    damping and the step size of other cells.
 
     Parameters: ``weight_ih`` (H, D), V; ``recurrent`` (H, 2H), columns [W | W_z]; ``bias`` (H,).
     The state is [y | z], of which y is read out.
@@ -59,14 +57,12 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
         self.recurrent = parameter(self.hidden_size, 2 * self.hidden_size)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Start all uniform on +-1/sqrt(D + 2H), as a layer of torch's for [x|z|y] starts.
+        """Start all uniform on +-1/sqrt(D + 2H), as torch's linear layer for [x|z|y] starts.
 
         Both starts learn alike (41% common, 40% source).
         """
         if self.options.start == "source":
-            bound = 1 / math.sqrt(self.input_size + 2 * self.hidden_size)
-            for tensor in self.parameters():
-                nn.init.uniform_(tensor, -bound, bound, generator=generator)
+            uniform(self.parameters(), self.input_size + 2 * self.hidden_size, generator)
 
     def prepare(self) -> tuple[Tensor, ...]:
         """[W | W_z]."""

@@ -27,7 +27,7 @@ $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
     options: Chrono
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Set the bias of the update gate, second of r, z, n, which keeps the state where open."""
+        """Set the bias of the update gate (second of r, z, n), which keeps the state if open."""
         self.options.draw_chrono(self.bias_ih_l0.view(3, -1)[1], generator)
 
     def step(self, u: Tensor, h: Tensor, u_h: Tensor, b_h: Tensor) -> Tensor:

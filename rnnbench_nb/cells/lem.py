@@ -1,12 +1,10 @@
 """The long expressive memory, LEM (Rusch et al. 2022), with two time scales that gates choose."""
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, parameter
+from rnnbench_nb.cells.base import Cell, Start, parameter, uniform
 from rnnbench_nb.parameters import Positive
 
 
@@ -18,8 +16,7 @@ class LEM(Cell):
         z' = (1 - c) z + c tanh(W_y y + V_y x + b_y)
         y' = (1 - a) y + a tanh(W_z z' + V_z x + b_z)
 
-    As in its authors' code each block has two bias vectors, which act as their sum, so that LEM has
-    as many parameters as torch's LSTM of the same size.
+    As in its authors' code each block has two bias vectors, which act as their sum.
 
     Parameters: ``weight_ih`` (4H, D), rows [V_1 | V_2 | V_y | V_z]; ``recurrent`` (3H, H), rows
     [W_1 | W_2 | W_y]; ``memory_weight`` (H, H), W_z; ``recurrent_bias`` and ``bias`` (4H,). The
@@ -62,11 +59,9 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
 
         Both starts learn (86% common, 89% source).
         """
-        if self.options.start == "source":
-            bound = 1 / math.sqrt(self.hidden_size)
-            for tensor in self.parameters():
-                if tensor.dim() == 1:  # the matrices have that start already
-                    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+        if self.options.start == "source":  # the matrices have that start already
+            vectors = (tensor for tensor in self.parameters() if tensor.dim() == 1)
+            uniform(vectors, self.hidden_size, generator)
 
     def prepare(self) -> tuple[Tensor, ...]:
         """The recurrent weights, each with its biases."""

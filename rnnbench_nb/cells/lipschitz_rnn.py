@@ -1,6 +1,5 @@
 """The LipschitzRNN (Erichson et al. 2021), a linear part and a bounded one, by forward Euler."""
 
-import math
 from typing import Annotated
 
 import torch
@@ -8,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, damped, parameter
+from rnnbench_nb.cells.base import Cell, Start, damped, parameter, uniform
 from rnnbench_nb.parameters import Finite, NotNegative, Positive
 
 
@@ -63,9 +62,8 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
         """
         with torch.no_grad():
             if self.options.start == "source":
-                bound = 1 / math.sqrt(self.input_size)
-                for name in ("weight_ih", "bias"):
-                    self.get_parameter(name).uniform_(-bound, bound, generator=generator)
+                names = ("weight_ih", "bias")
+                uniform(map(self.get_parameter, names), self.input_size, generator)
                 for matrix in (self.linear_weight, self.tanh_weight):
                     matrix.normal_(0, 1 / self.hidden_size, generator=generator)
             self.linear_weight.mul_(self.options.initial_scale)

@@ -39,7 +39,7 @@ $$h_s = o_s \odot \tanh c_s$$
     options: Options
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Set the bias of the forget gate, second of i, f, g, o; chrono, the first's against it."""
+        """Set the bias of the forget gate (second of i, f, g, o); chrono sets the first too."""
         with torch.no_grad():
             enters, keeps = self.bias_ih_l0.view(4, -1)[:2]
             keeps.fill_(self.options.forget_bias)

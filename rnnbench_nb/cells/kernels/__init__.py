@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 class Served(NamedTuple):
     """The answer of a kernel that served a call."""
 
-    path: str  # what ran, such as "kernel (AVX-512)"
+    path: str  # the code that ran, such as "kernel (AVX-512)"
     states: Tensor  # after each step (T, B, n)
     last: Tensor  # after the last step (B, n)
 

@@ -1,20 +1,15 @@
-// One A-GRU layer over a whole sequence in float32, forward and backward; its products in bfloat16
-// where they are asked for.
+// One A-GRU layer over a whole sequence in float32, forward and backward, with products in bfloat16
+// on request.
 //
 //   z = sigma(W_z x + U_z h + b_z)      r = sigma(W_r x + U_r h + b_r)
 //   c = tanh(V x + A (r * h) + b)       h' = h + epsilon (z * c)
 //
-// Fast: a thread takes a block of batch rows through all time steps, so nobody waits between
-// steps and what a step needs stays in the cache. A row is laid out [h | x | 1], so recurrent
-// weights, input weights and bias are one product, and what follows a product elementwise is done
-// while its sums are in registers (the `finish` of `product`).
+// It is fast: a thread takes a block of batch rows through all time steps, so that no thread waits
+// and the data of a step stay in the cache. A row is laid out [h | x | 1], so recurrent weights,
+// input weights and bias are one product, whose sums `finish` uses while they are in registers.
 //
-// Repeatable: every sum runs in an order that follows from the sizes alone. A row's states do not
-// depend on its block; weight gradients are summed block by block, and the blocks in their order.
-// The number of threads changes nothing.
-//
-// NaN and infinity travel as in the loop: sums run over true elements only. Padding exists only in
-// columns that no sum reads.
+// It is repeatable: the order of every sum follows from the sizes alone, not from the number of
+// threads. NaN and infinity travel as in the loop, since no sum reads padded columns.
 
 #include <algorithm>
 #include <cfenv>
@@ -28,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-// What computes products in bfloat16; empty where nothing does.
+// The unit that computes products in bfloat16; empty where there is none.
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -142,8 +137,8 @@ struct Float32 {
 };
 
 #if defined(__AVX512BF16__)
-// Here two numbers rounded to bfloat16, neighbours along the depth; sums of products stay in
-// float32. A factor is filled up with zeros to whole vectors of words.
+// Here two numbers rounded to bfloat16, neighbours along the depth, filled up with zeros to whole
+// vectors of words; sums of products stay in float32.
 struct Bfloat16 {
 #if defined(TILES)
   // The processor's own tiles have 16 x 16 sums, for as long as this lives.
@@ -285,9 +280,8 @@ struct Packed {
   }
 };
 
-// Runs task(0), ..., task(count - 1) on so many threads; which thread runs which is left open.
-// OpenMP's threads are those that torch's own operations have just used; each rounds, and flushes
-// tiny numbers to zero, as the caller does.
+// Runs task(0), ..., task(count - 1) on so many threads of OpenMP, which torch's own operations use
+// too; each thread rounds, and flushes tiny numbers to zero, as the caller does.
 template <class Task>
 static void parallel(Index count, Index threads, Task task) {
   [[maybe_unused]] const int used = static_cast<int>(std::max<Index>(1, std::min(threads, count)));
@@ -381,14 +375,14 @@ static void forward(const Layer& layer, float* output, float* gates) {
   });
 }
 
-// With g the gradient of h', q that of r * h, and dz, dr, dc those of what sigma and tanh act on:
+// With g the gradient of h', q that of r * h, and dz, dr, dc of the arguments of sigma and tanh:
 //
 //   dz = epsilon g c z (1 - z)          q  = A^T dc
 //   dc = epsilon g z (1 - c^2)          dr = q h r (1 - r)
 //   dh = g + q r + U_z^T dz + U_r^T dr
 //
-// and, summed over steps and rows, [dz | dr] [h | x | 1]^T and dc [r h | x | 1]^T are the weights'
-// gradients, g z c is epsilon's.
+// The sums of [dz | dr] [h | x | 1]^T and dc [r h | x | 1]^T over steps and rows are the gradients
+// of the weights, that of g z c is epsilon's.
 template <class Arithmetic>
 static void backward(const Layer& layer, const float* output, const float* gates, Gradients& grad) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;

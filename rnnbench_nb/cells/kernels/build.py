@@ -1,9 +1,9 @@
 """Compiling a C++ source into a library in a user cache, once for each compiler and processor.
 
-The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. A library is rebuilt when
-the source, the compiler, its flags or the processor differ. RNNBENCH_ISA chooses its instructions:
-``native`` (all that the processor has, the default), ``no-amx`` (all but its matrix tiles),
-``avx2``, or ``baseline`` (what the compiler assumes by itself).
+The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. A library is built again
+when the source, the compiler, its flags or the processor differ. RNNBENCH_ISA chooses its
+instructions: ``native`` (those of this processor, the default), ``no-amx`` (all but its matrix
+tiles), ``avx2``, or ``baseline`` (the compiler's own default).
 """
 
 import hashlib
@@ -33,7 +33,7 @@ BUILD_SECONDS = 300  # longest wait for the compiler, or for another process tha
 
 
 class Unavailable(Exception):
-    """Why there is no kernel, in a few words."""
+    """There is no kernel; the message says why in a few words."""
 
 
 def _compiler() -> list[str]:
@@ -71,10 +71,10 @@ def build(source: Path) -> Path:
 
 
 def _build_by(command: list[str], source: Path) -> Path:
-    """Return the path of the library by this compiler command, run now unless the cache holds it.
+    """Return the path of the library by a compiler command, which runs unless the cache has it.
 
-    Its name is a hash of the source, the command and all macros that the compiler predefines under
-    it, which name its version and every instruction set it may use on this processor.
+    Its name is a hash of the source, the command and all macros that the compiler predefines, which
+    name its version and the instructions that it may use on this processor.
     """
     macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
     key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
