@@ -164,7 +164,7 @@ def small_run(cell, task, **values):
     return parameters, one, data, started(parameters, one, data.train)
 
 
-QUICK = ("agru", "cornn", "lstm", "module")  # a kernel, a loop of ours, torch's, somebody else's
+QUICK = ("agru", "cornn", "lstm", "module")  # a kernel, our loop, torch's, a foreign one
 
 
 @pytest.mark.parametrize(

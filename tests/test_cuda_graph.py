@@ -10,7 +10,7 @@ from rnnbench_nb.cells.base import TorchCell
 from rnnbench_nb.cells.kernels import cuda_graph
 
 OURS = [name for name, cell in CELLS.items() if not issubclass(cell, TorchCell)]
-OURS.remove("module")  # somebody else's, which has no loop of ours
+OURS.remove("module")  # a foreign module has no loop of ours
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -27,12 +27,12 @@ class Eager(cuda_graph.Captured):
             self.states.copy_(self.made.detach())
 
         def replay_backward():
-            found = torch.autograd.grad(self.made, self.wanted, self.outer, allow_unused=True)
+            new = torch.autograd.grad(self.made, self.wanted, self.outer, allow_unused=True)
             if not hasattr(self, "gradients"):
-                self.gradients = [None if g is None else g.clone() for g in found]
-            for place, gradient in zip(self.gradients, found, strict=True):
+                self.gradients = [None if grad is None else grad.clone() for grad in new]
+            for place, grad in zip(self.gradients, new, strict=True):
                 if place is not None:
-                    place.copy_(gradient)
+                    place.copy_(grad)
 
         self.replay, self.replay_backward = replay, replay_backward
 

@@ -35,23 +35,18 @@ def load_for(monkeypatch):
 
 
 @pytest.fixture
-def fresh_load(monkeypatch, tmp_path):
+def fresh_cache(monkeypatch, tmp_path, load_for):
     """The kernel is looked for again, in an empty cache."""
     monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RNNBENCH_ISA", raising=False)
     kernel.load.cache_clear()
-    yield tmp_path / "cache"
-    kernel.load.cache_clear()
+    return tmp_path / "cache"
 
 
 @pytest.fixture
 def no_kernel(monkeypatch):
     """The kernel must not be called."""
-
-    def forbidden(*_, **__):
-        raise AssertionError("the kernel was called")
-
-    monkeypatch.setattr(kernel, "forward", forbidden)
+    monkeypatch.setattr(kernel, "forward", None)
 
 
 def make(hidden_size, batch_size, n_steps=6, input_size=3, with_state=True, **arguments):
@@ -119,24 +114,23 @@ def test_agrees_with_float64(size):
     assert_exact(*make(*size, with_state=size[1] % 2 == 1))
 
 
-def test_agrees_with_float64_over_784_steps():
-    assert_exact(*make(24, 5, 784, 1, epsilon=0.01), tolerance=1e-4)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"recurrence": "free"},
+        {"learnable_epsilon": False},
+        {"n_steps": 784, "input_size": 1, "epsilon": 0.01},
+        {"batch_size": 0},
+    ],
+)
+def test_agrees_for_other_models_many_steps_and_no_sequence(arguments):
+    tolerance = 1e-4 if "n_steps" in arguments else 1e-5
+    assert_exact(*make(**{"hidden_size": 20, "batch_size": 3, **arguments}), tolerance=tolerance)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_gradients_into_any_steps(loss):
     assert_exact(*make(20, 3), loss=loss)
-
-
-@pytest.mark.parametrize("arguments", [{"recurrence": "free"}, {"learnable_epsilon": False}])
-def test_with_a_free_matrix_or_a_fixed_step(arguments):
-    assert_exact(*make(20, 3, **arguments))
-
-
-def test_empty_batch():
-    values = results(*make(5, 0))
-    assert values["output"].shape == (6, 0, 5)
-    assert not values["gradient of candidate_weight"].any()
 
 
 def test_strided_inputs_are_read_in_place():
@@ -160,28 +154,22 @@ def negative(tensor):
 
 def test_negative_views_have_the_right_signs():
     model, x, h_0 = make(20, 4)
-    output, h_n = model(negative(x), negative(h_0))
-    want, want_h_n = model(x, h_0)
-    assert torch.equal(output, want) and torch.equal(h_n, want_h_n)
-    outer = torch.randn_like(output), torch.randn_like(h_n)
-    weight = model.candidate_weight
-    (want,) = torch.autograd.grad((want, want_h_n), weight, outer)
-    assert torch.equal(torch.autograd.grad((output, h_n), weight, [*map(negative, outer)])[0], want)
+    got, want = model(negative(x), negative(h_0)), model(x, h_0)
+    assert all(map(torch.equal, got, want))
+    outer, weight = [*map(torch.randn_like, want)], model.candidate_weight
+    (slope,) = torch.autograd.grad(want, weight, outer)
+    assert torch.equal(torch.autograd.grad(got, weight, [*map(negative, outer)])[0], slope)
     twin = copy.deepcopy(model)
     twin.weight_ih = torch.nn.Parameter(negative(model.weight_ih))
-    assert torch.equal(twin(x, h_0)[0], output)
+    assert torch.equal(twin(x, h_0)[0], want[0])
 
 
-def test_small_values_keep_their_digits():
-    model, x, _ = make(20, 3)
+def test_small_values_and_saturated_gates_keep_their_digits():
+    model, x, h_0 = make(20, 3)
+    assert_exact(model, 1e4 * x, h_0, tolerance=1e-4)  # 1 - c^2 loses digits in any float32
     tiny = {name: value * 1e-6 for name, value in model.state_dict().items()}
     model.load_state_dict(tiny | {"log_epsilon": model.log_epsilon})
     assert_exact(model, 1e-3 * x)  # states near 1e-9, where 1 - exp(-x) would keep no digit
-
-
-def test_saturated_gates():
-    model, x, h_0 = make(20, 3)
-    assert_exact(model, 1e4 * x, h_0, tolerance=1e-4)  # 1 - c^2 loses digits in any float32
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -282,26 +270,20 @@ def test_a_processor_without_bfloat16_stays_in_float32_and_says_so(load_for, med
 # Safe to call
 
 
-def same_bits_on_all_threads(model, x, h_0):
+@needs_kernel
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_thread_count_changes_no_bit_and_inference_equals_training(bfloat16, request):
+    if bfloat16:
+        request.getfixturevalue("products")
+    model, x, h_0 = make(40, 150)
     answers = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
         with torch.no_grad():
             inference = model(x, h_0)[0]
-        assert not inference.requires_grad
-        answers.append(results(model, x, h_0) | {"inference": inference})
-        assert torch.equal(inference, answers[-1]["output"])
-    for other in answers[1:]:
-        assert_same_bits(other, answers[0])
-
-
-@needs_kernel
-def test_thread_count_changes_no_bit_and_inference_equals_training():
-    same_bits_on_all_threads(*make(40, 150))
-
-
-def test_thread_count_changes_no_bit_in_bfloat16(products):
-    same_bits_on_all_threads(*make(40, 150))
+        answers.append(results(model, x, h_0))
+        assert torch.equal(inference, answers[-1]["output"]) and not inference.requires_grad
+        assert_same_bits(answers[-1], answers[0])
 
 
 @needs_kernel
@@ -365,10 +347,8 @@ def test_memory_is_reused_only_when_free():
 
 # Calls that the kernel does not serve
 
+
 # torch itself scripts its rules for forward mode, and warns that this is deprecated.
-FORWARD_MODE_SCRIPTS = pytest.mark.filterwarnings("ignore:`torch.jit")
-
-
 @pytest.mark.parametrize(
     ("place", "reason"),
     [
@@ -385,58 +365,43 @@ def test_other_types_and_devices_run_the_loop(no_kernel, place, reason):
     assert model.served == "loop"
 
 
-def test_autocast_runs_the_loop(no_kernel):
+def test_autocast_and_compiled_models_run_the_loop(no_kernel):
     model, x, h_0 = make(5, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, _ = model(x, h_0)
     assert model.served == "loop: autocast is on"
-    assert (output - model.double()(x.double(), h_0.double())[0]).abs().max() < 0.1
+    compiled, _ = torch.compile(model, backend="eager", fullgraph=True)(x, h_0)
+    exact = model.double()(x.double(), h_0.double())[0]
+    assert (output - exact).abs().max() < 0.1
+    torch.testing.assert_close(compiled.double(), exact)
 
 
-def test_compiled_model_runs_the_loop(no_kernel):
-    model, x, h_0 = make(5, 2)
-    output, _ = torch.compile(model, backend="eager", fullgraph=True)(x, h_0)
-    torch.testing.assert_close(output.double(), model.double()(x.double(), h_0.double())[0])
-
-
-@FORWARD_MODE_SCRIPTS
-def test_functional_transforms(no_kernel):
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch scripts its own rules for forward mode
+@pytest.mark.parametrize("transform", [grad, jacrev, "vmap", "jvp", "dual"])
+def test_transforms_run_the_loop(no_kernel, transform):
     model, x, h_0 = make(5, 2)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    exact = {name: value.double() for name, value in parameters.items()}
 
-    def loss(parameters, x, h_0):
+    def loss(h_0):
         return weighted(functional_call(model, parameters, (x, h_0))[0])
 
-    def last(parameters, h_0):
-        return functional_call(model, parameters, (x.to(h_0), h_0))[1]
+    def sequence(x, h_0):
+        return model(x[:, None], h_0[:, None])[0]
 
-    def transformed(parameters, x, h_0):
-        batched = (parameters, x[:, :, None], h_0[:, :, None])  # each sample a batch of one
-        return (
-            grad(loss)(parameters, x, h_0)["candidate_weight"],
-            vmap(loss, in_dims=(None, 1, 1))(*batched),
-            vmap(grad(loss), in_dims=(None, 1, 1))(*batched)["bias"],
-            jacrev(last, argnums=1)(parameters, h_0),
-            jvp(lambda h: last(parameters, h), (h_0,), (torch.ones_like(h_0),))[1],
-        )
+    def transformed():
+        if transform == "vmap":
+            return vmap(sequence, in_dims=(1, 1))(x, h_0)
+        if transform == "jvp":
+            return jvp(loss, (h_0,), (torch.ones_like(h_0),))[1]
+        if transform == "dual":
+            with forward_ad.dual_level():
+                output, _ = model(forward_ad.make_dual(x, torch.ones_like(x)), h_0)
+                return forward_ad.unpack_dual(output).tangent
+        return transform(loss)(h_0)
 
-    got, want = transformed(parameters, x, h_0), transformed(exact, x.double(), h_0.double())
-    one_by_one = [loss(exact, x[:, [i]].double(), h_0[:, [i]].double()) for i in range(2)]
-    torch.testing.assert_close(got[1].double(), torch.stack(one_by_one), rtol=1e-4, atol=1e-5)
-    for ours, expected in zip(got, want, strict=True):
-        torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-@FORWARD_MODE_SCRIPTS
-def test_forward_mode(no_kernel):
-    model, x, h_0 = make(5, 2)
-    with forward_ad.dual_level():
-        output, _ = model(forward_ad.make_dual(x, torch.ones_like(x)), h_0)
-        tangent = forward_ad.unpack_dual(output).tangent
-    model, step = model.double(), 1e-6
-    up, down = (model(x.double() + s, h_0.double())[0] for s in (step, -step))
-    torch.testing.assert_close(tangent.double(), (up - down) / (2 * step), rtol=1e-3, atol=1e-4)
+    got = transformed()
+    with plain_loop():
+        assert torch.equal(got, transformed())
 
 
 @pytest.mark.parametrize("loss", [loss_of_all, LOSSES["last state"]])
@@ -457,43 +422,34 @@ def test_double_backward(loss):
 # How it is compiled, and where it cannot be
 
 
-def run_and_read_notice(caplog):
-    """Two forward passes of a fresh process, as far as the log shows: right, and its lines."""
+HALF = 'case "$*" in *-E*) ;; *) echo half > $(echo "$*" | sed "s/.*-o //"); '
+FAILS = f"#!/bin/sh\n{HALF}echo 'error: no such header' >&2; exit 1;; esac\n"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "cache", "reason"),
+    [
+        (None, "cache", "no C++ compiler found"),
+        (FAILS, "cache", "the C++ compiler failed: error: no such header"),
+        ("#!/bin/sh\n", "compiler/cache", "cannot be used"),  # a file in the folder's place
+    ],
+)
+def test_without_compiler_or_cache_the_loop_runs_and_one_line_says_so(
+    monkeypatch, fresh_cache, caplog, no_kernel, tmp_path, compiler, cache, reason
+):
+    (tmp_path / "compiler").write_text(compiler or "")
+    (tmp_path / "compiler").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler") if compiler else "missing")
+    monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / cache))
     caplog.set_level(logging.INFO, "rnnbench_nb")
     model, x, h_0 = make(5, 2)
     for _ in range(2):
         assert_exact(model, x, h_0)
-    return [record.getMessage() for record in caplog.records if record.name == "rnnbench_nb"]
-
-
-def test_hidden_compiler_gives_the_loop_and_one_line(monkeypatch, fresh_load, caplog, no_kernel):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    lines = run_and_read_notice(caplog)
-    assert lines == ["A-GRU: slower loop over time steps, no C++ compiler found"]
-    model, x, _ = make(5, 2)
+    (record,) = caplog.records
+    assert "slower loop" in record.getMessage() and reason in record.getMessage()
     model(x)
-    assert model.served == "loop: no C++ compiler found" and not fresh_load.exists()
-
-
-def test_failing_compiler_gives_the_loop_and_leaves_nothing(
-    monkeypatch, fresh_load, caplog, tmp_path
-):
-    compiler = tmp_path / "compiler"
-    half = 'case "$*" in *-E*) ;; *) echo half > $(echo "$*" | sed "s/.*-o //"); '
-    compiler.write_text(f"#!/bin/sh\n{half}echo 'error: no such header' >&2; exit 1;; esac\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    (line,) = run_and_read_notice(caplog)
-    assert line.endswith("the C++ compiler failed: error: no such header")
-    assert not list(fresh_load.glob("*.so"))
-
-
-def test_unusable_cache_gives_the_loop(monkeypatch, stub_compiler, caplog, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("RNNBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    (line,) = run_and_read_notice(caplog)
-    assert "cache" in line and "cannot be used" in line
+    assert model.served.startswith("loop: ") and reason in model.served
+    assert not list(fresh_cache.glob("*.so"))
 
 
 @needs_kernel
@@ -509,16 +465,13 @@ def test_narrower_vectors(load_for, isa, name):
         assert_exact(*case)
 
 
-def test_unknown_instruction_set_is_refused(monkeypatch, fresh_load):
-    monkeypatch.setenv("RNNBENCH_ISA", "avx9")
-    with pytest.raises(
-        UserError, match="RNNBENCH_ISA must be one of native, no-amx, avx2, baseline"
-    ):
-        kernel.load()
+def test_unknown_instruction_set_is_refused(load_for):
+    with pytest.raises(UserError, match="must be one of native, no-amx, avx2, baseline"):
+        load_for("avx9")
 
 
 @pytest.fixture
-def stub_compiler(monkeypatch, fresh_load):
+def stub_compiler(monkeypatch, fresh_cache):
     """A compiler that takes a moment, writes a file and is counted; its macros can be set."""
 
     def run(command):
@@ -541,24 +494,22 @@ def stub_compiler(monkeypatch, fresh_load):
 def test_library_is_built_once_and_again_when_anything_differs(
     monkeypatch, stub_compiler, tmp_path
 ):
-    paths = [build.build(kernel.SOURCE)]
-    assert build.build(kernel.SOURCE) == paths[0] and len(stub_compiler.compiled) == 1
-    assert paths[0].read_bytes() == b"library"
-
     source = tmp_path / "agru.cpp"
-    source.write_text(kernel.SOURCE.read_text() + "// changed\n")
-    paths.append(build.build(source))
-    stub_compiler.macros += "#define __AVX512F__ 1\n"  # another processor
-    paths.append(build.build(source))
-    stub_compiler.macros += '#define __VERSION__ "13"\n'  # another compiler
-    paths.append(build.build(source))
-    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-g"])
-    paths.append(build.build(source))
-    monkeypatch.setenv("RNNBENCH_ISA", "avx2")
-    paths.append(build.build(source))
-    stub_compiler.openmp = False  # another library, for one thread
-    paths.append(build.build(source))
-    assert len(set(paths)) == len(stub_compiler.compiled) == 7
+    source.write_bytes(kernel.SOURCE.read_bytes())
+    changes = [
+        lambda: None,
+        lambda: source.write_text("// changed"),
+        lambda: stub_compiler.__dict__.update(macros="#define __AVX512F__ 1"),  # other processor
+        lambda: monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-g"]),
+        lambda: monkeypatch.setenv("RNNBENCH_ISA", "avx2"),
+        lambda: stub_compiler.__dict__.update(openmp=False),  # another library, for one thread
+    ]
+    paths = set()
+    for number, change in enumerate(changes, start=1):
+        change()
+        paths |= {build.build(source), build.build(source)}
+        assert len(paths) == len(stub_compiler.compiled) == number
+    assert all(path.read_bytes() == b"library" for path in paths)
 
 
 def test_builders_at_the_same_time_compile_once(stub_compiler):

@@ -1,4 +1,4 @@
-"""Modules of somebody else as cells: their counts, start, states, Jacobians and refusals."""
+"""Foreign modules as cells: their counts, start, states, Jacobians and refusals."""
 
 import pytest
 import torch
@@ -86,9 +86,6 @@ def test_steps_are_the_forward_pass_and_differentiate_right(module, arguments, n
     columns = [(made.step(u, start + s) - made.step(u, start - s)) / 2e-6 for s in shift]
     numeric = torch.stack(columns, -1)
     torch.testing.assert_close(dynamics.jacobian(steps[0]), numeric, rtol=1e-6, atol=1e-8)
-    turned = CELLS["module"](3, 4, module=made.options.module, arguments=arguments).double()
-    turned.load_state_dict(made.state_dict())
-    torch.testing.assert_close(turned(x.transpose(0, 1))[0].transpose(0, 1), made(x)[0])
 
 
 def test_a_state_of_another_shape_leaves_the_outputs_and_no_jacobian(leaky):
@@ -99,19 +96,13 @@ def test_a_state_of_another_shape_leaves_the_outputs_and_no_jacobian(leaky):
         next(dynamics.walk(made, random(2, 5, 3)))
 
 
-def test_it_keeps_its_own_start_which_depends_on_the_seed_alone():
-    def built(seed, noise):
-        torch.manual_seed(noise)
-        values = {"model": "module", "module": "torch.nn:GRU", "hidden_size": 6}
-        parameters = run_parameters(values, "the test")
-        return build_model(parameters, 5, 3, generator(seed, "initialisation"))
-
-    one, same, other = built(1, 0), built(1, 1), built(2, 0)
-    assert all(torch.equal(one.state_dict()[k], v) for k, v in same.state_dict().items())
-    assert not torch.equal(one.cell.inner.weight_hh_l0, other.cell.inner.weight_hh_l0)
-    assert one.cell.inner.bias_hh_l0.any()  # the common start has no biases
+def test_it_keeps_its_own_start_and_all_its_parameters_count():
+    values = {"model": "module", "module": "torch.nn:GRU", "hidden_size": 6}
+    parameters = run_parameters(values, "the test")
+    model = build_model(parameters, 5, 3, generator(1, "initialisation"))
+    assert model.cell.inner.bias_hh_l0.any()  # the common start has no biases
     trained = sum(p.numel() for p in [*nn.GRU(5, 6).parameters(), *nn.Linear(6, 3).parameters()])
-    assert count(one) == (trained, trained)
+    assert count(model) == (trained, trained)
 
 
 def test_a_protocol_names_it_in_a_variant(tmp_path, leaky):

@@ -35,11 +35,11 @@ def test_metrics_of_classes_by_hand():
 
 
 def test_losses_are_of_each_example_and_their_mean():
-    outputs = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]], dtype=torch.float64)
-    task, targets = task_of("image_sequence"), torch.tensor([0, 1])
-    losses = task.losses(outputs, targets)
-    torch.testing.assert_close(losses, torch.tensor([np.log(2), np.log(4)], dtype=torch.float64))
-    assert task.losses(outputs, targets, "mean").item() == pytest.approx(losses.mean().item())
+    outputs, targets = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1])
+    losses = task_of("image_sequence").losses(outputs, targets)
+    torch.testing.assert_close(losses, torch.tensor([math.log(2), math.log(4)]))
+    mean = task_of("image_sequence").losses(outputs, targets, "mean")
+    assert mean.item() == pytest.approx(losses.mean().item())
 
 
 @pytest.mark.parametrize(("name", "most"), [("image_sequence", 0.6), ("noise_padded", 0.2)])
@@ -64,20 +64,11 @@ def test_a_split_is_disjoint_and_whole_and_follows_the_seed_alone():
     assert torch.equal(again, split.validation.targets) and not torch.equal(again, other)
 
 
-def test_the_splits_of_seeds_never_change():
-    parts = task_of("image_sequence").load(42)
-    digest = hashlib.sha256(b"".join(bytes(part.inputs.numpy()) for part in parts)).hexdigest()
-    assert digest.startswith("b75faa39a730b743")
-
-
-def test_images_are_read_from_the_top_left():
+@pytest.mark.parametrize(("reading", "shape"), [("row", (1, 2, 3)), ("pixel", (1, 6, 1))])
+def test_images_are_read_from_the_top_left(reading, shape):
     stored = torch.tensor([[[0, 51, 102], [153, 204, 255]]], dtype=torch.uint8)  # (1, 2, 3)
-    rows, pixels = (
-        task_of("image_sequence", reading=reading).inputs(stored) for reading in ("row", "pixel")
-    )
-    assert rows.dtype == pixels.dtype == torch.float32
-    assert torch.allclose(rows, torch.tensor([[[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]]]))
-    assert torch.allclose(pixels, torch.tensor([[[0.0], [0.2], [0.4], [0.6], [0.8], [1.0]]]))
+    inputs = task_of("image_sequence", reading=reading).inputs(stored)
+    torch.testing.assert_close(inputs, torch.linspace(0, 1, 6).view(shape))
 
 
 def test_fewer_images_are_the_first_of_the_same_split():
@@ -107,7 +98,6 @@ def test_permutations_are_the_published_ones():
         rows = [first + second for first, second in zip(rows[:half], rows[half:], strict=True)]
     theirs = [number for number in rows[0] if number < 784]
     assert images.permutation("bit_reversal", 784).tolist() == theirs
-    assert images.permutation("bit_reversal", 8).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
 
 
 def test_a_permutation_reorders_the_pixels_and_is_named_with_its_hash():

@@ -50,7 +50,7 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
             uniform(self.parameters(), self.input_size, generator)
 
     def drive(self, x: Tensor) -> Tensor:
-        """What needs no state: u = [z | c] (..., 2H)."""
+        """The gates and candidates u = [z | c] (..., 2H), which need no state."""
         gate_input, v = super().drive(x).chunk(2, -1)
         candidate = torch.where(v >= 0, v + 0.5, torch.sigmoid(v))
         return torch.cat([torch.sigmoid(gate_input), candidate], -1)

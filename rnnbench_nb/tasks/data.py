@@ -1,4 +1,4 @@
-"""Data sets of images: where they come from, and how their files are found and verified.
+"""Data sets of images: their sources, and how their files are read, verified and downloaded.
 
 A file is data only if its content has the SHA-256 that is written below, each time it is read.
 """

@@ -195,7 +195,7 @@ def _layer(layer: Layer, bfloat16: bool) -> tuple[Any, list[Tensor]]:
 def forward(layer: Layer, keep: bool, bfloat16: bool = False) -> tuple[Tensor, Tensor | None]:
     """Return the states (T, B, H), and z, r, c of each step (T, B, 3, padded H) if `keep`.
 
-    Products are in bfloat16 where that is asked for, which the library must have.
+    Products are in bfloat16 if `bfloat16`, which the library must have.
     """
     struct, _held = _layer(layer, bfloat16)
     lanes = load().agru_lanes()
