@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from pydantic import Field, field_validator
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.files import PROJECT
+from rnnbench_nb.looks import labels
 from rnnbench_nb.parameters import (
     Fraction,
     Frozen,
@@ -180,23 +180,24 @@ def _readers() -> dict[str, list[str]]:
 
 def _require_read(values: Iterable[str], read: Collection[str], where: str) -> None:
     """Refuse the first key that is not in `read`: as unknown, or with those that would read it."""
+    readers = _readers()
     for key in values:
-        if key not in read:
-            readers = _readers()
-            if key not in readers:
-                raise UserError(f"{where}: {unknown(key, [*sorted(read), *readers])}")
+        if key not in read and key in readers:
             raise UserError(
                 f"{where}: {key} is an option of {', '.join(readers[key])}, and nothing here reads "
                 "it; leave it out."
             )
+        if key not in read:
+            raise UserError(f"{where}: {unknown(key, [*sorted(read), *readers])}")
 
 
 class _Sweep(Frozen):
     """What a parameter file says beside a run's parameters.
 
     A variant is a named set of values laid over the file's own. The seeds are `seed`, `seed + 1`,
-    ..., `seed + runs - 1`; a variant with `runs` of its own has the first of them alone. `quick`
-    holds what the quick form has instead.
+    ..., `seed + runs - 1`; a variant with fewer `runs` has the first of them alone. `quick` holds
+    what the quick form has instead. `note` is shown with the results; `stand_in` says that other
+    data stand in for those asked for.
     """
 
     models: list[str] = []
@@ -204,6 +205,7 @@ class _Sweep(Frozen):
     variants: dict[Name, dict[str, Any]] = {}
     quick: dict[str, Any] = {}
     note: str = ""
+    stand_in: bool = False
 
     @field_validator("models")
     @classmethod
@@ -219,63 +221,28 @@ class Protocol:
     """A sweep: variants, which are parameterisations of cells on tasks, and seeds.
 
     Attributes:
-        models: The cells that take part, or names of variants.
-        runs: Number of seeds.
-        values: The common values, and options of the cells and tasks that take part.
-        variants: The values of each variant, laid over `values`; empty for one variant a cell.
+        parameterisations: The parameters of each variant, by its name, at the first seed.
+        runs: The number of seeds of each variant, from the first on.
         note: What the report says at its top, such as that other data stand in.
-        short: The values of the quick form, laid over those of every variant.
+        stand_in: Whether other data stand in, so that the report can give no verdict.
+        short: The values of the quick form, laid over those of every variant that reads them.
     """
 
-    models: list[str]
-    runs: int
-    values: dict[str, Any]
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameterisations: dict[str, RunParameters]
+    runs: dict[str, int]
     note: str = ""
+    stand_in: bool = False
     short: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
         """The seeds of the sweep, in order."""
-        first = self.values["seed"]
-        return list(range(first, first + self.runs))
+        first = next(iter(self.parameterisations.values())).seed
+        return list(range(first, first + max(self.runs.values())))
 
     def seeds_of(self, variant: str) -> list[int]:
         """The seeds of one variant, in order."""
-        return self.seeds[: self.variants.get(variant, {}).get("runs")]
-
-    @cached_property
-    def parameterisations(self) -> dict[str, RunParameters]:
-        """The parameters of each variant that takes part, by name, at the first seed.
-
-        A variant takes part if `models` has its cell or its own name; so does a cell that stands in
-        `models` beside the names of variants.
-        """
-        found, cell = {}, self.values.get("model")
-        variants = {
-            name: {"model": "module" if "module" in own else cell, **own}
-            for name, own in self.variants.items()
-        }
-        if not variants or set(self.models) - set(CELLS):
-            used = {own["model"] for own in variants.values()}
-            alone = {name: {"model": name} for name in self.models if name in CELLS}
-            variants = {n: own for n, own in alone.items() if n not in used} | variants
-        for name, own in variants.items():
-            where = f"variant {name!r}"
-            if "seed" in own or "variant" in own:
-                raise UserError(f"{where}: a variant cannot set 'seed' or 'variant'; leave it out.")
-            runs = validate(_Sweep, {"runs": own.pop("runs", 1)}, where).runs
-            if runs > self.runs:
-                raise UserError(f"{where}: runs: {runs} are more than the protocol's {self.runs}.")
-            if own["model"] in (None, *self.models) or name in self.models:
-                values = {**self.values, **own, "variant": name}
-                found[name] = run_parameters(values, where, set(self.values) - set(own))
-        if not found:
-            raise UserError(
-                f"models: none of the variants uses {' or '.join(self.models)}; name a model that "
-                f"one of them uses."
-            )
-        return found
+        return self.seeds[: self.runs[variant]]
 
     def at(self, seed: int) -> list[RunParameters]:
         """The parameters of each variant that has this seed."""
@@ -287,13 +254,13 @@ class Protocol:
 
     def quick(self) -> "Protocol":
         """The quick form: `short`, and at most `QUICK_EPOCHS` epochs, in every variant."""
-
-        def shortened(values: dict[str, Any]) -> dict[str, Any]:
-            epochs = {"epochs": self.values["epochs"], **values, **self.short}["epochs"]
-            return {**values, **self.short, "epochs": min(epochs, QUICK_EPOCHS)}
-
-        variants = {name: shortened(own) for name, own in self.variants.items()}
-        return replace(self, values=shortened(self.values), variants=variants, short={})
+        variants = {}
+        for name, own in self.parameterisations.items():
+            flat = own.flat()
+            short = run_parameters(flat | _some(self.short, flat), "quick")
+            epochs = min(short.epochs, QUICK_EPOCHS)
+            variants[name] = short.model_copy(update={"epochs": epochs})
+        return replace(self, parameterisations=variants, short={})
 
     def resolved(self, download: bool = True) -> "Protocol":
         """This protocol with what the tasks of its variants settle on this machine, and the note.
@@ -303,22 +270,30 @@ class Protocol:
         Raises:
             UserError: The data of a task are not there and cannot be had.
         """
-        values, notes = dict(self.values), {self.note: None} if self.note else {}
-        variants = {name: dict(own) for name, own in self.variants.items()}
-        for name, parameters in self.parameterisations.items():
-            settled, note = TASKS[parameters.task](parameters.task_options).resolve(download)
-            flat = parameters.flat()
-            changed = {key: value for key, value in settled.items() if flat[key] != value}
-            variants.get(name, values).update(changed)
-            notes |= {note: None} if note else {}
-        return replace(self, values=values, variants=variants, note="; ".join(notes))
+        variants, notes, stand_in = {}, [self.note], self.stand_in
+        for name, own in self.parameterisations.items():
+            settled, note = TASKS[own.task](own.task_options).resolve(download)
+            variants[name] = own.changed(**settled)
+            notes.append(note)
+            stand_in |= bool(note and settled)
+        note = "; ".join(note for note in dict.fromkeys(notes) if note)
+        return replace(self, parameterisations=variants, note=note, stand_in=stand_in)
 
     def dump(self) -> dict[str, Any]:
-        """All values, as a parameter file holds them."""
-        sweep = {"models": self.models, "runs": self.runs, "variants": self.variants}
-        sweep |= {"note": self.note} if self.note else {}
-        sweep |= {"quick": self.short} if self.short else {}
-        return {**{k: v for k, v in self.values.items() if k != "variant"}, **sweep}
+        """All values, as a parameter file holds them: what variants share comes first."""
+        flat = {name: own.flat() for name, own in self.parameterisations.items()}
+        keys = {key: None for own in flat.values() for key in own if key != "variant"}
+        values = {key: [own[key] for own in flat.values() if key in own] for key in keys}
+        shared = {key: each[0] for key, each in values.items() if all(v == each[0] for v in each)}
+        variants = {
+            name: {key: own[key] for key in keys if key in own and key not in shared}
+            | ({"runs": self.runs[name]} if self.runs[name] < len(self.seeds) else {})
+            for name, own in flat.items()
+        }
+        models = list(dict.fromkeys(own["model"] for own in flat.values()))
+        sweep = {"models": models, "runs": len(self.seeds), "variants": variants}
+        others = {"note": self.note, "stand_in": self.stand_in, "quick": self.short}
+        return shared | sweep | {key: value for key, value in others.items() if value}
 
 
 def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = ()) -> Protocol:
@@ -332,38 +307,69 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = 
         raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
     for name in models:
         lookup({**CELLS, **sweep.variants}, f"{where}: models", name)
-    first, short = {"model": models[0]}, f"{where}: quick"
-    validate(RunParameters, first | _some(sweep.quick, COMMON), short)
-    checked = validate(RunParameters, first | _some(rest, COMMON), where).model_dump(include=COMMON)
-    if checked["seed"] + sweep.runs > SEEDS:
+    common = validate(RunParameters, {"model": models[0]} | _some(rest, COMMON), where)
+    if common.seed + sweep.runs > SEEDS:
         raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
-    if "model" not in rest and (models[1:] or models[0] not in CELLS):
-        del checked["model"]  # each variant has to say which
-    whole = {**checked, **rest}
-    protocol = Protocol(models, sweep.runs, whole, sweep.variants, sweep.note, sweep.quick)
+    alone = len(models) == 1 and models[0] in CELLS
+    cell = common.model if alone else rest.get("model")  # None: each variant has to say which
+    variants, runs = {}, {}
+    for name, own in _taking_part(models, sweep.variants, cell).items():
+        place = f"{where}: variant {name!r}"
+        if "seed" in own or "variant" in own:
+            raise UserError(f"{place}: a variant cannot set 'seed' or 'variant'; leave it out.")
+        count = validate(_Sweep, {"runs": own.pop("runs", sweep.runs)}, place).runs
+        runs[name] = min(count, sweep.runs)
+        whole = {**rest, **own, "variant": name}
+        variants[name] = run_parameters(whole, place, set(rest) - set(own))
+    if not variants:
+        raise UserError(
+            f"{where}: models: none of the variants uses {' or '.join(models)}; name a model that "
+            "one of them uses."
+        )
+    _refuse_alike(variants, where)
+    read = {key for own in variants.values() for key in own.flat()}
+    _require_read(sweep.quick, read - {"variant"}, f"{where}: quick")
+    _require_read(rest, {*read, *(set(lenient) & set(_readers())), *_Sweep.model_fields}, where)
+    protocol = Protocol(variants, runs, sweep.note, sweep.stand_in, sweep.quick)
     try:
-        forms = protocol.parameterisations, protocol.quick().parameterisations
-        _refuse_alike(forms[0])
+        protocol.quick()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    read = {key for form in forms for parameters in form.values() for key in parameters.flat()}
-    unread = set(lenient) & set(_readers())
-    _require_read(rest, {*read, *unread, *_Sweep.model_fields}, where)
-    _require_read(sweep.quick, read, short)
-    return replace(protocol, values=_some(whole, read))
+    return protocol
 
 
-def _refuse_alike(variants: Mapping[str, RunParameters]) -> None:
+def _taking_part(
+    models: list[str], variants: Mapping[str, Mapping[str, Any]], cell: str | None
+) -> dict[str, dict[str, Any]]:
+    """The values of each variant that takes part, with its model.
+
+    A variant takes part if `models` has its cell or its own name; so does a cell that stands in
+    `models` beside the names of variants. A variant that names no model has the cell `cell`.
+    """
+    whole = {
+        name: {"model": "module" if "module" in own else cell, **own}
+        for name, own in variants.items()
+    }
+    if not whole or set(models) - set(CELLS):
+        used = {own["model"] for own in whole.values()}
+        alone = {name: {"model": name} for name in models if name in CELLS and name not in used}
+        whole = alone | whole
+    return {
+        name: own
+        for name, own in whole.items()
+        if own["model"] in (None, *models) or name in models
+    }
+
+
+def _refuse_alike(variants: Mapping[str, RunParameters], where: str) -> None:
     """Refuse names that are equal, or look equal in figures, but for case or punctuation."""
     seen: dict[str, str] = {}
-    for name, parameters in variants.items():
-        cell = CELLS[parameters.model]
-        label = cell.label + name.removeprefix(cell.name) if name.startswith(cell.name) else name
+    for name, label in labels({name: CELLS[own.model] for name, own in variants.items()}).items():
         plain = re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", label.casefold())
         if plain in seen:
             raise UserError(
-                f"variants: {seen[plain]!r} and {name!r} differ in case or punctuation alone; "
-                "rename one."
+                f"{where}: variants: {seen[plain]!r} and {name!r} differ in case or punctuation "
+                "alone; rename one."
             )
         seen[plain] = name
 
@@ -409,12 +415,6 @@ def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) 
     protocol = _protocol(values, str(path), set(values) - set(own))
     if not overrides:
         return protocol
-    runs = overrides.get("runs", protocol.runs)  # a variant's own seeds are among the first ones
-    if isinstance(runs, int):
-        values["variants"] = {
-            name: own | ({"runs": min(own["runs"], runs)} if "runs" in own else {})
-            for name, own in protocol.variants.items()
-        }
     return _protocol({**values, **overrides}, "the options", set(values) - set(overrides))
 
 

@@ -182,7 +182,8 @@ class Report:
         folder: The same.
         marker: The content of report.json.
         name: The protocol's name.
-        note: What readers must know of the data, such as that other data stand in; often empty.
+        note: What readers must know, in the words of the protocol or of its data; often empty.
+        stand_in: Whether other data stand in for those asked for, so that no verdict can be given.
         variants: For each variant its `label`, look, `model`, `task`, `parameters` at the first
             seed, and `group`: only variants of equal group (task and its options) are compared.
         seeds: The seeds of each variant.
@@ -205,6 +206,7 @@ class Report:
             self.marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.name: str = self.marker["protocol"]
             self.note: str = self.marker["note"]
+            self.stand_in: bool = self.marker.get("stand_in", False)
             self.variants: dict[str, dict[str, Any]] = self.marker["variants"]
             self.seeds: dict[str, list[int]] = self.marker["seeds"]
             self.metrics: Metrics = METRICS[self.marker["metrics"]]

@@ -41,6 +41,7 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
         "protocol": name,
         "metrics": TASKS[next(iter(variants.values())).task].metrics,
         "note": protocol.note,
+        "stand_in": protocol.stand_in,
         "models": {c.name: {"label": c.label, "equation": c.equation} for c in cells.values()},
         "seeds": {variant: protocol.seeds_of(variant) for variant in variants},
         "variants": {

@@ -16,7 +16,7 @@ def write_report(
     answers: Mapping[tuple[str, int], tuple[Any, Any]],
     curves: Mapping[tuple[str, int], Any] | None = None,
     metrics: str = "classification",
-    note: str = "",
+    stand_in: bool = False,
 ) -> results.Report:
     """Write a report.
 
@@ -26,7 +26,7 @@ def write_report(
         answers: For each (variant, seed) the labels and the answers; a run without is missing.
         curves: For each (variant, seed) the validation score of each epoch of 10 s.
         metrics: The kind of metrics.
-        note: Of stand-in data.
+        stand_in: Whether other data stand in for those asked for.
     """
     answers = {key: answer for key, answer in answers.items() if key[0] in variants}
     seeds = sorted({seed for _, seed in answers}) or [1]
@@ -45,7 +45,8 @@ def write_report(
         for i, (name, own) in enumerate(variants.items())
     }
     models = {own["model"]: {"label": own["model"], "equation": ""} for own in variants.values()}
-    marker = {"format": 2, "protocol": "by_hand", "metrics": metrics, "note": note}
+    marker = {"format": 2, "protocol": "by_hand", "metrics": metrics, "note": "a note"}
+    marker["stand_in"] = stand_in
     marker |= {"models": models, "variants": looks, "seeds": dict.fromkeys(variants, seeds)}
     results.write_json(folder / results.MARKER, marker)
     kind = results.METRICS[metrics]

@@ -25,12 +25,17 @@ def write_report(folder: Path, accuracies: dict[str, list[float]], note: str = "
     A run without a number (None) did not finish; one with a text failed for that reason.
     """
     seeds = {name: list(range(42, 42 + len(each))) for name, each in accuracies.items()}
-    looks = {name: {"label": CELLS[name].label, "colour": CELLS[name].colour,
-                    "dashes": CELLS[name].dashes, "marker": CELLS[name].marker, "model": name,
-                    "task": "image_sequence", "parameters": {"model": name}, "group": "rows"}
-             for name in accuracies}  # fmt: skip
-    marker = {"format": 2, "protocol": folder.name, "metrics": "classification", "note": note,
-              "models": dict.fromkeys(accuracies), "seeds": seeds, "variants": looks}  # fmt: skip
+    looks = {
+        name: {
+            **{key: getattr(CELLS[name], key) for key in ("label", "colour", "dashes", "marker")},
+            **{"model": name, "task": "image_sequence", "parameters": {"model": name}},
+            "group": "rows",
+        }
+        for name in accuracies
+    }
+    marker = {"format": 2, "protocol": folder.name, "metrics": "classification", "seeds": seeds}
+    marker |= {"models": dict.fromkeys(accuracies), "variants": looks}
+    marker |= {"note": note, "stand_in": bool(note)}
     folders.mark(folder, marker)
     folders.own(folder, ["protocol.yaml", "runs/", "notebooks/03_compare.ipynb"])
     write_file(folder / "protocol.yaml", "models: [lstm]\n")

@@ -347,7 +347,7 @@ def test_a_fallback_changes_its_own_variants_alone(server, tmp_path):
         "offline_fallback: {dataset: mnist_5k, epochs: 20}\n"
     )
     protocol = load_protocol(path).resolved()
-    assert protocol.note.count("stand in") == 1
+    assert protocol.note.count("stand in") == 1 and protocol.stand_in
     settled = [(p.task_options.dataset, p.epochs) for p in protocol.parameterisations.values()]
     assert settled == [("mnist_5k", 20), ("digits", 2)]
     (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))

@@ -109,7 +109,7 @@ def test_a_run_of_another_report_is_copied_under_its_own_variant(run, project, m
 def as_published(run, project):
     """The same run as a published report has it, the report itself being gone."""
     protocol = SimpleNamespace(
-        parameterisations={"gru": change()}, seeds_of=lambda name: [42], note=""
+        parameterisations={"gru": change()}, seeds_of=lambda name: [42], note="", stand_in=False
     )
     results.write_json(project / "first/report.json", marker("first", protocol))
     results.write_published(Report(project / "first"), project / "published/first")

@@ -40,7 +40,7 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
         reference=reference or None,
         examples=examples,
         groups={name: variant["group"] for name, variant in report.variants.items()},
-        note=report.note,
+        stand_in=report.stand_in,
     )
 
 
@@ -69,7 +69,12 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
         others.sort(key=lambda name: alike.index(tuple(changed[name])))
         family = scores.set_index("variant").loc[[base, *others]].reset_index()
         table = compare(
-            family, margin, report.score, reference=base, split="validation", note=report.note
+            family,
+            margin,
+            report.score,
+            reference=base,
+            split="validation",
+            stand_in=report.stand_in,
         )
         own_changes = [changed[name] for name in table["a"]]
         table["change"] = [", ".join(f"{k} {v}" for k, v in each.items()) for each in own_changes]

@@ -21,7 +21,7 @@ from rnnbench_nb.statistics.intervals import ACCURACY, LEVEL, shown, t_interval,
 
 COMPARISON_COLUMNS = (
     "a b split n difference low high family_low family_high resolution seeds_needed correlation p "
-    "verdict small reason new_examples margin level comparisons"
+    "verdict small reason margin level comparisons"
 ).split()
 LEAST_SEEDS = 5  # below, there is no verdict
 LENT = 4  # degrees of freedom that a family's spread lends to each pair
@@ -73,12 +73,11 @@ def compare(
     results: pd.DataFrame,
     margin: float,
     score: Score = ACCURACY,
-    level: float = LEVEL,
     reference: str | None = None,
     examples: Mapping[tuple[str, int], np.ndarray] | None = None,
     groups: Mapping[str, Hashable] | None = None,
     split: str = "test",
-    note: str = "",
+    stand_in: bool = False,
 ) -> pd.DataFrame:
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
@@ -97,15 +96,13 @@ def compare(
         results: Columns `variant, seed` and the score, one row a run.
         margin: Half-width of the equivalence zone, in the unit of the score (0.002 = 0.2 points).
         score: What is compared, more being better.
-        level: Coverage of the intervals, of the corrected ones over the whole family.
         reference: Compare each other variant of its group with this one only, and those of another
             group with the first of that group; every pair if None.
         examples: For each (variant, seed) the score of each example (N,).
         groups: A key for each variant; only variants with equal keys are compared, and all are if
             None.
         split: The examples that the scores are of.
-        note: Says that other data stand in for those asked for; if it is not empty, there is no
-            verdict.
+        stand_in: Whether other data stand in for those asked for; there is then no verdict.
 
     Returns:
         `COMPARISON_COLUMNS`, one row a pair: `n` common seeds; mean `difference` a - b; `low, high`
@@ -113,7 +110,8 @@ def compare(
         the smallest difference that can be told from none; `seeds_needed` (at most `MOST_SEEDS`)
         for one of the margin; `correlation` of the paired scores; `p` of the sign flips,
         uncorrected; `verdict`, a `Verdict`; `small`, whether a better or worse difference is below
-        the margin; `reason` why there is no verdict; `new_examples`, whether it covers them.
+        the margin; `reason` why there is no verdict; `level`, the coverage of an interval, or of
+        all that decide together.
 
     Raises:
         UserError: The margin is not positive, the reference is no variant, or a run is there twice.
@@ -132,7 +130,7 @@ def compare(
         return pd.DataFrame(columns=COMPARISON_COLUMNS)
     both = [scores[[a, b]].dropna() for a, b in pairs]
     each = [(frame.iloc[:, 0] - frame.iloc[:, 1]).to_numpy() for frame in both]
-    family = 1 - (1 - level) / len(pairs)
+    family = 1 - (1 - LEVEL) / len(pairs)
     spreads = _moderated(pairs, each, [group[a] for a, _ in pairs])
     half = np.array([float(spread.half_width(spread.d, family)) for spread in spreads])
     difference = np.array([d.mean() if d.size else np.nan for d in each])
@@ -153,13 +151,12 @@ def compare(
         resolution=(high - low) / 2,
         seeds_needed=[spread.seeds_needed(family, margin) for spread in spreads],
         split=split,
-        new_examples=examples is not None,
         margin=margin,
-        level=level,
+        level=LEVEL,
         comparisons=len(pairs),
     )
-    table[["low", "high"]] = [t_interval(d, level) for d in each]
-    judged = [_judge(row, note) for row in table.to_dict("records")]
+    table[["low", "high"]] = [t_interval(d) for d in each]
+    judged = [_judge(row, stand_in) for row in table.to_dict("records")]
     table[["verdict", "small", "reason"]] = judged
     return table[COMPARISON_COLUMNS]
 
@@ -176,10 +173,10 @@ def _pairs(
     return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
 
 
-def _judge(row: Mapping[Any, Any], note: str) -> tuple[Verdict, bool, str]:
+def _judge(row: Mapping[Any, Any], stand_in: bool) -> tuple[Verdict, bool, str]:
     """The verdict of a pair, whether its difference is small, and why there is no verdict."""
     low, high, margin = row["family_low"], row["family_high"], row["margin"]
-    if note:
+    if stand_in:
         return Verdict.NONE, False, "stand-in data"
     if row["n"] < LEAST_SEEDS:
         return Verdict.NONE, False, NUMBERS[row["n"]]
