@@ -38,24 +38,25 @@ SEEDS = 2**32  # seeds are below it
 NO_GPU = "device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'."
 
 
-class ModelParameters(Frozen):
-    """The cell, by its name, and its size; dropout is before the head.
+class RunParameters(Frozen):
+    """Everything that one run depends on.
 
-    Every matrix starts uniform on +-1/sqrt(H), or as Xavier has it (Glorot and Bengio 2010).
+    `variant` names the parameterisation; `cell_options` and `task_options` are instances of the
+    `Options` of its cell and its task. Every matrix starts uniform on +-1/sqrt(H), or as Xavier has
+    it (Glorot and Bengio 2010); dropout is before the head. `clip_norm` bounds the norm of the
+    whole gradient. On a plateau the learning rate falls by a factor, not below the minimum.
+
+    A run has at most so many epochs, and at most so many steps of the optimiser if given, so that
+    the last epoch may be short. `drop_last` leaves out an incomplete batch at the end of an epoch.
+    `best_by` chooses the epoch whose weights are tested; patience counts epochs without a fall of
+    `min_delta` in the validation loss. `precision` is that of float32 matrix products, as in
+    `torch.set_float32_matmul_precision`.
     """
 
     model: str
     hidden_size: Size = 128
     dropout: Fraction = 0.0
     initialisation: Literal["uniform", "xavier"] = "uniform"
-
-
-class OptimiserParameters(Frozen):
-    """The optimiser and its schedule; clip_norm bounds the norm of the whole gradient.
-
-    On a plateau the learning rate falls by a factor, and not below the minimum.
-    """
-
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
@@ -64,17 +65,6 @@ class OptimiserParameters(Frozen):
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     plateau_patience: Annotated[Integer, Field(ge=0)] = 5
     plateau_minimum: NotNegative = 0.0
-
-
-class TrainingParameters(Frozen):
-    """The budget: at most so many epochs, and at most so many steps of the optimiser if given.
-
-    The last epoch may then be short. Patience counts epochs without a fall of min_delta in the
-    validation loss. `best_by` says what chooses the epoch whose weights are tested, `drop_last`
-    whether an incomplete batch at the end of an epoch is left out. `precision` is that of float32
-    matrix products, as in `torch.set_float32_matmul_precision`.
-    """
-
     seed: Annotated[Integer, Field(ge=0, lt=SEEDS)] = 42
     epochs: Size = 50
     steps: Size | None = None
@@ -85,14 +75,6 @@ class TrainingParameters(Frozen):
     min_delta: NotNegative = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["highest", "medium"] = "highest"
-
-
-class RunParameters(TrainingParameters, OptimiserParameters, ModelParameters):
-    """Everything that one run depends on; `variant` names the parameterisation.
-
-    `cell_options` and `task_options` are instances of the `Options` of its cell and its task.
-    """
-
     task: str = DEFAULT
     variant: Name | None = None
     cell_options: Frozen = Frozen()

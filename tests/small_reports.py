@@ -53,30 +53,19 @@ def _write_run(run: Path, name: str, seed: int, accuracy: float | str) -> None:
     right = np.random.default_rng(seed).permutation(EXAMPLES)
     predicted[right[: 0 if failed else round(EXAMPLES * accuracy)]] = 0
     keys = {"variant": name, "model": name, "seed": seed}
-    data = {
-        "dataset": "mnist",
-        "reading": "row",
-        "train": 51000,
-        "validation": 9000,
-        "steps": 28,
-        "test": EXAMPLES,
-        "input_size": 28,
-        "outputs": 10,
-        "class_names": list("0123456789"),
-    }
-    record = {
-        **keys, "format": 2, "metrics": "classification", "status": "completed", "data": data,
-        "parameters": {"model": name, "seed": seed}, "parameter_count": 20, "epochs": 5,
-        "free_parameter_count": 10, "best_epoch": 4, "seconds": 61.0 + seed + len(name),
-        "device": "cpu",
-        "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T04:05:06+00:00",
-        "test": dict.fromkeys(("accuracy", "precision", "recall", "f1"), accuracy) | {"loss": 0.1},
-    }  # fmt: skip
+    data = {"dataset": "mnist", "reading": "row", "train": 51000, "validation": 9000, "steps": 28}
+    data |= {"test": EXAMPLES, "input_size": 28, "outputs": 10, "class_names": list("0123456789")}
+    metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1"), accuracy)
+    record = {**keys, "format": 2, "metrics": "classification", "status": "completed", "data": data}
+    record |= {"parameters": {"model": name, "seed": seed}, "device": "cpu", "parameter_count": 20}
+    record |= {"free_parameter_count": 10, "epochs": 5, "best_epoch": 4}
+    record |= {"started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T04:05:06+00:00"}
+    record |= {"seconds": 61.0 + seed + len(name), "test": metrics | {"loss": 0.1}}
     if failed:
         record |= {"status": "failed", "reason": accuracy, "test": {}}
     columns = results.history_columns("accuracy")
-    history = [{**keys, "epoch": 1, "split": split, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0}
-               for split in ("train", "validation")]  # fmt: skip
+    row = {**keys, "epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0}
+    history = [{**row, "split": split} for split in ("train", "validation")]
     write_file(run / "run.json", json.dumps(record))
     results.write_csv(run / "history.csv", pd.DataFrame(history, columns=columns))
     tensors = {"label": label, "predicted": predicted}

@@ -129,26 +129,12 @@ def test_curves_are_on_a_log_scale(report):
     assert not figures.error_curves(history(), report).axes[0].lines
 
 
-def test_bands_of_many_variants_are_left_out(tmp_path):
-    names = [f"variant_{index}" for index in range(9)]
-    report = write_report(tmp_path, {name: {"model": "gru"} for name in names}, {})
-    curves = history(**dict.fromkeys(names, [0.9, 0.8]))
-    assert not figures.training_curves(curves, report).axes[0].collections
-
-
 def test_a_score_that_is_no_percentage_is_drawn_as_it_is(tmp_path):
     report = write_report(tmp_path, {"gru": {"model": "gru"}}, {}, metrics="regression")
     values, label = figures.errors(pd.Series([-0.5]), report)
     assert values.tolist() == [-0.5] and label == "Negative MSE"
     curves = history(gru=[-0.5]).rename(columns={"accuracy": "negative_mse"})
     assert figures.error_curves(curves, report).axes[0].get_yscale() == "linear"
-
-
-def test_saving_is_the_same_every_time(report, tmp_path):
-    for name in ("a", "b"):
-        figures.save(figures.test_errors(FIVE, report), tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_a_figure_is_shown_with_its_words_and_closed(report, monkeypatch):

@@ -24,6 +24,9 @@ def tables(name: str) -> dict[str, pd.DataFrame]:
         [(*run.key, run.scores.mean()) for run in report.runs],
         columns=["variant", "seed", report.score.name],
     )
+    groups = scores.groupby("variant", sort=False)[report.score.name]
+    summary = groups.agg(n="size", mean="mean", sd="std", min="min", max="max").reset_index()
+    summary[["low", "high"]] = [statistics.t_interval(values) for _, values in groups]
     comparison = statistics.comparison(report)
     right = {run.key: run.scores == 1 for run in report.runs}
     rows = []
@@ -34,7 +37,7 @@ def tables(name: str) -> dict[str, pd.DataFrame]:
     columns = ["a", "b", "seed", "both_right", "only_a", "only_b", "both_wrong", "p"]
     return {
         "comparison": comparison,
-        "summary": statistics.summary(scores, report.score),
+        "summary": summary.assign(level=statistics.LEVEL),
         "table": results.summary(report.results),
         "mcnemar": pd.DataFrame(rows, columns=columns),
         "effects": statistics.effects(report) if name == "noise_controls" else pd.DataFrame(),

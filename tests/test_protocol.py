@@ -211,6 +211,12 @@ def test_a_variant_may_have_fewer_seeds_than_the_others(tmp_path):
     assert load(tmp_path, to_yaml(fewer.dump())) == fewer
 
 
+def test_a_users_note_is_no_sign_of_data_that_stand_in(tmp_path):
+    protocol = load(tmp_path, "model: gru\ndataset: digits\nnote: mine").resolved()
+    assert (protocol.note, protocol.stand_in) == ("mine", False)
+    assert load(tmp_path, to_yaml(protocol.dump())) == protocol
+
+
 def test_variants_of_one_task_and_its_options_are_compared(tmp_path):
     text = "models: [gru, agru]\nvariants: {a: {model: gru}, b: {model: agru, epochs: 3}, "
     found = named(load(tmp_path, text + "c: {model: gru, reading: pixel}}"))

@@ -82,13 +82,8 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
     for y, name in enumerate(order):
         values = frame.loc[frame["label"] == name, "shown"].to_numpy()
         places = y + np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [y]
-        style: dict[str, Any] = {
-            "color": colours[name],
-            "marker": markers[name],
-            "alpha": 0.7,
-            "s": 28,
-        }
-        ax.scatter(values, places, label="" if y else "one seed", **style)
+        style: dict[str, Any] = {"color": colours[name], "marker": markers[name], "alpha": 0.7}
+        ax.scatter(values, places, s=28, label="" if y else "one seed", **style)
         half = np.diff(t_interval(values))[0] / 2 if len(values) > 2 else 0
         label = "" if y else "mean and 95% t interval"
         ax.errorbar(values.mean(), y, xerr=half, fmt="k|", markersize=14, capsize=4, label=label)
@@ -116,12 +111,10 @@ def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: 
     seeds = [(scores[row["a"]] - scores[row["b"]]).dropna().to_numpy(float) for row in rows]
     margin = score.scale * comparison["margin"].iloc[0]
     near = np.concatenate([[-margin, margin], *seeds])
-    ends = [score.scale * np.array([row["family_low"], row["family_high"]]) for row in rows]
-    ends = [
-        e if r["verdict"] != Verdict.NONE else e * np.nan for e, r in zip(ends, rows, strict=True)
-    ]
+    ends = score.scale * np.array([[row["family_low"], row["family_high"]] for row in rows])
+    ends[[row["verdict"] == Verdict.NONE for row in rows]] = np.nan
     reach = REACH * np.abs(near).max()
-    drawn = np.concatenate([near, *(np.clip(e[~np.isnan(e)], -reach, reach) for e in ends)])
+    drawn = np.concatenate([near, np.clip(ends[~np.isnan(ends)], -reach, reach)])
     edges = np.array([drawn.min(), drawn.max()]) + np.array([-0.05, 0.05]) * np.ptp(drawn)
     figure, ax = plt.subplots(figsize=(9.5, 0.46 * len(rows) + 1.7))
     band = f"counts as equal: {margin:.3g} {score.difference}".rstrip() + " either way"
@@ -156,9 +149,9 @@ def _row_labels(rows: Sequence[dict], report: Report) -> list[str]:
         name = f"{labels[row['a']]} − {labels[row['b']]}"
         if "change" in row:
             name = f"{labels[row['b']]}: {row['change']}" if several else row["change"]
-        names.append(
-            name if len(name) <= LONG else name.replace(" − ", "\n− ").replace(": ", ":\n")
-        )
+        if len(name) > LONG:
+            name = name.replace(" − ", "\n− ").replace(": ", ":\n")
+        names.append(name)
     return names
 
 

@@ -4,10 +4,7 @@ from rnnbench_nb.statistics.effects import changes, comparison, effects, familie
 from rnnbench_nb.statistics.intervals import (
     LEVEL,
     example_interval,
-    prediction_interval,
-    reproduced,
     shown,
-    summary,
     t_interval,
     two_way_interval,
 )

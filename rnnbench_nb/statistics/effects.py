@@ -76,9 +76,9 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
             split="validation",
             stand_in=report.stand_in,
         )
-        own_changes = [changed[name] for name in table["a"]]
-        table["change"] = [", ".join(f"{k} {v}" for k, v in each.items()) for each in own_changes]
-        table["keys"] = [" ".join(each) for each in own_changes]
+        text = {name: ", ".join(f"{k} {v}" for k, v in changed[name].items()) for name in others}
+        table["change"] = table["a"].map(text)
+        table["keys"] = [" ".join(changed[name]) for name in table["a"]]
         tables.append(table)
     if not tables:
         raise UserError(f"{report.folder} has finished runs of fewer than two variants to compare.")

@@ -6,7 +6,6 @@ so the spread over new training sets is wider than any of these intervals.
 """
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
@@ -33,49 +32,21 @@ def shown(value: float, score: Score, sign: str = "", unit: str = "") -> str:
     return text + (unit if unit in ("", "%") else f" {unit}")
 
 
-def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def t_interval(values: np.ndarray) -> tuple[float, float]:
     """Student's interval for the mean; NaN where fewer than two distinct values show no spread."""
     if np.unique(np.round(values, 12)).size < 2:  # 0.3 - 0.2 and 0.2 - 0.1 are one value
         return UNKNOWN
-    return DescrStatsW(values).tconfint_mean(1 - level)
+    return DescrStatsW(values).tconfint_mean(1 - LEVEL)
 
 
-def prediction_interval(
-    mean: float, sd: float, n: int, runs: int, level: float = LEVEL
-) -> tuple[float, float]:
-    """Student's interval for the mean of `runs` further runs, by mean and sd (ddof 1) of n runs.
-
-    NaN for one run, which shows no spread.
-    """
-    if n < 2:
-        return UNKNOWN
-    half = stats.t.ppf((1 + level) / 2, n - 1) * sd * (1 / n + 1 / runs) ** 0.5
-    return mean - half, mean + half
-
-
-def reproduced(
-    printed: float, low: float, high: float, rounding: float = 0.5e-4, narrow: float = 0.002
-) -> str:
-    """Judge a published mean by a prediction interval for it.
-
-    A printed mean stands for every mean that rounds to it: those within `rounding` of it. It is
-    "not reproduced" if none of them lies in the interval, "reproduced" if all do and the interval
-    reaches at most `narrow` to each side, else "undecided".
-    """
-    if printed + rounding < low or printed - rounding > high:
-        return "not reproduced"
-    inside = low <= printed - rounding and printed + rounding <= high
-    return "reproduced" if inside and high - low <= 2 * narrow else "undecided"
-
-
-def example_interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def example_interval(scores: np.ndarray) -> tuple[float, float]:
     """Interval of one fitted model's mean score over new examples, from those of N examples.
 
     Wilson's where each score is 0 or 1, Student's elsewhere.
     """
     if np.isin(scores, (0, 1)).all():
-        return proportion_confint(scores.sum(), scores.size, 1 - level, method="wilson")
-    return t_interval(scores, level)
+        return proportion_confint(scores.sum(), scores.size, 1 - LEVEL, method="wilson")
+    return t_interval(scores)
 
 
 def two_way_interval(
@@ -111,19 +82,3 @@ def two_way_interval(
         total = squares @ [1, 1, -1]
         df = total**2 / (squares**2 / freedom).sum()
     return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
-
-
-def summary(results: pd.DataFrame, score: Score = ACCURACY, level: float = LEVEL) -> pd.DataFrame:
-    """Summarise each variant over its seeds; runs without a score (failed ones) do not count.
-
-    Returns:
-        One row a variant: `variant, n, mean, sd` (ddof 1), `low, high` (t interval of the mean),
-        `min, max, level`; sd and interval are NaN for one seed.
-    """
-    groups = results.dropna(subset=score.name).groupby("variant", sort=False)[score.name]
-    table = groups.agg(n="size", mean="mean", sd="std", min="min", max="max")
-    ends = [t_interval(values.to_numpy(), level) for _, values in groups]
-    table[["low", "high"]] = np.reshape(ends, (-1, 2))
-    return table.assign(level=level).reset_index()[
-        ["variant", "n", "mean", "sd", "low", "high", "min", "max", "level"]
-    ]
