@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
@@ -189,14 +189,6 @@ class _Sweep(Frozen):
     note: str = ""
     stand_in: bool = False
 
-    @field_validator("models")
-    @classmethod
-    def _named_once(cls, models: list[str]) -> list[str]:
-        twice = sorted({model for model in models if models.count(model) > 1})
-        if twice:
-            raise ValueError(f"names {twice[0]!r} twice; name each model once")
-        return models
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -284,7 +276,7 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = 
     rest = _some(values, set(values) - set(_Sweep.model_fields))
     layers = [rest, *sweep.variants.values()]
     named = [layer.get("model", "module" if "module" in layer else None) for layer in layers]
-    models = sweep.models or [*dict.fromkeys(name for name in named if name is not None)]
+    models = list(dict.fromkeys(sweep.models or [name for name in named if name is not None]))
     if not models:
         raise UserError(f"{where}: models is missing; name some of {', '.join(CELLS)}.")
     for name in models:

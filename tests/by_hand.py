@@ -30,18 +30,12 @@ def write_report(
     """
     answers = {key: answer for key, answer in answers.items() if key[0] in variants}
     seeds = sorted({seed for _, seed in answers}) or [1]
-    colours = ("#0072B2", "#E69F00", "#882255", "#117733")
+    colours, markers = ("#0072B2", "#E69F00", "#882255", "#117733"), "osDv"
+    common = {"dashes": [], "task": "image_sequence"}
     looks = {
-        name: {
-            "label": name.upper(),
-            "colour": colours[i % 4],
-            "dashes": [],
-            "marker": "osDv"[i % 4],
-            "model": own["model"],
-            "task": "image_sequence",
-            "group": own.get("group", "all"),
-            "parameters": {k: v for k, v in own.items() if k != "group"},
-        }
+        name: {"label": name.upper(), "colour": colours[i % 4], "marker": markers[i % 4], **common}
+        | {"model": own["model"], "group": own.get("group", "all")}
+        | {"parameters": {k: v for k, v in own.items() if k != "group"}}
         for i, (name, own) in enumerate(variants.items())
     }
     models = {own["model"]: {"label": own["model"], "equation": ""} for own in variants.values()}
@@ -61,18 +55,15 @@ def write_report(
         ]
         columns = results.history_columns(kind.score.name)
         results.write_csv(run / "history.csv", pd.DataFrame(rows, columns=columns))
-        label, predicted = np.asarray(label), np.asarray(predicted)
-        results.write_tensors(
-            run / "predictions.safetensors", {"label": label, "predicted": predicted}
-        )
-        size = looks[variant]["parameters"].get("hidden_size", 128)
-        record = {"format": 2, **keys, "status": results.COMPLETED, "metrics": metrics}
+        tensors = {"label": np.asarray(label), "predicted": np.asarray(predicted)}
+        results.write_tensors(run / "predictions.safetensors", tensors)
         parameters = looks[variant]["parameters"] | {"seed": seed}
-        record |= {"parameters": parameters, "epochs": len(curve)}
+        size = parameters.get("hidden_size", 128)
+        record = {"format": 2, **keys, "status": results.COMPLETED, "metrics": metrics}
+        record |= {"parameters": parameters, "epochs": len(curve), "device": "cpu"}
         record |= {"best_epoch": int(np.argmax(curve)) + 1, "seconds": 10.0 * len(curve)}
         record |= {"parameter_count": 10 * size, "free_parameter_count": 9 * size}
-        data = {"class_names": [str(k) for k in range(10)], "train": 4}
-        record |= {"data": data, "device": "cpu"}
-        test = kind.values(label, predicted) | {"loss": 1.0}
-        results.write_json(run / "run.json", record | {"test": test})
+        record["data"] = {"class_names": [str(k) for k in range(10)], "train": 4}
+        record["test"] = kind.values(**tensors) | {"loss": 1.0}
+        results.write_json(run / "run.json", record)
     return results.Report(folder)

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from rnnbench_nb import statistics
 from rnnbench_nb.errors import UserError
 
+SLOW = pytest.mark.slow
 TRUTH = [0, 0, 1, 1]
 # Right: gru 4 and 3 of 4, lstm 3 and 1, and the agru, on other examples, 3.
 ANSWERS = {
@@ -114,16 +115,10 @@ def test_families_are_models_where_each_has_several_variants_and_never_cross_gro
 # The pages
 
 
-def texts(notebook):
-    """The Markdown that the cells of an executed notebook show."""
+def texts(notebook, kind="markdown"):
+    """The Markdown, or the HTML of tables, that the cells of an executed notebook show."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "\n".join(output["data"].get("text/markdown", "") for output in outputs)
-
-
-def tables(notebook):
-    """The HTML of the tables that an executed notebook shows."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "\n".join(output["data"].get("text/html", "") for output in outputs)
+    return "\n".join(output["data"].get(f"text/{kind}", "") for output in outputs)
 
 
 def test_the_comparison_of_two_seeds_shows_means_and_no_verdict(tmp_path):
@@ -132,21 +127,17 @@ def test_the_comparison_of_two_seeds_shows_means_and_no_verdict(tmp_path):
     assert "GRU minus LSTM is +37.50 points; two seeds: no verdict." in texts(executed)
     assert "Only variants that were tested on the same examples" in texts(executed)
     assert "better" not in texts(executed)
-    assert "2 (1 runs)" in tables(executed) and "not reached" in tables(executed)
+    tables = texts(executed, "html")
+    assert "2 (1 runs)" in tables and "not reached" in tables
 
 
 @pytest.mark.parametrize(
     ("name", "sentences"),
     [
-        pytest.param(
-            "row_mnist", ["equivalent within 0.2", "other settings"], marks=pytest.mark.slow
-        ),
-        (
-            "agru_authors",
-            ["LSTM: **undecided**", "A-GRU: **reproduced**. The authors print 98.63%"],
-        ),
-        pytest.param("adding", ["LSTM-200 minus GRU-200 is"], marks=pytest.mark.slow),
-        pytest.param("row_cells", ["LEM is better than A-GRU by 0.27"], marks=pytest.mark.slow),
+        ("agru_authors", ["LSTM: **undecided**", "A-GRU: **reproduced**. The authors print 98.63"]),
+        pytest.param("row_mnist", ["equivalent within 0.2", "other settings"], marks=SLOW),
+        pytest.param("adding", ["LSTM-200 minus GRU-200 is"], marks=SLOW),
+        pytest.param("row_cells", ["LEM is better than A-GRU by 0.27"], marks=SLOW),
     ],
 )
 def test_the_comparison_of_a_published_report_needs_no_weights(name, sentences, tmp_path):
@@ -165,7 +156,7 @@ def test_an_ablation_of_five_seeds_recommends(tmp_path):
     assert "BASE: 90.00 on validation; the highest mean of 3 is 95.00, of WIDE." in texts(executed)
 
 
-@pytest.mark.parametrize("name", [pytest.param("ablation", marks=pytest.mark.slow), "noise_search"])
+@pytest.mark.parametrize("name", [pytest.param("ablation", marks=SLOW), "noise_search"])
 def test_a_published_ablation_or_search_below_five_seeds_has_no_verdict(name, tmp_path):
     folder = f"reports/published/{name}"
     executed = execute("06_ablation", tmp_path / "out.ipynb", output_dir=folder)

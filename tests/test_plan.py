@@ -19,6 +19,6 @@ def test_hours_are_those_of_the_whole_budget(tmp_path):
 
 def test_check_prints_the_plan_before_the_first_run(tmp_path):
     path = write_tiny(tmp_path / "p.yaml", models="[gru]", runs=2)
-    said = rnnbench_here("check", path, "--hours").stdout
-    assert "seeds: 2" not in said and "hours of one training at a time" in said
-    assert [line.split()[0] for line in said.splitlines()[-3:-1]] == ["variant", "gru"]
+    output = rnnbench_here("check", path, "--hours").stdout
+    assert "seeds: 2" not in output and "hours of one training at a time" in output
+    assert [line.split()[0] for line in output.splitlines()[-3:-1]] == ["variant", "gru"]

@@ -76,7 +76,6 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("clip_norm: None", "clip_norm: input should be a valid number, but 'None' is given."),
         ("epsilon: .nan", "epsilon: input should be a finite number"),
         ("optimiser: sdg", "optimiser: input should be 'adam', 'adamw' or 'sgd', but 'sdg'"),
-        ("models: [lstm, lstm]", "models: names 'lstm' twice; name each model once"),
         ("models: [lsmt]", "models: 'lsmt' is unknown; it must be one of"),
         ("model: null\nmodels: []", "models is missing; name some of"),
         ("variants: {a b: {model: gru}}", "variants.a b"),
@@ -127,8 +126,8 @@ def test_options_are_laid_over_the_file(tmp_path):
 
 
 def test_an_option_goes_to_those_that_read_it_and_to_no_other(tmp_path):
-    found = named(load(tmp_path, "models: [gru, agru]", gamma=0.5))
-    assert found["agru"].flat()["gamma"] == 0.5 and "gamma" not in found["gru"].flat()
+    variants = named(load(tmp_path, "models: [gru, agru]", gamma=0.5))
+    assert variants["agru"].flat()["gamma"] == 0.5 and "gamma" not in variants["gru"].flat()
     with pytest.raises(UserError, match="the options: gamma is an option of agru.*, and nothing"):
         load(tmp_path, "models: [gru, agru]", models=["gru"], gamma=0.5)
     narrowed = load(tmp_path, "models: [gru, agru]\ngamma: 0.5", models=["gru"])
@@ -157,10 +156,10 @@ def test_a_name_that_looks_like_a_value_is_text_to_all_that_read_it(tmp_path, na
 def test_variants_lie_over_the_file_and_models_choose_among_them(tmp_path):
     text = "model: agru\nhidden_size: 16\n"
     text += "variants: {a: {model: gru}, b: {gamma: 0.5}, c: {model: lstm}}"
-    found = named(load(tmp_path, text, models=["gru", "agru"]))
-    assert list(found) == ["a", "b"]
-    assert (found["a"].model, found["b"].flat()["gamma"]) == ("gru", 0.5)
-    assert (found["b"].hidden_size, found["b"].run) == (16, "b-seed42")
+    variants = named(load(tmp_path, text, models=["gru", "agru"]))
+    assert list(variants) == ["a", "b"]
+    assert (variants["a"].model, variants["b"].flat()["gamma"]) == ("gru", 0.5)
+    assert (variants["b"].hidden_size, variants["b"].run) == (16, "b-seed42")
     plain = named(load(tmp_path, "models: [gru, lstm]"))
     assert {name: p.model for name, p in plain.items()} == {"gru": "gru", "lstm": "lstm"}
 
@@ -192,8 +191,8 @@ def test_a_file_says_what_its_quick_form_has_instead(tmp_path):
     text = "model: gru\nquick: {dataset: digits, steps: 3}\nvariants: {a: {}, b: {steps: 70}}"
     protocol = load(tmp_path, text)
     assert [p.steps for p in named(protocol).values()] == [None, 70]
-    found = named(protocol.quick()).values()
-    assert [(p.steps, p.epochs, p.task_options.dataset) for p in found] == 2 * [(3, 5, "digits")]
+    variants = named(protocol.quick()).values()
+    assert [(p.steps, p.epochs, p.task_options.dataset) for p in variants] == 2 * [(3, 5, "digits")]
     assert load(tmp_path, to_yaml(protocol.dump())) == protocol
     assert load(tmp_path, to_yaml(protocol.quick().dump())).short == {}
     shorter = load(tmp_path, "model: gru\nquick: {epochs: 2}").quick()
@@ -219,8 +218,8 @@ def test_a_users_note_is_no_sign_of_data_that_stand_in(tmp_path):
 
 def test_variants_of_one_task_and_its_options_are_compared(tmp_path):
     text = "models: [gru, agru]\nvariants: {a: {model: gru}, b: {model: agru, epochs: 3}, "
-    found = named(load(tmp_path, text + "c: {model: gru, reading: pixel}}"))
-    assert found["a"].group == found["b"].group != found["c"].group
+    variants = named(load(tmp_path, text + "c: {model: gru, reading: pixel}}"))
+    assert variants["a"].group == variants["b"].group != variants["c"].group
 
 
 def test_two_runs_are_one_if_only_the_name_of_the_variant_differs():
