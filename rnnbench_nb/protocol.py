@@ -317,8 +317,9 @@ def _taking_part(
 ) -> dict[str, dict[str, Any]]:
     """The values of each variant that takes part, with its model.
 
-    A variant takes part if `models` has its cell or its own name; so does a cell that stands in
-    `models` beside the names of variants. A variant that names no model has the cell `cell`.
+    A variant takes part if `models` has its cell or its own name. A cell in `models` takes part by
+    itself if there are no variants, or if it stands beside the names of variants and none uses it.
+    A variant that names no model has the cell `cell`.
     """
     whole = {
         name: {"model": "module" if "module" in own else cell, **own}
