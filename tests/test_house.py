@@ -12,10 +12,12 @@ from rnnbench_nb.tasks import DEFAULT, TASKS
 PACKAGE = PROJECT / "rnnbench_nb"
 NAMES = {name for table in (CELLS, TASKS) for name in table} - {DEFAULT}
 NAMES |= {entry.__name__ for table in (CELLS, TASKS) for entry in table.values()}
+NAMES -= {"module", "Module"}  # the cell that runs any torch module, which has a key of its own
 OUTSIDE = [
     path
     for path in [*sorted(PACKAGE.rglob("*.py")), PROJECT / "Snakefile"]
     if path.relative_to(PROJECT).parts[1:2] not in (("cells",), ("tasks",))
+    and path.name != "drawing.py"  # names the cells whose step is in the page's script
 ]
 
 

@@ -271,10 +271,7 @@ def test_a_processor_without_bfloat16_stays_in_float32_and_says_so(load_for, med
 
 
 @needs_kernel
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_thread_count_changes_no_bit_and_inference_equals_training(bfloat16, request):
-    if bfloat16:
-        request.getfixturevalue("products")
+def test_thread_count_changes_no_bit_and_inference_equals_training():
     model, x, h_0 = make(40, 150)
     answers = []
     for threads in (1, 2, 3, 7):
@@ -284,6 +281,11 @@ def test_thread_count_changes_no_bit_and_inference_equals_training(bfloat16, req
         answers.append(results(model, x, h_0))
         assert torch.equal(inference, answers[-1]["output"]) and not inference.requires_grad
         assert_same_bits(answers[-1], answers[0])
+
+
+@needs_kernel
+def test_thread_count_changes_no_bit_of_products_in_bfloat16(products):
+    test_thread_count_changes_no_bit_and_inference_equals_training()
 
 
 @needs_kernel

@@ -123,7 +123,9 @@ def typeset(html: str) -> str:
         elif not tag and not verbatim:
             part = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", part)
             part = re.sub(r"(?<=\d) × (?=\d)", "\u00a0×\u00a0", part)
-            parts[number] = re.sub(r"\bA-GRU(?:-\w+)*", r'<span class="name">\g<0></span>', part)
+            parts[number] = re.sub(
+                r"\b[A-Z]-[A-Z]+(?:-\w+)*", r'<span class="name">\g<0></span>', part
+            )
     return "".join(parts)
 
 
