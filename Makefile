@@ -14,7 +14,7 @@ MOVED := $(shell [ ! -e $(BIN)/rnnbench ] || grep -qF "$(CURDIR)/$(BIN)/python" 
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_DEPS PIP_DRY_RUN PIP_REQUIRE_VIRTUALENV
 unexport PYTHONHOME BASH_ENV ENV CDPATH
 
-.PHONY: report test test-slow test-slurm lab lint env clean help moved
+.PHONY: report test test-slow test-slurm lab lint graph env clean help moved
 
 report: .venv/report.ready
 	@$(BIN)/rnnbench run "$(PARAMS)" $(if $(RUNS),--runs "$(RUNS)") \
@@ -39,6 +39,10 @@ lint: .venv/dev.ready
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+graph: .venv/dev.ready
+	@$(BIN)/import-linter drawgraph rnnbench_nb | tred | \
+		sed -n 's/.*"\.\([a-z]*\)" *-> *"\.\([a-z]*\)".*/    \1 --> \2/p' | sort
+
 env: .venv/report.ready
 
 .venv/%.ready: pyproject.toml $(if $(MOVED),moved)
@@ -60,6 +64,6 @@ help:
 	@echo "make report      train, compare and write reports/quick; PARAMS=, RUNS=, JOBS=, OUT= change it"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make test        run the tests; test-slow and test-slurm are the long ones; TESTS= names files"
-	@echo "make lint        check the code"
+	@echo "make lint        check the code; make graph prints which module imports which"
 	@echo "make env         make or renew the environment in .venv; TORCH=cpu or TORCH=default"
 	@echo "make clean       remove the environment and caches, never results"

@@ -292,7 +292,9 @@ def _protocol(values: Mapping[str, Any], where: str, lenient: Collection[str] = 
         if "seed" in own or "variant" in own:
             raise UserError(f"{place}: a variant cannot set 'seed' or 'variant'; leave it out.")
         count = validate(_Sweep, {"runs": own.pop("runs", sweep.runs)}, place).runs
-        runs[name] = min(count, sweep.runs)
+        if count > sweep.runs:
+            raise UserError(f"{place}: runs: {count} are more than the protocol's {sweep.runs}.")
+        runs[name] = count
         whole = {**rest, **own, "variant": name}
         variants[name] = run_parameters(whole, place, set(rest) - set(own))
     if not variants:
@@ -390,7 +392,13 @@ def load_protocol(path: Path | str, overrides: Mapping[str, Any] | None = None) 
     protocol = _protocol(values, str(path), set(values) - set(own))
     if not overrides:
         return protocol
-    return _protocol({**values, **overrides}, "the options", set(values) - set(overrides))
+    values = {**values, **overrides}
+    if isinstance(fewer := overrides.get("runs"), int):  # of which no variant has more
+        values["variants"] = {
+            name: own | ({"runs": min(own["runs"], fewer)} if "runs" in own else {})
+            for name, own in values.get("variants", {}).items()
+        }
+    return _protocol(values, "the options", set(values) - set(overrides))
 
 
 def recorded_protocol(path: Path) -> Protocol:
