@@ -14,6 +14,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_file
 
 MARKER, LIST, LOCK = "report.json", "files.json", ".rnnbench.lock"
+FORMAT = 2  # of report.json and run.json; version 0.1 wrote no number
 ADVICE = "name a new folder, such as {option} reports/mine"
 
 
@@ -23,7 +24,7 @@ def marker(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_ours = isinstance(content, dict) and content.get("format") == 2
+    is_ours = isinstance(content, dict) and content.get("format") == FORMAT
     return content if is_ours and isinstance(content.get("protocol"), str) else None
 
 

@@ -23,11 +23,10 @@ from safetensors import SafetensorError
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
+from rnnbench_nb.folders import FORMAT, MARKER
 from rnnbench_nb.looks import Look
 from rnnbench_nb.metrics import METRICS, Metrics, Score
 
-MARKER = "report.json"
-FORMAT = 2  # of report.json and run.json; version 0.1 wrote no number
 COMPLETED, FAILED, MISSING = "completed", "failed", "missing"
 KEYS = ["variant", "model", "seed"]
 SIZES = ["parameters", "free_parameters", "epochs", "best_epoch"]

@@ -10,7 +10,7 @@ import papermill
 from rnnbench_nb import figures, folders
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_file
-from rnnbench_nb.results import MARKER, Report, write_published
+from rnnbench_nb.results import MARKER, MISSING, Report, write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.index import FIGURE, write
 from rnnbench_nb.site.render import Page, render
@@ -44,7 +44,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
         reason = next((run["reason"] for run in found.missing), "run it first")
         raise UserError(f"{report} has no finished run to publish: {reason}.")
     if damaged := [run for run in found.missing if (report / _run_json(run)).exists()
-                   and run["status"] == "missing"]:  # fmt: skip
+                   and run["status"] == MISSING]:  # fmt: skip
         raise UserError(damaged[0]["reason"])
     folder = folders.output_folder(folder, "--to", publishing=True)
     _check_runs(found, folder, replace)
@@ -58,7 +58,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
             if path.is_file() and path.name != MARKER
         }
     before = folders.listed(folder)
-    folders.mark(folder, found.marker)
+    folders.mark(folder, {**found.marker, "published": True})  # before any file: a kill may follow
     folders.own(folder, {*content, "index.html", "pages/"})
     for name, data in content.items():
         write_file(folder / name, data)

@@ -27,15 +27,8 @@ ENVIRONMENT = jinja2.Environment(
 )
 KINDS = ["text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg",
          "text/plain"]  # fmt: skip
-VERBATIM = (
-    "pre",
-    "code",
-    "math",
-    "svg",
-    "style",
-    "script",
-    "title",
-)  # elements whose text stays as it is
+# Elements whose text stays as it is.
+VERBATIM = ("pre", "code", "math", "svg", "style", "script", "title")
 
 
 class Page(NamedTuple):
