@@ -79,13 +79,14 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
     order = list(frame["label"].unique())
     figure, ax = plt.subplots(figsize=(7, (0.7 if len(order) < MANY else 0.4) * len(order) + 1.6))
     colours, markers = look(report, "colour"), look(report, "marker")
+    several = bool(frame["label"].value_counts().max() > 2)
     for y, name in enumerate(order):
         values = frame.loc[frame["label"] == name, "shown"].to_numpy()
         places = y + np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [y]
         style: dict[str, Any] = {"color": colours[name], "marker": markers[name], "alpha": 0.7}
         ax.scatter(values, places, s=28, label="" if y else "one seed", **style)
-        half = np.diff(t_interval(values))[0] / 2 if len(values) > 2 else 0
-        label = "" if y else "mean and 95% t interval"
+        half = np.diff(t_interval(values))[0] / 2 if len(values) > 2 else None
+        label = "" if y else "mean" + " and 95% t interval" * several
         ax.errorbar(values.mean(), y, xerr=half, fmt="k|", markersize=14, capsize=4, label=label)
     ax.set_yticks(range(len(order)), order)
     ax.set(xlabel=f"Test {xlabel[0].lower()}{xlabel[1:]}", ylim=(max(len(order), 1) - 0.5, -0.5))
