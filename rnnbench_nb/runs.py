@@ -14,7 +14,7 @@ import torch
 from rnnbench_nb import results
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.measures import measure
 from rnnbench_nb.metrics import METRICS
@@ -144,10 +144,12 @@ def finished(record: Mapping[str, Any]) -> Run | None:
 
 
 def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
-    """Write a run's record, history, predictions and tables to a folder, without its weights."""
+    """Write a run's record, history, predictions and tables to a folder; weights if it has them."""
     name = parameters.name
     results.write_csv(folder / "history.csv", run.history.assign(variant=name))
     results.write_tensors(folder / "predictions.safetensors", run.predictions)
+    for path in run.folder.glob("*.safetensors"):  # none in a published report
+        write_file(folder / path.name, path.read_bytes())
     for table, rows in run.tables().items():
         results.write_parquet(folder / f"measures/{table}.parquet", rows.assign(variant=name))
     record = {**run.record, "variant": name, "parameters": parameters.flat()}

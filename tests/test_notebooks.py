@@ -22,7 +22,7 @@ from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.notebook import claim, measured, open_report, sliders
-from rnnbench_nb.protocol import load_protocol
+from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, write_json
 from rnnbench_nb.runs import marker, train_run
 
@@ -162,6 +162,19 @@ def test_the_start_trains_two_cells_one_after_the_other(tmp_path):
 def test_a_wrong_folder_is_an_error_and_no_demonstration(tmp_path):
     with pytest.raises(UserError, match="holds no report"):
         open_report(str(tmp_path / "none"))
+
+
+def test_the_page_of_a_run_needs_no_weights(small, tmp_path):
+    shutil.copytree(small[1], tmp_path / "report")
+    run = Report(tmp_path / "report").runs[0]
+    for path in run.folder.glob("*.safetensors"):
+        if path.stem != "predictions":  # as of a run that was copied from a published report
+            path.unlink()
+    asked = run_parameters(run.record["parameters"], "the test").grouped()
+    folder = str(tmp_path / "report")
+    executed = execute("02_train", tmp_path / "out.ipynb", **asked, output_dir=folder)
+    assert len(outputs(executed, "image/png")) == 3
+    assert any("test examples" in text for text in texts(executed))
 
 
 def test_a_table_that_no_run_has_is_named(small):

@@ -104,6 +104,8 @@ def test_a_run_of_another_report_is_copied_under_its_own_variant(run, project, m
     assert set(copy.history["variant"]) == {"plain"}
     assert set(copy.tables()["stability"]["variant"]) == {"plain"}
     assert (copy.predictions["predicted"] == run.predictions["predicted"]).all()
+    for name in ("best.safetensors", "outputs.safetensors"):
+        assert (copy.folder / name).read_bytes() == (run.folder / name).read_bytes()
 
 
 def as_published(run, project):
