@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rnnbench_nb.budget import batches_of
+from rnnbench_nb.errors import UserError
 from rnnbench_nb.model import build_model
 from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
@@ -99,14 +100,18 @@ def probe(parameters: RunParameters, task: Any, data: Split) -> Probe:
 
     Returns:
         For each epoch `training_loss`, `gradient_norm`, `learning_rate` and the validation `loss`;
-        and some `outputs` of the best epoch, the number of which is the last of `best_epoch`.
+        and some `outputs` of the best epoch, the number of which is the last of `best_epoch`. No
+        numbers at all if the loss is not finite, which is for the run's own training to tell.
     """
     parameters, task, data = shortened(parameters), _Short(task), made_up(data)
     with arithmetic(parameters.precision), torch.random.fork_rng(devices=[]):
         features = task.inputs(data.train.inputs[:1]).shape[2]
         random = generator(parameters.seed, "initialisation")
         model = build_model(parameters, features, task.outputs(), random, task.read)
-        state = fit(model, data, task, parameters, report=lambda line: None)
+        try:
+            state = fit(model, data, task, parameters, report=lambda line: None)
+        except UserError:
+            return {}
         model.load_state_dict(state.best)
         outputs = evaluate(model, data.validation, task)[2]
     train, validation = state.history[::2], state.history[1::2]
@@ -125,7 +130,7 @@ def difference(a: Probe, b: Probe) -> float:
     if a.keys() != b.keys() or any(len(a[name]) != len(b[name]) for name in a):
         return math.inf
     kinds = [(np.array(a[name]), np.array(b[name])) for name in a]
-    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in kinds)
+    return max((float(np.abs(x - y).max() / np.abs(x).max()) for x, y in kinds), default=0.0)
 
 
 def agrees(recorded: Probe | None, today: Probe, precision: str) -> bool:

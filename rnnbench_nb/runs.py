@@ -303,7 +303,8 @@ def stale_runs(report: Report) -> list[str]:
 
     stale = []
     for run in report.runs:
-        now = today(run.key[0]) if run.record["probe"] else None
-        if now and not agrees(run.record["probe"], now, run.record["parameters"]["precision"]):
+        recorded, precision = run.record["probe"], run.record["parameters"]["precision"]
+        now = None if recorded is None else today(run.key[0])
+        if now is not None and not agrees(recorded, now, precision):
             stale.append(run.folder.name)
     return stale

@@ -90,8 +90,10 @@ def test_changes_of_what_the_code_computes_are_seen_and_rounding_is_not(monkeypa
     assert not agrees(before, probed(), "highest")
 
 
-def test_a_run_without_a_probe_agrees_with_nothing():
-    assert not agrees(None, probed(), "highest")
+def test_a_probe_that_is_missing_agrees_with_nothing_and_one_that_diverges_with_its_like():
+    diverged = probed(optimiser="sgd", learning_rate=1e30, clip_norm=None)
+    assert diverged == {} and agrees(diverged, {}, "highest")
+    assert not any(agrees(other, probed(), "highest") for other in (None, diverged))
 
 
 def git(folder, *arguments):
