@@ -1,0 +1,394 @@
+"""Intervals and verdicts on scores, of which more is better, without torch.
+
+One interval decides on a pair of variants, corrected for all comparisons that are made together: a
+difference is better or worse if the interval excludes 0, equivalent if the interval lies inside the
+margin, and undecided otherwise. All intervals over seeds treat runs as independent. Runs share one
+training pool, so the spread over new training sets is wider than any of these intervals.
+"""
+
+from collections.abc import Hashable, Mapping
+from enum import StrEnum
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
+
+from rnnbench_nb.errors import UserError
+from rnnbench_nb.metrics import Score
+from rnnbench_nb.results import COMPLETED, Report
+
+LEVEL = 0.95  # coverage of every interval
+LEAST_SEEDS = 5  # below, there is no verdict
+MARGIN = 0.002  # differences within it count as equivalent, in the unit of the score
+PAIRS = 4  # variants of a group that are compared pair by pair; of more, each with the first alone
+LENT = 4  # degrees of freedom that a family's spread lends to each pair
+SIGNS = 2**17  # sign flips looked at: all of them up to 17 pairs
+MOST_SEEDS = 1000  # that `seeds_needed` says
+NUMBERS = ("no common seed", "one seed", "two seeds", "three seeds", "four seeds")
+NO_CHANGE = {"seed", "device", "variant"}  # these parameters change no model
+ACCURACY = Score()
+COLUMNS = (
+    "a b n difference low high family_low family_high resolution seeds_needed correlation p "
+    "margin level comparisons verdict small reason"
+).split()
+
+
+class Verdict(StrEnum):
+    """What an interval says of a difference a - b."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+    NONE = "none"
+
+
+OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
+
+
+def shown(value: float, score: Score, sign: str = "", unit: str = "") -> str:
+    """Format a score or a difference in the score's unit, with a real minus sign.
+
+    Args:
+        value: The score, unscaled (0.9884).
+        score: The task's.
+        sign: `+` for a difference.
+        unit: What follows: `score.unit` for a score, `score.difference` for a difference.
+    """
+    if np.isnan(value):
+        return "unknown"
+    text = f"{score.scale * value:{sign}.{2 if score.scale > 1 else 4}f}".replace("-", "−")
+    return text + (unit if unit in ("", "%") else f" {unit}")
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's interval for the mean; NaN where fewer than two distinct values show no spread."""
+    if np.unique(np.round(values, 12)).size < 2:  # 0.3 - 0.2 and 0.2 - 0.1 are one value
+        return np.nan, np.nan
+    return DescrStatsW(values).tconfint_mean(1 - LEVEL)
+
+
+def example_interval(scores: np.ndarray) -> tuple[float, float]:
+    """Interval of one fitted model's mean score over new examples, from those of N examples.
+
+    Wilson's where each score is 0 or 1, Student's elsewhere.
+    """
+    if np.isin(scores, (0, 1)).all():
+        return proportion_confint(scores.sum(), scores.size, 1 - LEVEL, method="wilson")
+    return t_interval(scores)
+
+
+def two_way_interval(
+    scores_a: np.ndarray, scores_b: np.ndarray, level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval of the difference in mean score over new seeds and new examples together.
+
+    With D[s, i] = scores_a - scores_b and the mean squares of the two-way layout without
+    replication, var(mean D) = (MS_seed + MS_example - MS_rest) / (S N), with Satterthwaite's
+    degrees of freedom: the multi-reader multi-case design of Dorfman, Berbaum and Metz (1992,
+    Invest. Radiol. 27:723), seeds as readers. Never taken below the variance over seeds alone.
+
+    Args:
+        scores_a: (S, N), one row a seed, the seeds paired with those of `scores_b`.
+        scores_b: (S, N).
+        level: Coverage.
+
+    Returns:
+        The ends, in the unit of the scores; NaN where nothing varies over the seeds or S < 2.
+    """
+    d = np.asarray(scores_a, float) - np.asarray(scores_b, float)  # (S, N)
+    s, n = d.shape
+    mean, by_seed, by_example = d.mean(), d.mean(1), d.mean(0)
+    if np.isnan(t_interval(by_seed)[0]):
+        return np.nan, np.nan
+    sums = np.array([n * ((by_seed - mean) ** 2).sum(), s * ((by_example - mean) ** 2).sum()])
+    sums = np.append(sums, (d**2).sum() - s * n * mean**2 - sums.sum())
+    freedom = np.array([s - 1, n - 1, (s - 1) * (n - 1)])
+    squares = sums / freedom
+    if squares[1] < squares[2]:  # no sign of examples that favour one model
+        total, df = squares[0], s - 1
+    else:
+        total = squares @ [1, 1, -1]
+        df = total**2 / (squares**2 / freedom).sum()
+    return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided p of paired differences (n,) over all signs; over `SIGNS` fixed draws if n > 17."""
+
+    def mean(values: np.ndarray, axis: int) -> np.ndarray:
+        return values.mean(axis=axis).round(12)  # sums that tie must tie in floats too
+
+    options = {"n_resamples": SIGNS, "batch": 2**14, "random_state": np.random.default_rng(0)}
+    test = stats.permutation_test((differences,), mean, permutation_type="samples", **options)
+    return test.pvalue
+
+
+def compare(
+    results: pd.DataFrame,
+    margin: float,
+    score: Score = ACCURACY,
+    reference: str = "",
+    examples: Mapping[tuple[str, int], np.ndarray] | None = None,
+    groups: Mapping[str, Hashable] | None = None,
+    stand_in: bool = False,
+) -> pd.DataFrame:
+    """Compare variants pairwise over their common seeds, with one verdict a pair.
+
+    The interval that decides is Student's of the paired differences, corrected over the pairs
+    (Bonferroni). Few seeds hardly know their spread, so each variance is moderated by that of the
+    family, the pairs of one group (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3): (f F + d v) /
+    (f + d) with f + d degrees of freedom, v being the pair's own variance with d = n - 1, F the
+    mean over the family, and f = `LENT`, or less where it has less to lend: (variants - 2) d. With
+    two variants this is the paired t test. Simulations with the spreads of published runs (in the
+    tests) hold the error rates at 5%.
+
+    With `examples` the verdict covers new examples too, on which equal models differ by chance: the
+    interval is the wider at each end of this one and of `two_way_interval`.
+
+    Args:
+        results: Columns `variant, seed` and the score, one row a run.
+        margin: Half-width of the equivalence zone, in the unit of the score (0.002 = 0.2 points).
+        score: What is compared.
+        reference: Compare each other variant of its group with this one only, and those of another
+            group with the first of that group; every pair if empty.
+        examples: For each (variant, seed) the score of each example (N,).
+        groups: A key for each variant; only variants with equal keys are compared.
+        stand_in: Whether other data stand in for those asked for; there is then no verdict.
+
+    Returns:
+        `COLUMNS`, one row a pair: `n` common seeds; mean `difference` a - b; `low, high` its paired
+        t interval; `family_low, family_high`, which decides; `resolution`, its half: the smallest
+        difference that can be told from none; `seeds_needed` (at most `MOST_SEEDS`) for one of the
+        margin; `correlation` of the paired scores; `p` of the sign flips, uncorrected; `level`, the
+        coverage of an interval, or of all that decide together; `verdict`, a `Verdict`; `small`,
+        whether a better or worse difference is below the margin; `reason` why there is no verdict.
+
+    Raises:
+        UserError: The margin is not positive, or the reference is no variant.
+    """
+    if not margin > 0:
+        raise UserError(f"The margin is {margin}, but must be above 0.")
+    variants = list(results["variant"].unique())
+    group = groups or dict.fromkeys(variants, "all")
+    pairs = _pairs(variants, group, reference)
+    if not pairs:
+        return pd.DataFrame(columns=COLUMNS)
+    scores = results.pivot(index="seed", columns="variant", values=score.name)
+    both = [scores[[a, b]].dropna() for a, b in pairs]
+    each = [(frame.iloc[:, 0] - frame.iloc[:, 1]).to_numpy(float) for frame in both]
+    table = pd.DataFrame(pairs, columns=["a", "b"]).assign(
+        n=[d.size for d in each],
+        difference=[d.mean() if d.size else np.nan for d in each],
+        correlation=[frame.iloc[:, 0].corr(frame.iloc[:, 1]) for frame in both],
+        p=[sign_flip_p(d) if d.size > 1 else 1.0 for d in each],
+        margin=margin,
+        level=LEVEL,
+        comparisons=len(pairs),
+        variance=[np.round(d.var(ddof=1), 24) if d.size > 1 else np.nan for d in each],
+        family=[group[a] for a, _ in pairs],
+    )
+    table[["low", "high"]] = [t_interval(d) for d in each]
+    variance, others = _moderated(table)
+    family = 1 - (1 - LEVEL) / len(pairs)
+    half = _half_width(variance, table["n"] - 1, others, family)
+    low, high = table["difference"] - half, table["difference"] + half
+    for i, (frame, (a, b)) in enumerate(zip(both, pairs, strict=True)):
+        if examples and len(frame) > 1:
+            a_scores, b_scores = (np.stack([examples[v, s] for s in frame.index]) for v in (a, b))
+            ends = two_way_interval(a_scores, b_scores, family)
+            low[i], high[i] = np.fmin(low[i], ends[0]), np.fmax(high[i], ends[1])
+    table["family_low"], table["family_high"], table["resolution"] = low, high, (high - low) / 2
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    enough = _half_width(variance[:, None], seeds - 1, others[:, None], family) <= margin
+    needed = np.where(enough.any(1), seeds[enough.argmax(1)], MOST_SEEDS)
+    table["seeds_needed"] = np.where(np.isnan(variance), np.nan, needed)
+    judged = [_judge(row, stand_in) for row in table.to_dict("records")]
+    table[["verdict", "small", "reason"]] = judged
+    return table[COLUMNS]
+
+
+def _pairs(
+    variants: list[str], group: Mapping[str, Hashable], reference: str
+) -> list[tuple[str, str]]:
+    """The pairs (a, b) that are compared."""
+    if not reference:
+        return [(a, b) for a, b in combinations(variants, 2) if group[a] == group[b]]
+    if reference not in variants:
+        raise UserError(f"The reference {reference!r} is none of the variants {variants}.")
+    first = {group[name]: name for name in (*reversed(variants), reference)}
+    return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
+
+
+def _moderated(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair's moderated variance, NaN where nothing varies, and its family's other variants."""
+    variance, others = np.full(len(table), np.nan), np.zeros(len(table))
+    for _, family in table[table["n"] > 1].groupby("family"):
+        d, own = family["n"] - 1, family["variance"]
+        others[family.index] = family[["a", "b"]].stack().nunique() - 2
+        lent = np.minimum(LENT, others[family.index] * d)
+        variance[family.index] = (lent * np.average(own, weights=d) + d * own) / (lent + d)
+    return np.where(variance > 0, variance, np.nan), others
+
+
+def _half_width(
+    variance: np.ndarray, d: np.ndarray, others: np.ndarray, level: float
+) -> np.ndarray:
+    """Half of Student's interval for the mean of d + 1 differences of moderated variance."""
+    df = d + np.minimum(LENT, others * d)
+    return stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance / (d + 1))
+
+
+def verdict(low: float, high: float, margin: float) -> Verdict:
+    """Judge a difference by the interval that decides; NONE where there is no interval."""
+    if np.isnan([low, high]).any():
+        return Verdict.NONE
+    if low > 0 or high < 0:
+        return Verdict.BETTER if low > 0 else Verdict.WORSE
+    return Verdict.EQUIVALENT if -margin < low and high < margin else Verdict.UNDECIDED
+
+
+def _judge(row: Mapping[Any, Any], stand_in: bool) -> tuple[Verdict, bool, str]:
+    """The verdict of a pair, whether its difference is small, and why there is no verdict."""
+    if stand_in:
+        return Verdict.NONE, False, "stand-in data"
+    if row["n"] < LEAST_SEEDS:
+        return Verdict.NONE, False, NUMBERS[row["n"]]
+    kind = verdict(row["family_low"], row["family_high"], row["margin"])
+    small = kind in OPPOSITE and abs(row["difference"]) < row["margin"]
+    return kind, small, "seeds that do not vary" if kind == Verdict.NONE else ""
+
+
+def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same row of `compare` as the difference b - a."""
+    ends = {"family_low": -row["family_high"], "family_high": -row["family_low"]}
+    verdict = OPPOSITE.get(row["verdict"], row["verdict"])
+    sides = {"a": row["b"], "b": row["a"], "difference": -row["difference"]}
+    return {**row, **sides, **ends, "verdict": verdict}
+
+
+def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
+    """One row of `compare` as one short sentence; `labels` has each variant's name for people."""
+    if row["verdict"] == Verdict.WORSE:
+        row = turned(row)
+    a, b, n, unit = labels[row["a"]], labels[row["b"]], row["n"], score.difference
+    if n == 0:
+        return f"{a} and {b} have no common seed."
+    sign = "" if row["verdict"] == Verdict.BETTER else "+"
+    difference = shown(row["difference"], score, sign, unit)
+    low, high = (shown(row[end], score, sign) for end in ("family_low", "family_high"))
+    known = f"{difference} ({low} to {high}, {n} seeds)"
+    margin = f"{score.scale * row['margin']:.3g} {unit}".rstrip()
+    below = f", less than the margin of {margin}" if row["small"] else ""
+    return {
+        Verdict.NONE: f"{a} minus {b} is {difference}; {row['reason']}: no verdict.",
+        Verdict.BETTER: f"{a} is better than {b} by {known}{below}.",
+        Verdict.EQUIVALENT: f"{a} and {b} are equivalent within {margin}: {known}.",
+        Verdict.UNDECIDED: f"{a} and {b} cannot be told apart: {known}.",
+    }[row["verdict"]]
+
+
+def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
+    """Compare the variants of a report on their test examples, within each group.
+
+    Args:
+        report: The report.
+        margin: Differences within it count as equivalent, in the unit of the score.
+        reference: Compare with this variant alone; empty: every pair, of more than `PAIRS` variants
+            in a group each with the first.
+
+    Returns:
+        As `compare`, with `split`; the score of a run is the mean over its predictions.
+    """
+    examples = {run.key: run.scores for run in report.runs}
+    results = report.results[["variant", "seed"]].copy()
+    keys = results.itertuples(index=False, name=None)
+    results[report.score.name] = [examples[k].mean() if k in examples else np.nan for k in keys]
+    if not reference and max(map(len, report.groups)) > PAIRS:
+        reference = next(iter(report.variants))
+    groups = {name: variant["group"] for name, variant in report.variants.items()}
+    options: dict[str, Any] = {"examples": examples, "groups": groups, "stand_in": report.stand_in}
+    return compare(results, margin, report.score, reference, **options).assign(split="test")
+
+
+def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
+    """Compare each variant with the reference of its family, at the epoch that each run chose.
+
+    All is judged on validation examples, so that the test set can still judge what is chosen.
+
+    Args:
+        report: The report.
+        margin: Effects within it count as equivalent, in the unit of the score.
+        reference: As in `families`.
+
+    Returns:
+        As `compare`, with `split`, `change` (the parameters that differ from the reference, with
+        their values) and `keys` (their names). Variants that change the same are neighbours.
+
+    Raises:
+        UserError: Fewer than two variants have a finished run, or the reference has none.
+    """
+    scores, tables = validation_scores(report.results, report.history, report.score.name), []
+    for base, *others in families(report, reference):
+        own = {name: report.variants[name]["parameters"] for name in (base, *others)}
+        changed = {name: changes(own[name], own[base]) for name in others}
+        alike = list(dict.fromkeys(tuple(change) for change in changed.values()))
+        others.sort(key=lambda name: alike.index(tuple(changed[name])))
+        family = scores.set_index("variant").loc[[base, *others]].reset_index()
+        table = compare(family, margin, report.score, base, stand_in=report.stand_in)
+        text = {name: ", ".join(f"{k} {v}" for k, v in changed[name].items()) for name in others}
+        table["change"] = table["a"].map(text)
+        table["keys"] = [" ".join(changed[name]) for name in table["a"]]
+        tables.append(table)
+    if not tables:
+        raise UserError(f"{report.folder} has finished runs of fewer than two variants to compare.")
+    return pd.concat(tables, ignore_index=True).assign(split="validation")
+
+
+def families(report: Report, reference: str = "") -> list[list[str]]:
+    """The variants with finished runs that are compared with one another, the reference first.
+
+    The variants of a group are one family. If every model of the group has several variants, as in
+    a search for each model's best, its models are families. A variant alone is in no family.
+
+    Args:
+        report: The report.
+        reference: The reference of its family; every other family's is its first variant.
+
+    Raises:
+        UserError: The reference has no finished run.
+    """
+    finished = {run.key[0] for run in report.runs}
+    if reference and reference not in finished:
+        names = ", ".join(name for name in report.variants if name in finished)
+        raise UserError(f"The reference {reference!r} has no finished run; name one of {names}.")
+    result: list[list[str]] = []
+    for group in report.groups:
+        models: dict[str, list[str]] = {}
+        for name in (name for name in group if name in finished):
+            models.setdefault(report.variants[name]["model"], []).append(name)
+        several = min(map(len, models.values()), default=0) > 1
+        result += models.values() if several else [sum(models.values(), [])]
+    return [sorted(family, key=lambda name: name != reference) for family in result if family[1:]]
+
+
+def changes(own: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that both variants have and whose values differ from the reference's."""
+    return {k: v for k, v in own.items() if k in base and v != base[k] and k not in NO_CHANGE}
+
+
+def validation_scores(results: pd.DataFrame, history: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The validation score of each finished run of a report at the epoch that it chose.
+
+    Returns:
+        `variant, seed`, the score (named `score`), `free_parameters`.
+    """
+    done = results[results["status"] == COMPLETED].drop(columns=score)
+    chosen = history[history["split"] == "validation"].rename(columns={"epoch": "best_epoch"})
+    keys = ["variant", "seed", "best_epoch"]
+    scores = done.astype({"best_epoch": int}).merge(chosen[[*keys, score]], on=keys)
+    return scores[["variant", "seed", score, "free_parameters"]]
