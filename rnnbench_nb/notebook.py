@@ -14,7 +14,7 @@ import seaborn as sns
 from IPython.display import Markdown, display
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.figures.theme import labelled, show
+from rnnbench_nb.figures import labelled, show
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import MARKER, Report, write_json

@@ -12,7 +12,6 @@ from matplotlib.colors import to_hex
 from rnnbench_nb import figures, looks
 from rnnbench_nb import statistics as stats
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.figures import theme
 
 
 @pytest.fixture(autouse=True)
@@ -66,14 +65,6 @@ def test_a_pair_without_a_verdict_has_dots_and_no_interval(report, n):
     assert ax.texts[0].get_text() == words[n]
 
 
-def test_an_interval_that_would_hide_the_dots_is_cut_with_an_arrowhead(report):
-    table = stats.compare(FIVE, 0.002).query("n > 0").assign(family_low=-0.05, family_high=0.05)
-    ax = figures.paired_differences(table, FIVE, report).axes[0]
-    assert ax.get_xlim() == pytest.approx((-1.1, 1.1))  # 2.5 times the farthest, and 5%
-    assert horizontal(ax)[0] == pytest.approx((-1.1, 1.1))
-    assert "".join(line.get_marker() for line in ax.lines if line.get_marker() in "<>") == "<>"
-
-
 def test_an_ablation_names_changes_and_parts_the_parameters(report):
     row = stats.compare(FIVE, 0.002).query("n > 0")
     changes = {"change": ["gamma 0", "gamma 2", "epsilon 1"], "keys": ["gamma", "gamma", "epsilon"]}
@@ -93,7 +84,7 @@ def test_long_names_leave_room_for_the_axes(tmp_path):
     figure = figures.paired_differences(stats.compare(both, 0.002), both, report)
     figure.canvas.draw()  # a layout without room is a warning, which is an error here
     (tick,) = figure.axes[0].get_yticklabels()
-    assert tick.get_text().split("\n") == [names[0].upper(), f"− {names[1].upper()}"]
+    assert tick.get_text().split("\n") == [f"{names[0].upper()} −", names[1].upper()]
     assert tick.get_window_extent().x0 >= 0
 
 
@@ -104,7 +95,6 @@ def test_test_errors_draw_every_run_and_intervals_from_three_seeds_on(report):
     bars = [line.get_segments()[0][:, 0] for line in ax.collections[1::2] if line.get_segments()]
     low, high = stats.t_interval(100 - 100 * LSTM)
     assert bars[0] == pytest.approx([low, high])
-    assert not figures.test_errors(results[:0], report).axes[0].collections
 
 
 def history(**accuracies):
@@ -126,7 +116,6 @@ def test_curves_are_on_a_log_scale(report):
     assert ax.lines[0].get_ydata() == pytest.approx([0.1, 0.02, 0.01]) and ax.get_yscale() == "log"
     assert to_hex(ax.lines[0].get_color()) == figures.look(report, "colour")["AGRU"].lower()
     assert len(ax.collections) == 1
-    assert not figures.error_curves(history(), report).axes[0].lines
 
 
 def test_a_score_that_is_no_percentage_is_drawn_as_it_is(tmp_path):
@@ -139,7 +128,7 @@ def test_a_score_that_is_no_percentage_is_drawn_as_it_is(tmp_path):
 
 def test_a_figure_is_shown_with_its_words_and_closed(report, monkeypatch):
     shown = []
-    monkeypatch.setattr(theme, "display", lambda data, **options: shown.append((data, options)))
+    monkeypatch.setattr(figures, "display", lambda data, **options: shown.append((data, options)))
     figures.show(figures.test_errors(FIVE, report), "Dots.", "A dot is a seed.")
     (data, options), words = shown[0], shown[0][1]["metadata"]["image/png"]
     assert data["text/plain"] == words["alt"] == "Dots." and words["caption"] == "A dot is a seed."
@@ -150,7 +139,7 @@ def test_a_figure_is_shown_with_its_words_and_closed(report, monkeypatch):
 def test_every_colour_is_legible_on_white_and_those_of_twenty_variants_differ():
     many = {f"variant_{index}": CELLS["agru"] for index in range(20)}
     styles = looks.looks(CELLS) | looks.looks(many)
-    colours = [theme.legible(look.colour) for look in styles.values()]
-    assert [theme.legible(colour) for colour in colours] == colours
+    colours = [figures.legible(look.colour) for look in styles.values()]
+    assert [figures.legible(colour) for colour in colours] == colours
     assert len(set(colours[-20:])) == 20
-    assert theme.legible("#ffffff") == "#949494"  # contrast 3.03; #969696 has 2.96
+    assert figures.legible("#ffffff") == "#949494"  # contrast 3.03; #969696 has 2.96

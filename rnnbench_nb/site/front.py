@@ -18,7 +18,7 @@ from PIL import Image
 
 from rnnbench_nb import folders, statistics
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.figures.theme import legible
+from rnnbench_nb.figures import legible
 from rnnbench_nb.files import write_file
 from rnnbench_nb.results import MARKER, Report
 from rnnbench_nb.site import drawing
