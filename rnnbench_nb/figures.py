@@ -87,8 +87,8 @@ def _curves(history: pd.DataFrame, y: pd.Series, report: Report, ylabel: str, lo
     """The values `y` of a history by epoch, training on the left and validation on the right."""
     frame = labelled(history, report).assign(y=y)
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
-    style = {"palette": look(report, "colour"), "dashes": look(report, "dashes")}
-    style["errorbar"] = ("pi", 100) if frame["variant"].nunique() < MANY else None
+    bands = ("pi", 100) if frame["variant"].nunique() < MANY else None
+    style = {"palette": look(report, "colour"), "dashes": look(report, "dashes"), "errorbar": bands}
     titles = {"train": "Training (mean over the epoch)", "validation": "Validation"}
     for ax, (split, title) in zip(axes, titles.items(), strict=True):
         part = frame[frame["split"] == split]
