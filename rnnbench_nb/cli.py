@@ -235,7 +235,7 @@ def _finished(report: "Report") -> tuple[str, str]:
     if not path.exists():
         return f"{len([*report.folder.glob('runs/*/run.json')])}/{count}", "not all runs have ended"
     columns = results.result_columns(report.metrics.names)
-    table = results.summary(results.read_csv(path, "make the report again", columns))
+    table = results.summary(results.read_csv(path, columns))
     if table.empty:
         return f"0/{count}", "no results"
     best = table[report.score.name].idxmax()
@@ -336,15 +336,14 @@ def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     problems = 0
     for folder in reports or [path.parent for path in published]:
         report = Report(folder)
-        result = checks.verify(report)
-        problems += len(result.problems)
-        for problem in result.problems:
+        found = checks.verify(report)
+        problems += len(found)
+        for problem in found:
             click.echo(f"{folder}: {problem}.")
-        if not result.problems:
-            click.echo(f"{folder} agrees with the predictions of {result.runs} runs.")
+        if not found:
+            click.echo(f"{folder} agrees with the predictions of {len(report.runs)} runs.")
         if retrain:
-            outcomes = checks.retrain(report, retrain, click.echo)["outcome"]
-            problems += (outcomes == "differs").sum()
+            problems += checks.retrain(report, retrain, click.echo).count("differs")
     click.echo(f"Not checked: {'; '.join(checks.UNCHECKED)}.")
     if problems:
         raise UserError(f"{problems} things do not agree.")

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rnnbench_nb.errors import UserError
 
@@ -11,26 +12,21 @@ PROJECT = Path(__file__).resolve().parent.parent  # notebooks name other folders
 
 
 def write_file(path: Path | str, data: bytes | str) -> None:
-    """Write `data` to `path` atomically, making parent folders as needed.
+    """Write bytes, or text as UTF-8, to a file; make its parent folders as needed.
 
-    The data go to a temporary file in the same folder, which then takes the name `path`, so a
-    reader (or a run that resumes after a kill) sees the old file or the new one, never a part.
-
-    Args:
-        path: The file to write.
-        data: Its content; text is written as UTF-8.
+    The data go to a temporary file beside it, which then takes its name, so that a reader, or a
+    run that resumes after a kill, sees the old file or the new one, never a part.
 
     Raises:
         UserError: The folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a published report
@@ -42,6 +38,11 @@ def write_file(path: Path | str, data: bytes | str) -> None:
             f"{path} cannot be written ({error.strerror or error}): free some space there or "
             "choose another folder."
         ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value as JSON that people can read."""
+    write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def unexecuted(notebook: bytes) -> bytes:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.files import PROJECT, write_json
 
 MARKER, LIST, LOCK = "report.json", "files.json", ".rnnbench.lock"
-FORMAT = 2  # of report.json and run.json; version 0.1 wrote no number
+FORMAT = 2  # of report.json and run.json
 ADVICE = "name a new folder, such as {option} reports/mine"
 
 
@@ -30,8 +30,7 @@ def marker(folder: Path) -> dict[str, Any] | None:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder is a published report."""
-    content = marker(folder)
-    return bool(content and content.get("published")) or (folder / "runs.json").exists()
+    return bool((marker(folder) or {}).get("published")) or (folder / "runs.json").exists()
 
 
 def absolute(path: Path | str, option: str) -> Path:
@@ -61,42 +60,39 @@ def output_folder(path: Path | str, option: str = "--output-dir", publishing: bo
             serves another purpose.
     """
     folder = absolute(path, option)
-    advice = ADVICE.format(option=option)
-    reports, published = PROJECT / "reports", PROJECT / "reports/published"
+    reason = _why_not(folder, publishing)
+    if reason:
+        raise UserError(f"{folder} {reason}; {ADVICE.format(option=option)}.")
+    return folder
+
+
+def _why_not(folder: Path, publishing: bool) -> str:
+    """Why a report may not be written to a folder; empty if it may."""
+    reports = PROJECT / "reports"
     reserved = {
         Path("/"): "the root of the file system",
         Path.home().resolve(): "the home folder",
         PROJECT: "the project's own folder",
         reports: "the folder of all reports",
-        published: "the folder of the published reports",
+        reports / "published": "the folder of the published reports",
     }
     if folder in reserved:
-        raise UserError(f"{folder} is {reserved[folder]}; {advice}.")
-    if not publishing and published in folder.parents:
-        raise UserError(f"{folder} is the place of a published report; {advice}.")
-    for parent in folder.parents:
-        if marker(parent):
-            raise UserError(f"{folder} lies in the report {parent}; {advice}.")
+        return f"is {reserved[folder]}"
+    if not publishing and reports / "published" in folder.parents:
+        return "is the place of a published report"
+    if report := next(filter(marker, folder.parents), None):
+        return f"lies in the report {report}"
     try:
         names = sorted(entry.name for entry in folder.iterdir() if not _is_lock(entry))
     except FileNotFoundError:
-        return folder
+        return ""
     except OSError as error:
-        raise UserError(f"{folder} cannot be used ({error.strerror}); {advice}.") from error
-    if not names:
-        return folder
-    if marker(folder) is None:
-        if (folder / "protocol.yaml").exists() and any(folder.glob("runs/*/run.json")):
-            raise UserError(
-                f"{folder} is a report of rnnbench 0.1, which the tag v0.1 goes on with; {advice}."
-            )
-        raise UserError(
-            f"{folder} holds files that are no report of rnnbench, such as {names[0]}; {advice}."
-        )
-    if is_published(folder) != publishing:
-        kind = "a report that is not published" if publishing else "a published report"
-        raise UserError(f"{folder} is {kind}; {advice}.")
-    return folder
+        return f"cannot be used ({error.strerror})"
+    if names and marker(folder) is None:
+        return f"holds files that are no report of rnnbench, such as {names[0]}"
+    if names and is_published(folder) != publishing:
+        return "is a report that is not published" if publishing else "is a published report"
+    return ""
 
 
 def _is_lock(path: Path) -> bool:
@@ -127,16 +123,12 @@ def listed(folder: Path) -> set[str]:
         return set()
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-        if not all(_inside(name) for name in names):
-            raise ValueError
+        paths = [Path(name) for name in names]
+        if any(path.is_absolute() or ".." in path.parts or not path.parts for path in paths):
+            raise ValueError("a name leads out of the folder")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged; move the folder away and start a new one.") from error
     return set(names)
-
-
-def _inside(name: str) -> bool:
-    path = Path(name)
-    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
 
 
 def own(folder: Path, names: Iterable[str]) -> None:
@@ -158,14 +150,13 @@ def own(folder: Path, names: Iterable[str]) -> None:
                 "name; move it elsewhere."
             )
     if names - before:
-        write_file(folder / LIST, json.dumps(sorted(before | names), indent=0) + "\n")
+        write_json(folder / LIST, sorted(before | names))
 
 
 def mark(folder: Path, content: dict[str, Any]) -> None:
     """Write the marker of a report's folder, unless it says the same already."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    if marker(folder) != json.loads(text):
-        write_file(folder / MARKER, text)
+    if marker(folder) != json.loads(json.dumps(content)):
+        write_json(folder / MARKER, content)
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
@@ -184,4 +175,4 @@ def remove(folder: Path, names: Iterable[str]) -> None:
                 break
             parent.rmdir()
     if gone:
-        write_file(folder / LIST, json.dumps(sorted(before - gone), indent=0) + "\n")
+        write_json(folder / LIST, sorted(before - gone))

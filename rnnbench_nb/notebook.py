@@ -16,8 +16,9 @@ from IPython.display import Markdown, display
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import labelled, show
 from rnnbench_nb.files import PROJECT
+from rnnbench_nb.folders import MARKER, mark
 from rnnbench_nb.protocol import load_protocol
-from rnnbench_nb.results import MARKER, Report, write_json
+from rnnbench_nb.results import Report
 
 __all__ = ["claim", "facets", "measured", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
@@ -71,7 +72,7 @@ def _demonstration() -> Path:
     folder = Path(mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     protocol = load_protocol("quick", DEMONSTRATION).resolved()
-    write_json(folder / MARKER, marker("quick", protocol))
+    mark(folder, marker("quick", protocol))
     for seed in protocol.seeds:
         for parameters in protocol.at(seed):
             train_run(parameters, folder / "runs" / parameters.run, lambda line: None)

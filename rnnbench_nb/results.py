@@ -11,7 +11,7 @@ import lzma
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import write_file
-from rnnbench_nb.folders import FORMAT, MARKER
+from rnnbench_nb.files import write_file, write_json
+from rnnbench_nb.folders import MARKER
 from rnnbench_nb.looks import Look
 from rnnbench_nb.metrics import METRICS, Metrics, Score
 
@@ -33,25 +33,25 @@ SIZES = ["parameters", "free_parameters", "epochs", "best_epoch"]
 
 
 @contextmanager
-def reading(path: Path, remedy: str) -> Iterator[None]:
+def reading(path: Path, part_of: Path | None = None) -> Iterator[None]:
     """Turn what goes wrong while a file is read into a sentence that names it and a remedy."""
     wrong = OSError, EOFError, ValueError, TypeError, AttributeError, LookupError
     try:
         yield
     except (*wrong, lzma.LZMAError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or damaged; {remedy}.") from error
+        raise UserError(
+            f"{path} is missing or damaged; restore it, or move {part_of or path.parent} elsewhere "
+            "and make it again."
+        ) from error
 
 
-def _of_version_0_1(path: Path) -> UserError:
-    return UserError(f"{path} was written by version 0.1, which can read it: git checkout v0.1.")
-
-
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One run: `record` is its run.json; its other files are read when they are asked for."""
 
     folder: Path
     record: dict[str, Any]
+    published: bool = False  # a part of a report that keeps all runs in common files
 
     @property
     def key(self) -> tuple[str, int]:
@@ -59,38 +59,18 @@ class Run:
         return self.record["variant"], self.record["seed"]
 
     @property
-    def published(self) -> bool:
-        """Whether the run is part of a published report, which keeps all runs in common files."""
-        return not (self.folder / "run.json").exists()
-
-    @property
     def metrics(self) -> Metrics:
         """The score and the metrics that judge the run."""
         return METRICS[self.record["metrics"]]
 
-    @property
-    def remedy(self) -> str:
-        """What a user can do about a damaged file of the run."""
-        again = "restore it or publish the report again"
-        return again if self.published else f"move {self.folder} elsewhere and run it again"
-
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row for each epoch and split, with the columns `history_columns`."""
-        path = self.folder.parents[1] / "history.parquet"
-        if self.published:
-            with reading(path, self.remedy):
-                return _histories(path, path.stat().st_mtime_ns)[self.key]
-        columns = history_columns(self.metrics.score.name)
-        return read_csv(self.folder / "history.csv", self.remedy, columns)
+        return read_csv(self.folder / "history.csv", history_columns(self.metrics.score.name))
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
         """The arrays `label` and `predicted` over the N test examples."""
-        path = self.folder.parents[1] / "predictions.safetensors.xz"
-        if self.published:
-            with reading(path, self.remedy):
-                return _predictions(path, path.stat().st_mtime_ns)[self.folder.name]
         return self.tensors("predictions")
 
     @cached_property
@@ -107,39 +87,19 @@ class Run:
         path = self.folder / f"{name}.safetensors"
         if self.published:
             raise UserError(f"{path} does not exist: a published report has no weights.")
-        with reading(path, self.remedy):
+        with reading(path):
             return safetensors.numpy.load_file(path)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that were measured on the run's weights, by name.
-
-        A table of a published report that pools the seeds of a variant is not among them.
-        """
-        tables = {}
-        for path in (self.folder.parents[1] if self.published else self.folder).glob("measures/*"):
-            with reading(path, self.remedy):
+        """The tables that were measured on the run, by name, but for those that pool seeds."""
+        tables, place = {}, self.folder.parents[1] if self.published else self.folder
+        for path in place.glob("measures/*.parquet"):
+            with reading(path, place):
                 rows = pd.read_parquet(path)
             if "seed" in rows:
                 mine = (rows["variant"] == self.key[0]) & (rows["seed"] == self.key[1])
                 tables[path.stem] = rows[mine].reset_index(drop=True)
         return tables
-
-
-@lru_cache(maxsize=4)
-def _histories(path: Path, changed: int) -> dict[tuple[str, int], pd.DataFrame]:
-    """The histories in a published report by variant and seed; `changed` is the file's time."""
-    rows = pd.read_parquet(path).groupby(["variant", "seed"])
-    return {key: part.reset_index(drop=True) for key, part in rows}
-
-
-@lru_cache(maxsize=4)
-def _predictions(path: Path, changed: int) -> dict[str, dict[str, np.ndarray]]:
-    """The predictions in a published report by run; `changed` is the file's time."""
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for place, array in safetensors.numpy.load(lzma.decompress(path.read_bytes())).items():
-        run, _, name = place.rpartition("/")
-        result.setdefault(run, {})[name] = array
-    return result
 
 
 def load_run(folder: Path | str) -> Run:
@@ -149,44 +109,50 @@ def load_run(folder: Path | str) -> Run:
         UserError: The folder holds no readable run.
     """
     folder = Path(folder)
-    path, common = folder / "run.json", folder.absolute().parents[1] / "runs.json"
+    path, report = folder / "run.json", folder.absolute().parents[1]
     if path.exists():
-        with reading(path, f"move {folder} elsewhere and run it again"):
+        with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record.get("format", 1) == FORMAT:
-                return Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
-        raise _of_version_0_1(path)
-    runs = published_runs(common) if common.is_file() else {}
+            return Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
+    runs = published_runs(report) if (report / "runs.json").is_file() else {}
     if folder.name not in runs:
         raise UserError(f"{folder} holds no run (no run.json); name another.")
     return runs[folder.name]
 
 
-def published_runs(path: Path) -> dict[str, Run]:
-    """The runs in a published report's runs.json, by name."""
-    with reading(path, "restore it or publish the report again"):
-        records = json.loads(path.read_text(encoding="utf-8"))
-        names = [f"{record['variant']}-seed{record['seed']}" for record in records]
-        runs = [Run(path.parent / "runs" / name, r) for name, r in zip(names, records, strict=True)]
-    return {run.folder.name: run for run in runs}
+def published_runs(report: Path) -> dict[str, Run]:
+    """The runs of a published report, finished or not, by name.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    with reading(path := report / "runs.json"):
+        found = [Run(report / "runs" / f"{record['variant']}-seed{record['seed']}", record, True)
+                 for record in json.loads(path.read_text(encoding="utf-8"))]  # fmt: skip
+        runs = [run for run in found if run.record["status"] == COMPLETED]
+    with reading(path := report / "history.parquet"):
+        histories = dict(list(pd.read_parquet(path).groupby(["variant", "seed"])))
+        for run in runs:
+            run.history = histories[run.key].reset_index(drop=True)
+    with reading(path := report / "predictions.safetensors.xz"):
+        arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+        for run in runs:
+            names = "label", "predicted"
+            run.predictions = {name: arrays[f"{run.folder.name}/{name}"] for name in names}
+    return {run.folder.name: run for run in found}
 
 
 class Report:
-    """A report's folder. Its runs are read once.
-
-    Args:
-        folder: Holds report.json, and runs/ or the files of a published report.
+    """A report's folder, published or not. Its runs are read once.
 
     Attributes:
-        folder: The same.
         marker: The content of report.json.
         name: The protocol's name.
         note: What readers must know, in the words of the protocol or of its data; often empty.
         stand_in: Whether other data stand in for those asked for, so that no verdict can be given.
         variants: For each variant its `label`, look, `model`, `task`, `parameters` at the first
             seed, and `group`: only variants of equal group (task and its options) are compared.
-        seeds: The seeds of each variant.
-        labels, looks: The label and the look of each variant.
+        seeds, labels, looks: Those of each variant.
         metrics, score: What judges its runs.
         published: Whether this is the light, committed form of a report.
 
@@ -197,11 +163,9 @@ class Report:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         path = self.folder / MARKER
-        if not path.exists() and (self.folder / "protocol.yaml").exists():
-            raise _of_version_0_1(self.folder)
         if not path.exists():
-            raise UserError(f"{self.folder} holds no report (no report.json); name another.")
-        with reading(path, "restore it or make the report again"):
+            raise UserError(f"{self.folder} holds no report (no {MARKER}); name another.")
+        with reading(path):
             self.marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.name: str = self.marker["protocol"]
             self.note: str = self.marker["note"]
@@ -232,37 +196,34 @@ class Report:
         return [self.folder / "runs" / name for name in names]
 
     @cached_property
-    def _read(self) -> tuple[list[Run], list[dict[str, Any]]]:
-        """The completed runs, and the records of all runs."""
-        runs, records = [], []
-        there = published_runs(self.folder / "runs.json") if self.published else {}
-        for folder in self.run_folders:
-            variant, _, seed = folder.name.rpartition("-seed")
-            record = {"variant": variant, "model": self.variants[variant]["model"]}
-            record |= {"seed": int(seed), "status": MISSING}
-            if folder.name in there or (folder / "run.json").exists():
-                try:
-                    run = there.get(folder.name) or load_run(folder)
-                    if run.record["status"] == COMPLETED:
-                        run.predictions, run.history  # noqa: B018 (a damaged file is found now)
-                        runs.append(run)
-                    record = run.record
-                except UserError as error:
-                    record["reason"] = str(error)
-            else:
-                record["reason"] = f"it did not finish; see logs/{folder.name}.txt"
-            records.append(record)
-        return runs, records
+    def every_run(self) -> list[Run]:
+        """All runs that the protocol asks for, in order; `reason` says why one has no results."""
+        there = published_runs(self.folder) if self.published else {}
+        return [there.get(folder.name) or self._run(folder) for folder in self.run_folders]
+
+    def _run(self, folder: Path) -> Run:
+        variant, _, seed = folder.name.rpartition("-seed")
+        reason = f"it did not finish; see logs/{folder.name}.txt"
+        if (folder / "run.json").exists():
+            try:
+                run = load_run(folder)
+                if run.record["status"] == COMPLETED:
+                    run.predictions, run.history  # noqa: B018 (a damaged file is found now)
+                return run
+            except UserError as error:
+                reason = str(error)
+        record = {"variant": variant, "model": self.variants[variant]["model"], "seed": int(seed)}
+        return Run(folder, {**record, "status": MISSING, "reason": reason})
 
     @property
     def runs(self) -> list[Run]:
         """The completed runs, in order."""
-        return self._read[0]
+        return [run for run in self.every_run if run.record["status"] == COMPLETED]
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """The records of all runs that the protocol asks for, in order."""
-        return self._read[1]
+        return [run.record for run in self.every_run]
 
     @property
     def missing(self) -> list[dict[str, Any]]:
@@ -287,26 +248,14 @@ class Report:
         return pd.concat(histories, ignore_index=True) if histories else empty
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table that was measured on the runs' weights, with `variant` and `seed` first.
-
-        Args:
-            name: A table of `measures`, such as "stability".
-
-        Returns:
-            The rows of all completed runs, in order; an empty frame if no run has the table.
-        """
+        """A table of `measures`, such as "stability"; empty if no completed run has it."""
         folders = [self.folder] if self.published else [run.folder for run in self.runs]
         tables = []
-        for path in (folder / f"measures/{name}.parquet" for folder in folders):
-            if path.exists():
-                with reading(path, "make the report again"):
+        for folder in folders:
+            if (path := folder / f"measures/{name}.parquet").exists():
+                with reading(path, folder):
                     tables.append(pd.read_parquet(path))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a report.json, run.json or runs.json."""
-    write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -326,19 +275,19 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     write_file(path, frame.to_parquet(index=False, compression="zstd"))
 
 
-def read_csv(path: Path, remedy: str, columns: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a tidy frame; names stay text, whatever they look like.
+def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read columns of a tidy frame; names stay text, whatever they look like.
 
     Raises:
-        UserError: The file is missing or damaged, or lacks one of `columns`.
+        UserError: The file is missing or damaged, or lacks a column.
     """
-    with reading(path, remedy):
-        text = path.read_bytes().decode("utf-8-sig")
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig")
         if not text.endswith("\n"):
             raise ValueError("the last line is cut off")
         names = dict.fromkeys(("variant", "model", "status", "split"), str)
         frame = pd.read_csv(StringIO(text), dtype=names, keep_default_na=False, na_values=[""])
-        return frame[[*columns] or [*frame.columns]]
+        return frame[[*columns]]
 
 
 def history_columns(score: str) -> list[str]:
@@ -355,14 +304,11 @@ def result_columns(metrics: Iterable[str]) -> list[str]:
 def result_row(record: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, Any]:
     """A run's row of results.csv; a run that did not complete has no numbers."""
     test = record.get("test", {})
-    return {
-        **{name: record[name] for name in KEYS},
-        **{name: test.get(name) for name in (*metrics, "loss")},
-        "parameters": record.get("parameter_count"),
-        "free_parameters": record.get("free_parameter_count"),
-        **{name: record.get(name) for name in ("epochs", "best_epoch", "seconds")},
-        "status": record["status"],
-    }
+    values = {name: test.get(name) for name in (*metrics, "loss")}
+    values |= {name: record.get(name) for name in ("epochs", "best_epoch", "seconds")}
+    values["parameters"] = record.get("parameter_count")
+    values["free_parameters"] = record.get("free_parameter_count")
+    return values | {name: record[name] for name in (*KEYS, "status")}
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -376,8 +322,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, pd.Series] = {"seeds": groups["seed"].nunique()}
     for name in results.columns[len(KEYS) : results.columns.get_loc("loss")]:
         columns |= {name: groups[name].mean(), f"{name}_sd": groups[name].std(ddof=1)}
-    columns |= {name: groups[name].first() for name in SIZES[:2]}
-    columns |= {name: groups[name].mean() for name in SIZES[2:]}
+    columns |= {name: groups[name].mean() for name in SIZES}
     return pd.DataFrame(columns).reset_index()
 
 
@@ -410,8 +355,7 @@ def summary_text(report: Report) -> str:
     text = f"# Test results\n\n{note}Mean ± standard deviation over seeds.\n\n"
     text += table.to_markdown(index=False, disable_numparse=True) + "\n"
     for run in report.missing:
-        reason = run.get("reason", "no reason was recorded")
-        text += f"\n{run['variant']}-seed{run['seed']} is {run['status']}: {reason}\n"
+        text += f"\n{run['variant']}-seed{run['seed']} is {run['status']}: {run['reason']}\n"
     return text
 
 
@@ -423,14 +367,14 @@ def write_tables(report: Report) -> None:
 
 
 def write_published(report: Report, folder: Path) -> None:
-    """Write the records, tables, histories and predictions of a report's finished runs."""
+    """Write the records, tables, histories and predictions of a report's runs."""
     predictions = {
         f"{run.folder.name}/{name}": array
         for run in report.runs
         for name, array in run.predictions.items()
     }
     write_json(folder / MARKER, report.marker)
-    write_json(folder / "runs.json", [run.record for run in report.runs])
+    write_json(folder / "runs.json", report.records)
     write_csv(folder / "results.csv", report.results)
     write_file(folder / "results_summary.md", summary_text(report))
     write_parquet(folder / "history.parquet", report.history)

@@ -1,7 +1,9 @@
 """One run: its data, its model, its training, one look at the test set, and its folder."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,8 @@ import torch
 from rnnbench_nb import results
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.files import PROJECT, write_file, write_json
+from rnnbench_nb.folders import FORMAT
 from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.measures import measure
 from rnnbench_nb.metrics import METRICS
@@ -22,7 +25,7 @@ from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.probe import Probe, agrees, probe
 from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, run_parameters
 from rnnbench_nb.provenance import environment
-from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run, published_runs
+from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
 from rnnbench_nb.tasks.base import Part, Split
@@ -33,34 +36,28 @@ Say = Callable[[str], None]
 
 def marker(name: str, protocol: Protocol) -> dict[str, Any]:
     """The content of report.json, from which a report is read without cells and tasks."""
-    variants = protocol.parameterisations
-    cells = {variant: CELLS[parameters.model] for variant, parameters in variants.items()}
+    own = protocol.parameterisations
+    cells = {variant: CELLS[parameters.model] for variant, parameters in own.items()}
     names, styles = labels(cells), looks(cells)
+    variants = {
+        variant: {
+            "label": names[variant],
+            **styles[variant]._asdict(),
+            **{key: getattr(parameters, key) for key in ("model", "task", "group")},
+            "parameters": parameters.flat(),
+        }
+        for variant, parameters in own.items()
+    }
     return {
-        "format": results.FORMAT,
+        "format": FORMAT,
         "protocol": name,
-        "metrics": TASKS[next(iter(variants.values())).task].metrics,
+        "metrics": TASKS[next(iter(own.values())).task].metrics,
         "note": protocol.note,
         "stand_in": protocol.stand_in,
         "models": {c.name: {"label": c.label, "equation": c.equation} for c in cells.values()},
-        "seeds": {variant: protocol.seeds_of(variant) for variant in variants},
-        "variants": {
-            variant: {
-                "label": names[variant],
-                **styles[variant]._asdict(),
-                "model": parameters.model,
-                "task": parameters.task,
-                "group": parameters.group,
-                "parameters": parameters.flat(),
-            }
-            for variant, parameters in variants.items()
-        },
+        "seeds": {variant: protocol.seeds_of(variant) for variant in own},
+        "variants": variants,
     }
-
-
-def by_hand(parameters: RunParameters) -> Path:
-    """The folder of a run that belongs to no report."""
-    return PROJECT / "reports/by_hand" / parameters.run
 
 
 def device_of(parameters: RunParameters) -> torch.device:
@@ -108,14 +105,9 @@ def described(task: Task, data: Split) -> dict[str, Any]:
     for tensor in (tensor for part in data for tensor in part):
         digest.update(tensor.contiguous().numpy().data)
     steps, input_size = task.inputs(data.train.inputs[:1]).shape[1:]
-    return {
-        **task.describe(),
-        **{name: len(part.targets) for name, part in data._asdict().items()},
-        "steps": steps,
-        "input_size": input_size,
-        "outputs": task.outputs(),
-        "hash": digest.hexdigest()[:16],
-    }
+    sizes = {name: len(part.targets) for name, part in data._asdict().items()}
+    shape = {"steps": steps, "input_size": input_size, "outputs": task.outputs()}
+    return {**task.describe(), **sizes, **shape, "hash": digest.hexdigest()[:16]}
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -126,20 +118,21 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def finished(record: Mapping[str, Any]) -> Run | None:
     """A completed run of the project with the parameters, data and probe of a record."""
     reports, precision = PROJECT / "reports", record["parameters"]["precision"]
-    ours = sorted(reports.glob("*/runs/*/run.json"))
-    for path in [*ours, *sorted(reports.glob("published/*/runs.json"))]:
-        try:
-            runs = [load_run(path.parent)] if path in ours else [*published_runs(path).values()]
-        except UserError:  # a damaged run is none
-            continue
-        for run in runs:
-            if (
-                run.record["status"] == COMPLETED
-                and _same(run.record["parameters"], record["parameters"])
-                and run.record["data"]["hash"] == record["data"]["hash"]
-                and agrees(run.record["probe"], record["probe"], precision)
-            ):
-                return run
+    published = sorted(reports.glob("published/*/runs.json"))
+    for path in [*sorted(reports.glob("*/runs/*/run.json")), *published]:
+        with suppress(UserError), results.reading(path):  # a damaged run is none
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for other in content if path in published else [content]:
+                if (
+                    other["status"] == COMPLETED
+                    and _same(other["parameters"], record["parameters"])
+                    and other["data"]["hash"] == record["data"]["hash"]
+                    and agrees(other["probe"], record["probe"], precision)
+                ):
+                    name = f"runs/{other['variant']}-seed{other['seed']}"
+                    run = load_run(path.parent / name if path in published else path.parent)
+                    run.predictions, run.history  # noqa: B018 (both can be read)
+                    return run
     return None
 
 
@@ -154,7 +147,7 @@ def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
         results.write_parquet(folder / f"measures/{table}.parquet", rows.assign(variant=name))
     record = {**run.record, "variant": name, "parameters": parameters.flat()}
     record["copied_from"] = run.folder.relative_to(PROJECT).as_posix()
-    results.write_json(folder / "run.json", record)
+    write_json(folder / "run.json", record)
     return load_run(folder)
 
 
@@ -193,7 +186,7 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
     if run:
         report(f"{parameters.run} is finished: its results are read, not trained again.")
         return run
-    record = {"format": results.FORMAT, "variant": parameters.name, "model": parameters.model}
+    record = {"format": FORMAT, "variant": parameters.name, "model": parameters.model}
     record |= {"seed": parameters.seed, "status": FAILED, **environment()}
     record["parameters"] = parameters.flat()
     try:
@@ -201,7 +194,7 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
             return _trained(parameters, folder, report, record, checkpoint)
     except Exception as error:  # whatever a contributed cell raises
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        results.write_json(folder / "run.json", {**record, "reason": reason})
+        write_json(folder / "run.json", {**record, "reason": reason})
         raise
 
 
@@ -216,19 +209,12 @@ def _trained(
     task = task_of(parameters)
     data = task.load(parameters.seed)
     model, initial = (started(parameters, task, data.train) for _ in range(2))
-    total, free = count(model)
+    record["metrics"] = task.metrics
+    record["parameter_count"], record["free_parameter_count"] = count(model)
     device = device_of(parameters)
-    record |= {
-        "metrics": task.metrics,
-        "parameter_count": total,
-        "free_parameter_count": free,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "data": described(task, data),
-        "probe": probe(parameters, task, data),
-    }
-    run = finished(record)
-    if run:
+    record |= {"device": str(device), "threads": torch.get_num_threads()}
+    record |= {"data": described(task, data), "probe": probe(parameters, task, data)}
+    if run := finished(record):
         report(f"{parameters.run} is finished in {run.folder}: it is copied, not trained again.")
         return copy_run(run, parameters, folder)
     stamp = {name: record[name] for name in ("parameters", "probe")}
@@ -240,7 +226,10 @@ def _trained(
     model.load_state_dict(state.best)
     loss, _, outputs = evaluate(model, data.test, task)
     label, predicted = data.test.targets.numpy(), task.answers(outputs).numpy()
-    _write_tensors(folder, state, outputs, narrow(label=label, predicted=predicted))
+    results.write_tensors(
+        folder / "predictions.safetensors", narrow(label=label, predicted=predicted)
+    )
+    _write_states(folder, state, outputs)
     keys = {name: record[name] for name in results.KEYS}
     columns = results.history_columns(task.score.name)
     history = pd.DataFrame([keys | row for row in state.history], columns=columns)
@@ -259,22 +248,19 @@ def _trained(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "unmeasured": measured.failures,
     }
-    results.write_json(folder / "run.json", record)
+    write_json(folder / "run.json", record)
     return load_run(folder)
 
 
-def _write_tensors(
-    folder: Path, state: State, outputs: torch.Tensor, predictions: Mapping[str, np.ndarray]
-) -> None:
-    """Write weights, test outputs (N, ...), predictions, and what is tracked at each epoch."""
-    tracked = {
-        name: torch.stack([epoch[name] for epoch in state.tracked]) for name in state.tracked[0]
-    }
-    tensors = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
-    for name, content in (tensors | ({"recurrent": tracked} if tracked else {})).items():
+def _write_states(folder: Path, state: State, outputs: torch.Tensor) -> None:
+    """Write weights, test outputs (N, ...), and what is tracked at each epoch."""
+    files = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
+    if names := state.tracked[0]:
+        tracked = {name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names}
+        files["recurrent"] = tracked
+    for file, content in files.items():
         arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
-        results.write_tensors(folder / f"{name}.safetensors", arrays)
-    results.write_tensors(folder / "predictions.safetensors", predictions)
+        results.write_tensors(folder / f"{file}.safetensors", arrays)
 
 
 def narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,21 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pandas as pd
 
 from rnnbench_nb.budget import epochs_of
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import (
-    KEYS,
-    Report,
-    Run,
-    read_csv,
-    result_columns,
-    result_row,
-    summary_text,
-)
+from rnnbench_nb.results import KEYS, Report, Run, read_csv, result_columns, summary_text
 
 UNCHECKED = (
     "seconds (a time is measured once)",
@@ -32,16 +23,11 @@ COMPARED = ["loss", "gradient_norm"]
 TOLERANCE = 1.2e-2
 
 
-class Verification(NamedTuple):
-    """What `verify` found: the number of completed runs, what is wrong, what was not checked."""
-
-    runs: int
-    problems: list[str]
-    unchecked: list[str]
-
-
-def verify(report: Report) -> Verification:
+def verify(report: Report) -> list[str]:
     """Compare the tables of a report with its records, histories and predictions.
+
+    Returns:
+        A sentence for each thing that does not agree.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -49,33 +35,31 @@ def verify(report: Report) -> Verification:
     problems = [*_rows(report)]
     for run in report.runs:
         problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
+    texts = {"results_summary.md": summary_text(report)}
     if not report.published:
-        table = read_csv(report.folder / "history.csv", "make the report again")
-        if not table.equals(report.history):
-            problems.append("history.csv is not what the histories of the runs give")
-    path = report.folder / "results_summary.md"
-    if not path.exists() or path.read_text(encoding="utf-8") != summary_text(report):
-        problems.append("results_summary.md is not what the runs give")
-    missing = [f"{run['variant']}-seed{run['seed']}, {run['status']}" for run in report.missing]
-    return Verification(len(report.runs), problems, [*UNCHECKED, *missing])
+        texts["history.csv"] = report.history.to_csv(index=False)
+    for name, text in texts.items():
+        path = report.folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            problems.append(f"{name} is not what the runs give")
+    return problems
 
 
 def _rows(report: Report) -> Iterator[str]:
     """What is wrong in results.csv."""
     columns = result_columns(report.metrics.names)
-    table = read_csv(report.folder / "results.csv", "make the report again", columns)
-    records = {(record["variant"], record["seed"]): record for record in report.records}
+    table = read_csv(report.folder / "results.csv", columns)
+    right = {(row["variant"], row["seed"]): row for row in report.results.to_dict("records")}
     counts = Counter(zip(table["variant"], table["seed"], strict=True))
-    for key in dict.fromkeys([*records, *counts]):
-        if counts[key] != (key in records):
-            yield f"results.csv has {counts[key]} rows of {key[0]}, seed {key[1]}"
+    for variant, seed in dict.fromkeys([*right, *counts]):
+        if counts[variant, seed] != ((variant, seed) in right):
+            yield f"results.csv has {counts[variant, seed]} rows of {variant}, seed {seed}"
     for row in table.to_dict("records"):
-        record = records.get((row["variant"], row["seed"]))
-        right = result_row(record, report.metrics.names) if record else row
-        for name in columns:
-            if row[name] != right[name] and not (pd.isna(row[name]) and right[name] is None):
-                run = f"{row['variant']}, seed {row['seed']}"
-                yield f"results.csv has {name} {row[name]} for {run}; its record has {right[name]}"
+        variant, seed = row["variant"], row["seed"]
+        for name, value in right.get((variant, seed), row).items():
+            if row[name] != value and not (pd.isna(row[name]) and pd.isna(value)):
+                run = f"{variant}, seed {seed}"
+                yield f"results.csv has {name} {row[name]} for {run}; its record has {value}"
 
 
 def _run(report: Report, run: Run) -> Iterator[str]:
@@ -94,7 +78,7 @@ def _run(report: Report, run: Run) -> Iterator[str]:
         if record["test"][name] != value:
             yield f"its {name} is {record['test'][name]}; its predictions give {value}"
     epochs = list(range(1, record["epochs"] + 1))
-    splits = {split: rows for split, rows in history.groupby("split")}
+    splits = dict(list(history.groupby("split")))
     if any(list(rows["epoch"]) != epochs for rows in splits.values()) or len(splits) != 2:
         yield f"its history does not have each of its {len(epochs)} epochs once"
         return
@@ -119,30 +103,28 @@ def _last(losses: list[float], parameters: SimpleNamespace, examples: int) -> in
     return epochs_of(parameters, examples)
 
 
-def retrain(
-    report: Report, epochs: int = 1, say: Callable[[str], None] = lambda line: None
-) -> pd.DataFrame:
-    """Train the first epochs of each run again and compare them with its history.
+def retrain(report: Report, epochs: int, say: Callable[[str], None]) -> list[str]:
+    """Train the first epochs of each run again and compare training losses and gradient norms.
 
     Args:
         report: A report, published or not.
         epochs: How many epochs are trained.
-        say: Takes a line for each run.
+        say: Takes a line for each run, with the largest relative difference.
 
     Returns:
-        Columns `variant, seed, outcome` ("agrees", "differs" or "cannot be checked"), `difference`
-        (the largest relative one in training losses and gradient norms) and `reason`.
+        For each run "agrees", "differs" or "cannot be checked".
     """
-    rows = []
+    outcomes = []
     for run in report.runs:
         try:
-            value, reason = _retrained(run, epochs), ""
-            outcome = "agrees" if value <= TOLERANCE else "differs"
+            difference = _retrained(run, epochs)
+            outcome = "agrees" if difference <= TOLERANCE else "differs"
+            detail = f"{difference:.1g}"
         except UserError as error:
-            value, outcome, reason = math.nan, "cannot be checked", str(error)
-        say(f"{run.folder.name}: {outcome}{f' ({reason})' if reason else f', {value:.1g}'}")
-        rows.append([*run.key, outcome, value, reason])
-    return pd.DataFrame(rows, columns=["variant", "seed", "outcome", "difference", "reason"])
+            outcome, detail = "cannot be checked", str(error)
+        say(f"{run.folder.name}: {outcome} ({detail})")
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _retrained(run: Run, epochs: int) -> float:
@@ -154,15 +136,14 @@ def _retrained(run: Run, epochs: int) -> float:
     import torch
 
     from rnnbench_nb.protocol import run_parameters
-    from rnnbench_nb.runs import described, started
-    from rnnbench_nb.tasks import TASKS
+    from rnnbench_nb.runs import described, started, task_of
     from rnnbench_nb.training import arithmetic, fit
 
     record = run.record
     if record["device"] != "cpu" and not torch.cuda.is_available():
         raise UserError("it was trained on a GPU, and there is none here")
     parameters = run_parameters(record["parameters"], run.folder.name)
-    task = TASKS[parameters.task](parameters.task_options)
+    task = task_of(parameters)
     data = task.load(parameters.seed)
     if record["data"]["hash"] not in (None, described(task, data)["hash"]):
         raise UserError("its data are not those on this machine")

@@ -177,12 +177,6 @@ def test_a_published_report_and_a_report_that_is_worked_on_are_told_apart(tmp_pa
         folders.output_folder(PROJECT / "reports/published/new")
 
 
-def test_a_report_of_an_earlier_version_is_named_with_the_tag_that_reads_it(tmp_path):
-    write(tmp_path, {("", "protocol.yaml"): b"x", ("runs/gru-seed42", "run.json"): b"{}"})
-    with pytest.raises(UserError, match=r"a report of rnnbench 0\.1, which the tag v0\.1"):
-        folders.output_folder(tmp_path)
-
-
 @pytest.mark.parametrize("named", ["", "~nobody-of-this-name/x"])
 def test_a_folder_that_cannot_be_meant_is_refused(named):
     with pytest.raises(UserError, match="name a new folder"):

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 
-import nbformat
 import pytest
 import torch
 from conftest import TINY
@@ -121,23 +120,6 @@ def test_the_commit_is_the_projects_own_and_dirty_if_its_code_changed(monkeypatc
     assert commit() == f"{ours}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment()["commit"] == "unknown"
-
-
-def test_a_notebook_that_was_executed_and_saved_has_not_changed(monkeypatch, tmp_path):
-    git(tmp_path, "init")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
-    nbformat.write(notebook, tmp_path / "ä.ipynb")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "made")
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
-    ours = commit()
-    output = nbformat.v4.new_output("stream", text="2")
-    notebook.cells[0].update(execution_count=1, outputs=[output])
-    nbformat.write(notebook, tmp_path / "ä.ipynb")
-    assert commit() == ours and not ours.endswith("-dirty")
-    notebook.cells[0]["source"] = "1 + 2"
-    nbformat.write(notebook, tmp_path / "ä.ipynb")
-    assert commit() == f"{ours}-dirty"
 
 
 def test_the_commits_of_published_runs_are_in_the_history():

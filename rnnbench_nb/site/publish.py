@@ -43,20 +43,17 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     if not found.runs:
         reason = next((run["reason"] for run in found.missing), "run it first")
         raise UserError(f"{report} has no finished run to publish: {reason}.")
-    if damaged := [run for run in found.missing if (report / _run_json(run)).exists()
-                   and run["status"] == MISSING]:  # fmt: skip
-        raise UserError(damaged[0]["reason"])
+    for run in found.every_run:
+        if run.record["status"] == MISSING and (run.folder / "run.json").exists():  # damaged
+            raise UserError(run.record["reason"])
     folder = folders.output_folder(folder, "--to", publishing=True)
-    _check_runs(found, folder, replace)
+    if not replace and (folder / MARKER).exists():
+        _refuse_to_lose_runs(found, folder)
     with TemporaryDirectory() as work:
         write_published(found, Path(work))
-        for path in (path for name in ALSO if (path := report / name).is_file()):
-            write_file(Path(work) / path.name, path.read_bytes())
-        content = {
-            path.relative_to(work).as_posix(): path.read_bytes()
-            for path in sorted(Path(work).rglob("*"))
-            if path.is_file() and path.name != MARKER
-        }
+        paths = [path for path in Path(work).rglob("*") if path.is_file() and path.name != MARKER]
+        content = {path.relative_to(work).as_posix(): path.read_bytes() for path in paths}
+    content |= {name: (report / name).read_bytes() for name in ALSO if (report / name).is_file()}
     before = folders.listed(folder)
     folders.mark(folder, {**found.marker, "published": True})  # before any file: a kill may follow
     folders.own(folder, {*content, "index.html", "pages/"})
@@ -70,14 +67,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     return index
 
 
-def _run_json(record: dict) -> str:
-    return f"runs/{record['variant']}-seed{record['seed']}/run.json"
-
-
-def _check_runs(report: Report, folder: Path, replace: bool) -> None:
-    """Refuse to lose or change a published run, unless the user asks for it."""
-    if replace or not (folder / MARKER).exists():
-        return
+def _refuse_to_lose_runs(report: Report, folder: Path) -> None:
     ours = {run.key: run.record for run in report.runs}
     other = [run.folder.name for run in Report(folder).runs if ours.get(run.key) != run.record]
     if other:
@@ -108,8 +98,7 @@ def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     notebooks = [PROJECT / f"notebooks/{name}.ipynb" for name in sorted(names)]
     pages = [_executed(path, found) for path in notebooks if path.exists()]
     folders.own(folder, [FIGURE])
-    figure = figures.test_errors(found.results, found)
-    write_file(folder / FIGURE, figures.as_svg(figure))
+    write_file(folder / FIGURE, figures.as_svg(figures.test_errors(found.results, found)))
     has_front = (folder.parent / front.TEMPLATE).exists()
     return write(found, pages, {}, front=has_front, limit=PAGE_LIMIT)
 
@@ -118,19 +107,13 @@ def _executed(notebook: Path, report: Report) -> Page:
     """The page of a notebook, executed on a published report."""
     inside = report.folder.is_relative_to(PROJECT)
     folder = report.folder.relative_to(PROJECT) if inside else report.folder
-    first = next(iter(report.variants.values()))["parameters"]
-    known = {**first, "output_dir": str(folder)}
+    known = {**next(iter(report.variants.values()))["parameters"], "output_dir": str(folder)}
     declared = papermill.inspect_notebook(notebook)
+    values = {name: known[name] for name in declared if name in known}
     with TemporaryDirectory() as work:
-        executed = Path(work) / notebook.name
+        page = Path(work) / notebook.name
         try:
-            papermill.execute_notebook(
-                notebook,
-                executed,
-                {name: known[name] for name in declared if name in known},
-                cwd=work,
-                progress_bar=False,
-            )
+            papermill.execute_notebook(notebook, page, values, cwd=work, progress_bar=False)
         except papermill.PapermillExecutionError as error:
             raise UserError(f"{notebook.name} of {folder}: {error.evalue}") from error
-        return render(executed)
+        return render(page)
