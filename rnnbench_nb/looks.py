@@ -21,8 +21,8 @@ def labels(cells: Mapping[str, Any]) -> dict[str, str]:
     """The label of each variant, from the cell class of each.
 
     A variant named after its cell has the cell's label (`gru_128` of the cell `gru` has
-    `GRU-128`); any other, and every foreign module, keeps its own name. A part of a cell's label
-    after a comma is put in brackets, because sentences separate labels by commas.
+    `GRU-128`); any other keeps its own name. A part of a cell's label after a comma is put in
+    brackets, because sentences separate labels by commas.
     """
     result = {}
     for name, cell in cells.items():
@@ -30,7 +30,7 @@ def labels(cells: Mapping[str, Any]) -> dict[str, str]:
         rest = name.removeprefix(f"{cell.name}_")
         if name == cell.name:
             result[name] = label
-        elif rest == name or cell.name == "module":
+        elif rest == name:
             result[name] = name
         else:
             result[name] = f"{label}-{rest}"

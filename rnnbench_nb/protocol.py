@@ -35,6 +35,7 @@ from rnnbench_nb.tasks import DEFAULT, TASKS
 
 QUICK_EPOCHS = 5
 SEEDS = 2**32  # seeds are below it
+RETIRED = {"start": "common", "biases": True}  # options in old records, which meant what is now
 NO_GPU = "device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'."
 
 
@@ -139,6 +140,7 @@ def run_parameters(
     if not isinstance(options, dict):
         raise UserError(f"{where}: options: must hold KEY: VALUE pairs, but {options!r} is given.")
     values |= options
+    values = {key: value for key, value in values.items() if (key, value) not in RETIRED.items()}
     cell = lookup(CELLS, f"{where}: model", values.get("model"))
     task = lookup(TASKS, f"{where}: task", values.get("task", DEFAULT))
     own, theirs = cell.Options.model_fields, task.Options.model_fields

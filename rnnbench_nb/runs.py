@@ -23,7 +23,7 @@ from rnnbench_nb.measures import measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.probe import Probe, agrees, probe
-from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, run_parameters
+from rnnbench_nb.protocol import NO_GPU, RETIRED, Protocol, RunParameters, run_parameters
 from rnnbench_nb.provenance import environment
 from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
 from rnnbench_nb.seeds import generator
@@ -112,7 +112,7 @@ def described(task: Task, data: Split) -> dict[str, Any]:
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether parameters, by flat keys, are equal in all but the variant's name."""
-    return {**a, "variant": None} == {**b, "variant": None}
+    return {**RETIRED, **a, "variant": None} == {**RETIRED, **b, "variant": None}
 
 
 def finished(record: Mapping[str, Any]) -> Run | None:

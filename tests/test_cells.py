@@ -1,15 +1,14 @@
-"""Each cell against a second reading of its source, its counts and its authors' start."""
+"""Each cell against a second reading of its source, and what the A-GRU alone has."""
 
-import math
+from io import BytesIO
 
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.model import build_model
-from rnnbench_nb.protocol import run_parameters
-from rnnbench_nb.seeds import generator
 
 # A reading takes the weights by name, x (T, B, D), the start (B, n) and the options, and gives the
 # states (T, B, n). It is written from the source and by other means than the cell's file.
@@ -100,8 +99,7 @@ def lipschitz_rnn(w, x, h, o):
 def mingru(w, x, h, o):
     """In closed form: h_0 and each z_i c_i, every one times the product of the later 1 - z_j."""
     n = h.shape[1]
-    bias = w.get("bias", x.new_zeros(2 * n))
-    k, v = layer(w["weight_ih"][:n], bias[:n], x), layer(w["weight_ih"][n:], bias[n:], x)
+    k, v = layer(w["weight_ih"], w["bias"], x).split(n, -1)
     keep = nn.functional.logsigmoid(-k)  # log(1 - z)
     c = torch.where(v < 0, 1 / (1 + torch.exp(-v)), 0.5 + v)
     states = []
@@ -114,20 +112,33 @@ def mingru(w, x, h, o):
     return torch.stack(states)
 
 
-def gru_reset_before(w, x, h, o):
-    """Cho et al. 2014 as printed, their z being the share of the old state."""
+def reset_before(w, matrix, x, h, mix):
+    """A GRU block by block, with its candidate's matrix and what it makes of old, z and c."""
     n = h.shape[1]
-    w_z, w_r, v = w["weight_ih"].split(n)
+    (w_z, w_r, v), (b_z, b_r, b) = w["weight_ih"].split(n), w["bias"].split(n)
     u_z, u_r = w["gate_weight"].split(n)
-    b_z, b_r, b = w["bias"].split(n)
     states = [h]
     for x_t in x:
         old = states[-1]
-        their_z = torch.sigmoid(-(x_t @ w_z.T + old @ u_z.T + b_z))
-        r = torch.sigmoid(x_t @ w_r.T + old @ u_r.T + b_r)
-        candidate = elman(v, w["candidate_weight"], b, x_t, r * old)
-        states.append(their_z * old + (1 - their_z) * candidate)
+        z = 1 / (1 + torch.exp(-x_t @ w_z.T - old @ u_z.T - b_z))
+        r = 1 / (1 + torch.exp(-x_t @ w_r.T - old @ u_r.T - b_r))
+        states.append(mix(old, z, elman(v, matrix, b, x_t, r * old)))
     return torch.stack(states[1:])
+
+
+def gru_reset_before(w, x, h, o):
+    """Cho et al. 2014, z being the share of the new state."""
+    return reset_before(w, w["candidate_weight"], x, h, lambda old, z, c: old - z * old + z * c)
+
+
+def agru(w, x, h, o):
+    matrix = w["candidate_weight"]
+    if o.recurrence == "free":
+        matrix = matrix - o.gamma * torch.eye(len(matrix), dtype=x.dtype)
+    else:
+        matrix = damped(matrix, o.gamma)
+    step = w["epsilon"] if o.epsilon_itself else torch.exp(w["log_epsilon"])
+    return reset_before(w, matrix, x, h, lambda old, z, c: old + step * c * z)
 
 
 READINGS = {
@@ -138,6 +149,7 @@ READINGS = {
     "lipschitz_rnn": (lipschitz_rnn, {"beta": 0.6, "gamma": 0.2, "epsilon": 0.4}),
     "mingru": (mingru, {}),
     "gru_reset_before": (gru_reset_before, {}),
+    "agru": (agru, {"gamma": 0.3, "epsilon": 0.7}),
 }
 SHAPES = [(3, 5, 4, 6), (1, 5, 4, 6), (3, 1, 4, 6), (3, 5, 1, 6), (3, 5, 4, 1), (1, 1, 1, 1)]
 each_cell = pytest.mark.parametrize("cell", READINGS)
@@ -154,7 +166,8 @@ def make(cell, features=4, units=6, **options):
 def agrees(made, reading, x, h_0):
     """The output, the last state and all gradients of a module are those of the reading."""
     x, start = x.requires_grad_(), None if h_0 is None else h_0.requires_grad_()
-    inputs = [x, *made.parameters(), *([] if h_0 is None else [start])]
+    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    inputs = [x, *trained, *([] if h_0 is None else [start])]
     output, last = made(x, None if h_0 is None else start[None])
     begin = made.zero_state(x.shape[1]) if h_0 is None else start
     states = reading(dict(made.named_parameters()), x, begin, made.options)
@@ -180,103 +193,74 @@ def test_a_cell_is_what_its_source_says(cell, shape, with_start):
     agrees(made, reading, x, h_0 if with_start else None)
 
 
-@pytest.mark.parametrize("cell", ["antisymmetric_rnn", "gated_antisymmetric_rnn"])
-def test_the_matrix_is_antisymmetric_but_for_its_damping_and_always_the_current_one(cell):
-    made = make(cell, gamma=0.3)
-    for _ in range(2):
-        w = nn.init.normal_(made.recurrent)
-        torch.testing.assert_close(made.prepare()[0], damped(w, 0.3))
-        assert torch.equal(made.recurrent_matrix(), made.prepare()[0])
+@pytest.mark.parametrize(
+    "options", [{"recurrence": "free"}, {"recurrence": "frozen"}, {"epsilon_itself": True}]
+)
+def test_so_are_the_controls_of_the_agru(options):
+    agrees(make("agru", gamma=0.3, **options), agru, torch.randn(5, 2, 4).double(), None)
 
 
-def uniform(bound):
-    return bound / math.sqrt(3), bound
+@pytest.mark.parametrize("cell", ["agru", "antisymmetric_rnn", "gated_antisymmetric_rnn"])
+def test_the_matrix_in_use_is_that_of_the_current_weights(cell):
+    """After a step of an optimiser, and after loading; the damping is not loaded."""
+    made, other, x = make(cell, gamma=0.3), make(cell, gamma=0.9), torch.randn(5, 2, 4).double()
+    before = made.recurrent_matrix().detach()
+    real = torch.linalg.eigvals(before).real
+    torch.testing.assert_close(real, torch.full_like(real, -0.3))
+    optimiser = torch.optim.Adam(made.parameters(), lr=0.1)
+    made(x)[0].square().sum().backward()
+    optimiser.step()
+    assert not torch.equal(made.recurrent_matrix(), before)
+    agrees(made, READINGS[cell][0], x, None)
+    other(x)  # a cached matrix would be of these weights
+    other.load_state_dict(made.state_dict())
+    assert other.options.gamma == 0.9
+    agrees(other, READINGS[cell][0], x, None)
 
 
-D, H = 150, 200
-SOURCE = {  # standard deviation, and the bound of a uniform start
-    "antisymmetric_rnn": {"weight_ih": (D**-0.5, None), "recurrent": (H**-0.5, None)},
-    "gated_antisymmetric_rnn": {"weight_ih": (D**-0.5, None), "recurrent": (H**-0.5, None)},
-    "cornn": dict.fromkeys(("weight_ih", "recurrent", "bias"), uniform((D + 2 * H) ** -0.5)),
-    "lem": dict.fromkeys(
-        ("weight_ih", "recurrent", "memory_weight", "recurrent_bias", "bias"), uniform(H**-0.5)
-    ),
-    "lipschitz_rnn": {
-        **dict.fromkeys(("weight_ih", "bias"), uniform(D**-0.5)),
-        **dict.fromkeys(("linear_weight", "tanh_weight"), (1 / H, None)),
-    },
-    "mingru": dict.fromkeys(("weight_ih", "bias"), uniform(D**-0.5)),
-    "gru_reset_before": {
-        "weight_ih": (0.01, None),
-        "gate_weight": (H**-0.5, None),
-        "candidate_weight": (H**-0.5, None),
-    },
-}
+def test_the_gradient_of_the_agrus_w_is_exactly_antisymmetric():
+    made = CELLS["agru"](3, 5)
+    made(torch.randn(6, 4, 3))[0].square().sum().backward()
+    gradient = made.candidate_weight.grad
+    assert gradient.any() and torch.equal(gradient, -gradient.T)
 
 
-@each_cell
-def test_the_source_start_is_that_of_its_authors(cell):
-    made = CELLS[cell](D, H, start="source")
-    made.reset_parameters(torch.Generator().manual_seed(7))
-    state = {name: parameter.clone() for name, parameter in made.named_parameters()}
-    for name, tensor in state.items():
-        if name not in SOURCE[cell]:
-            assert name == "bias" and not tensor.any()
-            continue
-        std, bound = SOURCE[cell][name]
-        tolerance = 0.02 if tensor.dim() > 1 else 0.1
-        assert tensor.std().item() == pytest.approx(std, rel=tolerance), name
-        assert abs(tensor.mean().item()) < 5 * std / math.sqrt(tensor.numel()), name
-        if bound:
-            assert 0.98 * bound < tensor.abs().max() <= bound, name
-        else:  # a normal start has no bound
-            assert tensor.abs().max() > 3 * std, name
-    made.reset_parameters(torch.Generator().manual_seed(7))
-    assert all(torch.equal(state[name], p) for name, p in made.named_parameters())
+@pytest.mark.parametrize("learnable", [True, False])
+def test_the_step_size_starts_as_given_is_trained_if_wanted_and_stays_positive(learnable):
+    made = CELLS["agru"](1, 2, epsilon=2, learnable_epsilon=learnable)
+    assert made.step_size().item() == pytest.approx(2)
+    made(torch.ones(2, 1, 1))[0].sum().backward()
+    assert bool(made.log_epsilon.grad) == learnable and made.weight_ih.grad.any()
+    with torch.no_grad():
+        made.log_epsilon.sub_(20)  # far more than an optimiser takes epsilon itself below zero
+    assert made.step_size() > 0
 
 
-def test_each_recurrent_matrix_of_the_reset_before_gru_starts_orthogonal():
-    made = CELLS["gru_reset_before"](3, 20, start="source")
-    for matrix in (*made.gate_weight.chunk(2), made.candidate_weight):
-        torch.testing.assert_close(matrix @ matrix.T, torch.eye(20), rtol=1e-5, atol=1e-5)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_the_old_onnx_exporter_writes_answers_its_input_too():
+    made, file, (first, second) = CELLS["agru"](3, 4).eval(), BytesIO(), torch.randn(2, 5, 2, 3)
+    with torch.no_grad():
+        torch.onnx.export(made, (first,), file, dynamo=False)
+        session = ReferenceEvaluator(onnx.load_from_string(file.getvalue()))
+        out, _ = session.run(None, {session.input_names[0]: second.numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), made(second)[0])
 
 
 @pytest.mark.parametrize(
-    ("cell", "scaled", "options"),
+    ("cell", "scaled"),
     [
-        ("agru", {"candidate_weight"}, {}),
-        ("antisymmetric_rnn", {"recurrent"}, {"start": "source"}),
-        ("gated_antisymmetric_rnn", {"recurrent"}, {"start": "common"}),
-        ("lipschitz_rnn", {"linear_weight", "tanh_weight"}, {"start": "source"}),
+        ("agru", {"candidate_weight"}),
+        ("antisymmetric_rnn", {"recurrent"}),
+        ("lipschitz_rnn", {"linear_weight", "tanh_weight"}),
     ],
 )
-def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled, options):
-    plain, twice = (CELLS[cell](3, 5, initial_scale=scale, **options) for scale in (1.0, 2.0))
+def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled):
+    plain, twice = (CELLS[cell](3, 5, initial_scale=scale) for scale in (1.0, 2.0))
     for made in (plain, twice):
         made.reset_parameters(torch.Generator().manual_seed(7))
     ours = dict(twice.named_parameters())
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter * (1 + (name in scaled)), ours[name]), name
-
-
-@each_cell
-def test_the_head_starts_alike_whatever_the_start_of_the_cell(cell):
-    heads = []
-    for start in ("common", "source"):
-        parameters = run_parameters({"model": cell, "start": start}, "the test")
-        model = build_model(parameters, 28, 10, generator(42, "initialisation"))
-        assert not model.head.bias.any()
-        heads.append(model.head.weight)
-    assert torch.equal(*heads)
-
-
-def test_without_biases_the_mingru_forgets_by_halves_where_the_input_is_zero():
-    made = CELLS["mingru"](1, 6, biases=False).double()
-    assert made.bias is None and list(dict(made.named_parameters())) == ["weight_ih"]
-    h_0 = torch.full((1, 1, 6), 8.0, dtype=torch.float64)
-    states = made(torch.zeros(3, 1, 1, dtype=torch.float64), h_0)[0]
-    assert states[:, 0, 0].tolist() == [4.25, 2.375, 1.4375]  # h' = h / 2 + 1 / 4
-    agrees(make("mingru", biases=False), mingru, torch.randn(4, 3, 4).double(), None)
 
 
 @each_cell

@@ -117,15 +117,6 @@ def test_jacobian_is_that_of_automatic_differentiation(kind):
         assert_close(dynamics.jacobian(step), expected, 1e-10)
 
 
-@pytest.mark.parametrize("kind", [LSTM, GRU, AGRU])
-def test_a_jacobian_by_hand_is_the_automatic_one(kind):
-    cell = make_cell(kind).requires_grad_(False)
-    u, state, prepared = cell.drive(draw(B, D)), draw(B, kind.states * H, seed=9), cell.prepare()
-    automatic = Cell.jacobian(cell, u, state, *prepared)
-    assert kind.jacobian is not Cell.jacobian
-    assert_close(cell.jacobian(u, state, *prepared), automatic)
-
-
 def terms_of(step: dynamics.Step) -> dict[str, torch.Tensor]:
     return step.cell.jacobian_terms(step.u, step.before, *step.prepared)
 

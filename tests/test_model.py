@@ -48,9 +48,6 @@ COUNTS = [  # at 128 units, 28 features and 10 classes
     ("cornn", {}, 37_770, 37_770),
     ("lem", {}, 82_186, 82_186 - 4 * 128),  # as many as torch's LSTM, with two biases a block
     ("lipschitz_rnn", {}, 37_770, 37_770),
-    ("lipschitz_rnn", {"beta": 1.0}, 37_770, 37_770 - 128 * 129),  # two antisymmetric matrices
-    ("lipschitz_rnn", {"beta": 0.0}, 37_770, 37_770 - 128 * 127),  # two symmetric ones
-    ("mingru", {"biases": False}, 8_458, 8_458),
     ("mingru", {}, 8_458 + 2 * 128, 8_458 + 2 * 128),  # ours has biases
     ("gru_reset_before", {}, 61_962 - 3 * 128, 61_578),  # torch's GRU has two biases a gate
     ("module", {"module": "torch.nn:GRU"}, 61_962, 61_962),

@@ -223,6 +223,13 @@ def test_variants_of_one_task_and_its_options_are_compared(tmp_path):
     assert variants["a"].group == variants["b"].group != variants["c"].group
 
 
+def test_an_option_that_was_retired_is_read_at_the_value_that_all_have_now():
+    new = run_parameters({"model": "mingru"}, "x")
+    assert run_parameters({"model": "mingru", "start": "common", "biases": True}, "x").same_as(new)
+    with pytest.raises(UserError, match="unknown key 'start'"):
+        run_parameters({"model": "mingru", "start": "source"}, "x")
+
+
 def test_two_runs_are_one_if_only_the_name_of_the_variant_differs():
     one = run_parameters({"model": "gru", "variant": "a"}, "x")
     assert one.same_as(run_parameters({"model": "gru", "variant": "b"}, "x"))

@@ -53,7 +53,7 @@ CELLS = {
 def test_labels_follow_the_cell_or_the_name():
     cells = {"gru": "gru", "gru_like": "lstm", "agru_139": "agru", "module_cfc": "module"}
     names = labels({name: CELLS[cell] for name, cell in cells.items()})
-    assert [*names.values()] == ["GRU", "gru_like", "A-GRU (gated)-139", "module_cfc"]
+    assert [*names.values()] == ["GRU", "gru_like", "A-GRU (gated)-139", "module-cfc"]
 
 
 def test_looks_are_the_cells_own_where_they_are_not_ambiguous():

@@ -1,7 +1,6 @@
 """The antisymmetric GRU (A-GRU), from its equations."""
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,16 +8,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.base import Cell, damped, parameter
-from rnnbench_nb.cells.kernels import Served
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
 class AGRU(Cell):
-    """Antisymmetric GRU (see `step` for the equation).
+    """Antisymmetric GRU: a forward Euler step of size epsilon, reset before the product.
 
-    The recurrent matrix of the candidate is A = W - W^T - gamma I, so its eigenvalues are
-    -gamma +- i lambda. It is computed from the current W at every call and never kept.
+        z  = sigma(W_z x + U_z h + b_z)        update gate
+        r  = sigma(W_r x + U_r h + b_r)        reset gate
+        c  = tanh(V x + A (r * h) + b)         candidate, A = W - W^T - gamma I
+        h' = h + epsilon (z * c)
+
+    A is computed from the current W at every call; its eigenvalues are -gamma +- i lambda.
 
     Parameters: ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows
     [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and the scalar ``log_epsilon``,
@@ -29,6 +31,7 @@ class AGRU(Cell):
     colour, dashes, marker = "#882255", (1, 0), "o"
     blocks = 3
     no_decay = ("log_epsilon",)  # decay would pull the step size towards 1
+    kernels = (kernel.run,)
     equation = r"""
 (`rnnbench_nb.cells.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product,
 with the damping $\gamma$ and one learnable step size $\epsilon$:
@@ -63,7 +66,6 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
     options: Options
 
     def declare(self) -> None:
-        """Declare the recurrent weights, and the step size or its logarithm."""
         h, options = self.hidden_size, self.options
         self.gate_weight = parameter(2 * h, h)
         self.candidate_weight = parameter(h, h, trained=options.recurrence != "frozen")
@@ -73,7 +75,6 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             self.log_epsilon = parameter(trained=options.learnable_epsilon)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Set the step size, and scale W."""
         start = self.options.epsilon
         with torch.no_grad():
             if self.options.epsilon_itself:
@@ -83,29 +84,17 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             self.candidate_weight.mul_(self.options.initial_scale)
 
     def step_size(self) -> Tensor:
-        """The current step size epsilon, a scalar tensor, positive unless trained as it is."""
         return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
 
     def recurrent_matrix(self) -> Tensor:
-        """A (H, H) = W - W^T - gamma I, computed from the current W."""
         w = self.candidate_weight
         return damped(w if self.options.recurrence == "free" else w - w.T, self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        """The gates' weights [U_z | U_r], A and epsilon."""
         return self.gate_weight, self.recurrent_matrix(), self.step_size()
 
     @staticmethod
     def step(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:
-        """One step, sigma being the sigmoid and * elementwise.
-
-            z  = sigma(W_z x + U_z h + b_z)        update gate
-            r  = sigma(W_r x + U_r h + b_r)        reset gate
-            c  = tanh(V x + A (r * h) + b)         candidate
-            h' = h + epsilon (z * c)               forward Euler step
-
-        The reset gate acts before the matrix product; torch.nn.GRU's acts after it.
-        """
         z, _, c = AGRU._gates(u, h, gate_weight, a)
         return h + epsilon * (z * c)
 
@@ -119,10 +108,6 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; a control as W."""
         n = self.hidden_size
         return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
-
-    def kernels(self) -> list[Callable[..., Served | str]]:
-        """The C++ kernel."""
-        return [kernel.run]
 
     def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> dict[str, Tensor]:
         """The step Jacobian in three terms, J = I + epsilon K + epsilon G.
@@ -147,6 +132,5 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         }
 
     def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
-        """The step Jacobian (B, H, H), the sum of its terms, in a third of the automatic time."""
         terms = self.jacobian_terms(u, state, *prepared)
         return terms["identity"] + terms["path"] + terms["gates"]

@@ -5,14 +5,13 @@ are read out.
 """
 
 import math
-import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, vmap
+from torch.func import jacrev
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.kernels import Served, cuda_graph, unroll
@@ -37,12 +36,6 @@ def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape), requires_grad=trained)
 
 
-def uniform(tensors: Iterable[Tensor], fan: int, generator: torch.Generator | None) -> None:
-    """Draw tensors uniform on +-1/sqrt(fan)."""
-    for tensor in tensors:
-        nn.init.uniform_(tensor, -1 / math.sqrt(fan), 1 / math.sqrt(fan), generator=generator)
-
-
 def damped(matrix: Tensor, gamma: float) -> Tensor:
     """A matrix (H, H) less gamma I."""
     return matrix - gamma * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -55,26 +48,14 @@ def draw(
 
     Xavier takes the fans of a stored matrix as it stands, the gates stacked.
     """
+    bound = 1 / math.sqrt(hidden_size)
     for tensor in module.state_dict(keep_vars=True).values():
-        if tensor.dim() > 1 and initialisation == "xavier":
-            nn.init.xavier_uniform_(tensor, generator=generator)
-        elif tensor.dim() > 1:
-            uniform([tensor], hidden_size, generator)
-        else:
+        if tensor.dim() < 2:
             nn.init.zeros_(tensor)
-
-
-class Start(Frozen):
-    """The option of a cell whose authors start it in a way of their own.
-
-    Attributes:
-        start: common, the start that all cells share (see `draw`), or source, the authors' start
-            of the cell's own weights; the head has the common start either way. Each file gives
-            the accuracy of both after 300 steps of row MNIST (128 units, batch 128, Adam 1e-3, one
-            seed, 2,000 validation images), which shows that both learn and no more.
-    """
-
-    start: Literal["common", "source"] = "common"
+        elif initialisation == "xavier":
+            nn.init.xavier_uniform_(tensor, generator=generator)
+        else:
+            nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
 
 class Chrono(Frozen):
@@ -95,7 +76,7 @@ class Chrono(Frozen):
 
 
 class Cell(nn.Module):
-    """A recurrent cell with the interface of torch.nn.GRU: one layer, one direction.
+    """A recurrent cell that is called like torch.nn.GRU: one layer, one direction.
 
     A subclass is one file. It declares its parameters (`declare`) and `step(u, state, *prepared)`,
     which computes the state (B, n) after a step from u (B, blocks H), the state before it, and the
@@ -104,7 +85,6 @@ class Cell(nn.Module):
     Args:
         input_size: Number of input features D.
         hidden_size: Number of hidden units H.
-        num_layers, bias, dropout, bidirectional: Only the defaults of torch.nn.GRU.
         batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
         device, dtype: Of the parameters.
         options: The cell's own options, as its `Options` describes them.
@@ -115,11 +95,12 @@ class Cell(nn.Module):
         equation: Markdown with LaTeX.
         blocks, states: Blocks of H numbers in u, and in the state.
         no_decay: Names of the parameters without weight decay.
+        kernels: Faster ways to run the loop, best first; each gives states or why it cannot.
         Options: The cell's own options, with types, limits and defaults.
         served: The path of the last call: a kernel, or the loop and why no kernel served it.
 
     Raises:
-        UserError: An argument is out of its range, or the cell does not have it.
+        UserError: An option is out of its range, or the cell does not have it.
     """
 
     name: ClassVar[str]
@@ -131,6 +112,7 @@ class Cell(nn.Module):
     blocks: ClassVar[int] = 1
     states: ClassVar[int] = 1
     no_decay: ClassVar[tuple[str, ...]] = ()
+    kernels: ClassVar[tuple[Callable[..., Served | str], ...]] = ()
     Options: ClassVar[type[Frozen]] = Frozen
     options: Any
     step: Callable[..., Tensor]
@@ -139,24 +121,12 @@ class Cell(nn.Module):
         self,
         input_size: int,
         hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
+        *,
         batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        for name, size in sizes.items():
-            if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
-                raise UserError(f"{name} must be a positive integer, got {size!r}")
-        only = {"num_layers": (num_layers, 1), "bias": (bias, True), "dropout": (dropout, 0)}
-        only["bidirectional"] = (bidirectional, False)
-        for name, (value, served) in only.items():
-            if value != served:
-                raise UserError(f"{self.label} is served with {name}={served}, got {value!r}")
         self.options = validate(self.Options, options, self.label)
         self.served = "not called yet"
         self._build(input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype)
@@ -167,7 +137,7 @@ class Cell(nn.Module):
         self.batch_first = batch_first
         self.weight_ih = parameter(self.blocks * hidden_size, input_size)
         self.declare()
-        self.bias = parameter(self.blocks * hidden_size) if self.has_bias() else None
+        self.bias = parameter(self.blocks * hidden_size)
         self.to(**place)
         self.reset_parameters()
 
@@ -175,10 +145,6 @@ class Cell(nn.Module):
 
     def declare(self) -> None:
         """Declare the parameters besides `weight_ih` (blocks H, D) and `bias` (blocks H,)."""
-
-    def has_bias(self) -> bool:
-        """Whether u has a bias."""
-        return True
 
     def initialise(self, generator: torch.Generator | None) -> None:
         """Change the common start: matrices uniform on +-1/sqrt(H), all else zero."""
@@ -193,11 +159,8 @@ class Cell(nn.Module):
 
     def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
         """The exact step Jacobian (B, n, n): entry [b, i, j] is d after_i / d before_j."""
-
-        def advance(state: Tensor, u: Tensor) -> Tensor:
-            return self.step(u, state, *prepared)
-
-        return vmap(jacrev(advance))(state, u)
+        # The sum over sequences, which do not know of each other, has all their Jacobians.
+        return jacrev(lambda before: self.step(u, before, *prepared).sum(0))(state).transpose(0, 1)
 
     @property
     def state_size(self) -> int:
@@ -220,10 +183,6 @@ class Cell(nn.Module):
         """The size of the forward Euler step along that flow."""
         return 1.0
 
-    def kernels(self) -> list[Callable[..., Served | str]]:
-        """Faster ways to run the loop, best first; each returns states or why it cannot."""
-        return []
-
     # The same for every cell.
 
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
@@ -234,10 +193,6 @@ class Cell(nn.Module):
         """Draw the weights anew; frozen ones stay frozen."""
         self.draw(generator)
         self.initialise(generator)
-
-    def flatten_parameters(self) -> None:
-        """Lay out the weights for cuDNN where torch.nn runs the cell; else do nothing."""
-        getattr(super(), "flatten_parameters", lambda: None)()
 
     def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters with weight decay, and those without."""
@@ -259,33 +214,19 @@ class Cell(nn.Module):
             and the last state, laid out like h_0.
 
         Raises:
-            UserError: The input or h_0 has the wrong kind, dimensions or dtype, or no time step.
+            UserError: The input or h_0 has another shape, or there is no time step.
         """
-        if not isinstance(input, Tensor):
-            raise UserError(
-                f"{self.label} takes a tensor, not a {type(input).__name__}: sequences of unequal "
-                "length are padded (pad_packed_sequence) and run one length at a time."
-            )
-        if input.dim() not in (2, 3):
-            raise UserError(f"input must have 2 or 3 dimensions, got {input.dim()}")
-        D, features = self.input_size, input.shape[-1]
-        if features != D:
-            raise UserError(f"input.size(-1) must be input_size {D}, got {features}")
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)
-        if batched and self.batch_first:
-            x = x.transpose(0, 1)  # (T, B, D)
-        if x.shape[0] == 0:
-            raise UserError("input must have at least one time step, got 0")
-        expected = (1, *((x.shape[1],) if batched else ()), self.state_size)
-        dtype = next(self.parameters()).dtype
-        if hx is None:
-            state = self.zero_state(x.shape[1])
-        elif hx.shape != expected:
-            raise UserError(f"h_0 must have the shape {expected}, got {tuple(hx.shape)}")
-        elif hx.dtype != dtype:
-            raise UserError(f"h_0 must be {dtype} as the weights are, got {hx.dtype}")
-        else:
+        x = x.transpose(0, 1) if batched and self.batch_first else x  # (T, B, D)
+        if x.dim() != 3 or x.shape[2] != self.input_size or not len(x):
+            shape = tuple(input.shape)
+            raise UserError(f"input must be steps of {self.input_size} features, got {shape}")
+        state = self.zero_state(x.shape[1])
+        if hx is not None:
+            expected = (1, *state.shape) if batched else tuple(state.shape)
+            if hx.shape != expected:
+                raise UserError(f"h_0 must have the shape {expected}, got {tuple(hx.shape)}")
             state = hx[0] if batched else hx
         states, last = self._run(x, state)
         output = states[..., : self.hidden_size]
@@ -300,7 +241,7 @@ class Cell(nn.Module):
     def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """All states (T, B, n) and the last (B, n), by the first kernel that serves the call."""
         prepared, refusals = self.prepare(), []
-        kernels = [*self.kernels(), *([cuda_graph.run] if x.is_cuda else [])]
+        kernels = (*self.kernels, *([cuda_graph.run] if x.is_cuda else []))
         for kernel in kernels if _switches["kernels"] else []:
             answer = kernel(self, x, state, *prepared)
             if isinstance(answer, Served):

@@ -4,15 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, parameter, uniform
-from rnnbench_nb.parameters import NotNegative, Positive
+from rnnbench_nb.cells.base import Cell, parameter
+from rnnbench_nb.parameters import Frozen, NotNegative, Positive
 
 
 class CoRNN(Cell):
     """Coupled oscillators (Rusch and Mishra 2021, eq. 3, damping explicit as in their code).
-
-        z' = z + dt (tanh(W y + W_z z + V x + b) - stiffness y - damping z)
-        y' = y + dt z'
 
     Their gamma is called stiffness here and their epsilon damping, since gamma and epsilon are the
     damping and the step size of other cells.
@@ -34,7 +31,7 @@ $$z_s = z_{s-1} + \Delta t \left(\tanh(W y_{s-1} + W_z z_{s-1} + V x_s + b)
 $$y_s = y_{s-1} + \Delta t\, z_s$$
 """
 
-    class Options(Start):
+    class Options(Frozen):
         """The options of the coRNN; the defaults are its authors' for pixel MNIST.
 
         They are for 784 steps. In 28 rows as little time passes as in 28 pixels, and dt 0.3 with
@@ -53,23 +50,12 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
     options: Options
 
     def declare(self) -> None:
-        """Declare W and W_z side by side."""
         self.recurrent = parameter(self.hidden_size, 2 * self.hidden_size)
 
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """Start all uniform on +-1/sqrt(D + 2H), as torch's linear layer for [x|z|y] starts.
-
-        Both starts learn alike (41% common, 40% source).
-        """
-        if self.options.start == "source":
-            uniform(self.parameters(), self.input_size + 2 * self.hidden_size, generator)
-
     def prepare(self) -> tuple[Tensor, ...]:
-        """[W | W_z]."""
         return (self.recurrent,)
 
     def step(self, u: Tensor, state: Tensor, recurrent: Tensor) -> Tensor:
-        """One step; u = V x + b."""
         y, z = state.chunk(2, -1)
         options = self.options
         force = torch.tanh(u + F.linear(state, recurrent))

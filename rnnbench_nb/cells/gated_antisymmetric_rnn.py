@@ -10,8 +10,7 @@ from rnnbench_nb.cells.antisymmetric_rnn import AntisymmetricRNN
 class GatedAntisymmetricRNN(AntisymmetricRNN):
     """h' = h + epsilon z * tanh(A h + V x + b), where A h serves the gate z too (eq. 12).
 
-    Parameters: ``weight_ih`` (2H, D), rows [V_z | V]; ``recurrent`` (H, H), W; ``bias`` (2H,). The
-    options and both starts are those of the AntisymmetricRNN.
+    Parameters: ``weight_ih`` (2H, D), rows [V_z | V]; ``recurrent`` (H, H), W; ``bias`` (2H,).
     """
 
     name, label = "gated_antisymmetric_rnn", "gated AntisymmetricRNN"
@@ -27,7 +26,6 @@ $$h_s = h_{s-1} + \epsilon\, z_s \odot \tanh(A h_{s-1} + V x_s + b)$$
 """
 
     def step(self, u: Tensor, h: Tensor, a: Tensor) -> Tensor:
-        """One step; u = [V_z x + b_z | V x + b]."""
         gate_input, candidate_input = u.chunk(2, -1)
         shared = F.linear(h, a)
         z = torch.sigmoid(gate_input + shared)

@@ -31,24 +31,11 @@ $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
         self.options.draw_chrono(self.bias_ih_l0.view(3, -1)[1], generator)
 
     def step(self, u: Tensor, h: Tensor, u_h: Tensor, b_h: Tensor) -> Tensor:
-        """One step of the equation; u_h (3H, H) and b_h (3H,) are torch's, rows r, z, n."""
         x_r, x_z, x_n = u.chunk(3, -1)
         h_r, h_z, h_n = F.linear(h, u_h, b_h).chunk(3, -1)
         r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
         n = torch.tanh(x_n + r * h_n)
         return (1 - z) * n + z * h
-
-    def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
-        """The step Jacobian (B, H, H) by hand: a tenth of the automatic one's time."""
-        h, (u_h, b_h) = state, prepared
-        x_r, x_z, x_n = u.chunk(3, -1)
-        h_r, h_z, q = F.linear(h, u_h, b_h).chunk(3, -1)
-        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-        n = torch.tanh(x_n + r * q)
-        u_r, u_z, u_n = u_h.chunk(3)
-        q_by_h = r[..., None] * u_n + (q * r * (1 - r))[..., None] * u_r  # of r * q, which n takes
-        by_update = torch.diag_embed(z) + ((h - n) * z * (1 - z))[..., None] * u_z
-        return by_update + ((1 - z) * (1 - n**2))[..., None] * q_by_h
 
     def redundant(self) -> int:
         """Torch's two bias vectors act as their sum in r and z; the reset parts them in n."""

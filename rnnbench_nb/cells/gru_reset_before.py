@@ -5,20 +5,16 @@ differs in the candidate's free matrix and the convex mix of old and new alone.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, parameter
+from rnnbench_nb.cells.base import Cell, parameter
 
 
 class GRUResetBefore(Cell):
-    """The GRU as first published (Cho et al. 2014, eq. 5-8, z being 1 - theirs).
+    """The GRU as first published (Cho et al. 2014, eq. 5-8, z being 1 - theirs, without biases).
 
-        z  = sigma(W_z x + U_z h + b_z)        update gate
-        r  = sigma(W_r x + U_r h + b_r)        reset gate
-        h' = (1 - z) h + z tanh(V x + W (r * h) + b)
-
-    The source has no biases. The parameters are those of the A-GRU but for its step size:
+    The parameters are those of the A-GRU but for its step size:
     ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows [U_z | U_r];
     ``candidate_weight`` (H, H), W; ``bias`` (3H,).
     """
@@ -35,30 +31,14 @@ $$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
 $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot \tanh\left(V x_s + W (r_s \odot h_{s-1}) + b\right)$$
 """
 
-    Options = Start
-    options: Start
-
     def declare(self) -> None:
-        """Declare the recurrent weights."""
         h = self.hidden_size
         self.gate_weight, self.candidate_weight = parameter(2 * h, h), parameter(h, h)
 
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """Start as its authors do: input weights from N(0, 0.01^2), orthogonal recurrent matrices.
-
-        Both starts learn alike (86% either way).
-        """
-        if self.options.start == "source":
-            nn.init.normal_(self.weight_ih, std=0.01, generator=generator)
-            for matrix in (*self.gate_weight.chunk(2), self.candidate_weight):
-                nn.init.orthogonal_(matrix, generator=generator)
-
     def prepare(self) -> tuple[Tensor, ...]:
-        """[U_z | U_r] and W."""
         return self.gate_weight, self.candidate_weight
 
     def step(self, u: Tensor, h: Tensor, gate_weight: Tensor, w: Tensor) -> Tensor:
-        """One step; u has the rows of ``weight_ih``."""
         linear, size = F.linear, len(w)
         gate_input, candidate_input = u.split([2 * size, size], -1)
         z, r = torch.sigmoid(gate_input + linear(h, gate_weight)).chunk(2, -1)

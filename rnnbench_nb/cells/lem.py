@@ -4,19 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, parameter, uniform
-from rnnbench_nb.parameters import Positive
+from rnnbench_nb.cells.base import Cell, parameter
+from rnnbench_nb.parameters import Frozen, Positive
 
 
 class LEM(Cell):
-    """Long expressive memory (Rusch et al. 2022, eq. 3), sigma being the sigmoid.
-
-        a  = dt sigma(W_1 y + V_1 x + b_1)
-        c  = dt sigma(W_2 y + V_2 x + b_2)
-        z' = (1 - c) z + c tanh(W_y y + V_y x + b_y)
-        y' = (1 - a) y + a tanh(W_z z' + V_z x + b_z)
-
-    As in its authors' code each block has two bias vectors, which act as their sum.
+    """Long expressive memory (Rusch et al. 2022, eq. 3), with two biases a block as in their code.
 
     Parameters: ``weight_ih`` (4H, D), rows [V_1 | V_2 | V_y | V_z]; ``recurrent`` (3H, H), rows
     [W_1 | W_2 | W_y]; ``memory_weight`` (H, H), W_z; ``recurrent_bias`` and ``bias`` (4H,). The
@@ -37,7 +30,7 @@ $$z_s = (1 - c_s) \odot z_{s-1} + c_s \odot \tanh(W_y y_{s-1} + V_y x_s + b_y)$$
 $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
 """
 
-    class Options(Start):
+    class Options(Frozen):
         """The options of LEM.
 
         Attributes:
@@ -49,35 +42,16 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
     options: Options
 
     def declare(self) -> None:
-        """Declare the recurrent weights, and the second biases."""
         h = self.hidden_size
         self.recurrent, self.memory_weight = parameter(3 * h, h), parameter(h, h)
         self.recurrent_bias = parameter(4 * h)
 
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """Start all uniform on +-1/sqrt(H), as its authors do, whose Kaiming head is left out.
-
-        Both starts learn (86% common, 89% source).
-        """
-        if self.options.start == "source":  # the matrices have that start already
-            vectors = (tensor for tensor in self.parameters() if tensor.dim() == 1)
-            uniform(vectors, self.hidden_size, generator)
-
     def prepare(self) -> tuple[Tensor, ...]:
-        """The recurrent weights, each with its biases."""
         h = self.hidden_size
         return self.recurrent, self.memory_weight, *self.recurrent_bias.split([3 * h, h])
 
-    def step(
-        self,
-        u: Tensor,
-        state: Tensor,
-        recurrent: Tensor,
-        memory_weight: Tensor,
-        bias: Tensor,
-        memory_bias: Tensor,
-    ) -> Tensor:
-        """One step; u = V x + b, rows as in ``weight_ih``."""
+    def step(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
+        recurrent, memory_weight, bias, memory_bias = prepared
         linear, size = F.linear, len(memory_bias)
         y, z = state.chunk(2, -1)
         u_y, u_z = u.split([3 * size, size], -1)

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, Start, damped, parameter, uniform
-from rnnbench_nb.parameters import Finite, NotNegative, Positive
+from rnnbench_nb.cells.base import Cell, damped, parameter
+from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
 class LipschitzRNN(Cell):
@@ -33,17 +33,17 @@ $$h_s = h_{s-1} + \epsilon \left(M_B h_{s-1} + \tanh(M_C h_{s-1} + U x_s + b)\ri
 $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C \text{ likewise}$$
 """
 
-    class Options(Start):
+    class Options(Frozen):
         """The options of the LipschitzRNN; the defaults are its authors' for pixel MNIST.
 
         Attributes:
-            beta: Share of the antisymmetric part: 1 for it alone, 0 for the symmetric one alone.
+            beta: Share of the antisymmetric part, between 0 and 1.
             gamma: Damping.
             epsilon: Step size, never trained.
             initial_scale: Factor on the initial B and C; the authors' commands have 6 to 32.
         """
 
-        beta: Annotated[float, Field(ge=0, le=1)] = 0.75
+        beta: Annotated[float, Field(gt=0, lt=1)] = 0.75
         gamma: Finite = 0.001
         epsilon: Positive = 0.03
         initial_scale: NotNegative = 1.0
@@ -51,26 +51,15 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
     options: Options
 
     def declare(self) -> None:
-        """Declare B and C."""
         h = self.hidden_size
         self.linear_weight, self.tanh_weight = parameter(h, h), parameter(h, h)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Start as its authors do: B and C of standard deviation 1/H, U and b within +-1/sqrt(D).
-
-        Both starts learn (67% common, 68% source).
-        """
         with torch.no_grad():
-            if self.options.start == "source":
-                names = ("weight_ih", "bias")
-                uniform(map(self.get_parameter, names), self.input_size, generator)
-                for matrix in (self.linear_weight, self.tanh_weight):
-                    matrix.normal_(0, 1 / self.hidden_size, generator=generator)
             self.linear_weight.mul_(self.options.initial_scale)
             self.tanh_weight.mul_(self.options.initial_scale)
 
     def step_size(self) -> float:
-        """The step size epsilon."""
         return self.options.epsilon
 
     def recurrent_matrix(self) -> Tensor:
@@ -82,15 +71,8 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
         return damped(w + (1 - 2 * self.options.beta) * w.T, self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        """M_B and M_C, in one matrix (2H, H) for one product a step."""
         return (torch.cat([self._mixed(self.linear_weight), self._mixed(self.tanh_weight)]),)
 
     def step(self, u: Tensor, h: Tensor, both: Tensor) -> Tensor:
-        """One step; u = U x + b."""
         linear, inner = F.linear(h, both).chunk(2, -1)
         return h + self.options.epsilon * (linear + torch.tanh(inner + u))
-
-    def redundant(self) -> int:
-        """At beta 1 and 0 only one part of B and C acts; else every entry does."""
-        n = self.hidden_size
-        return {1.0: n * (n + 1), 0.0: n * (n - 1)}.get(self.options.beta, 0)

@@ -48,25 +48,10 @@ $$h_s = o_s \odot \tanh c_s$$
                 enters.copy_(-keeps)
 
     def step(self, u: Tensor, state: Tensor, u_h: Tensor, b_h: Tensor) -> Tensor:
-        """One step of the equation; u_h (4H, H) and b_h (4H,) are torch's."""
         h, c = state.chunk(2, -1)
         i, f, g, o = (u + F.linear(h, u_h, b_h)).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
-
-    def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
-        """The step Jacobian (B, 2H, 2H) by hand: a quarter of the automatic one's time."""
-        (h, c), (u_h, b_h) = state.chunk(2, -1), prepared
-        i, f, g, o = (u + F.linear(h, u_h, b_h)).chunk(4, -1)
-        i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
-        u_i, u_f, u_g, u_o = u_h.chunk(4)
-        tanh_c = torch.tanh(f * c + i * g)
-        c_by_h = (g * i * (1 - i))[..., None] * u_i + (c * f * (1 - f))[..., None] * u_f
-        c_by_h += (i * (1 - g**2))[..., None] * u_g
-        h_by_c = o * (1 - tanh_c**2)  # the new h by the new c
-        h_by_h = h_by_c[..., None] * c_by_h + (tanh_c * o * (1 - o))[..., None] * u_o
-        h_rows = torch.cat([h_by_h, torch.diag_embed(h_by_c * f)], -1)  # (B, H, 2H)
-        return torch.cat([h_rows, torch.cat([c_by_h, torch.diag_embed(f)], -1)], -2)
 
     def redundant(self) -> int:
         """Torch's two bias vectors act as their sum in all four gates."""

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from rnnbench_nb.cells.base import Cell, Start, uniform
+from rnnbench_nb.cells.base import Cell
 
 
 class MinGRU(Cell):
     """h' = (1 - z) h + z g(W_h x + b_h), z = sigma(W_z x + b_z) (Feng et al. 2024, section 3.1).
 
-    g(v) = v + 0.5 where v >= 0, else sigma(v), which is positive and continuous.
+    g(v) = v + 0.5 where v >= 0, else sigma(v), which is positive and continuous. The source has no
+    biases, so that every input of 0, such as a black pixel, halves the state.
     """
 
     name, label = "mingru", "minGRU"
@@ -25,30 +26,6 @@ g(v) = \begin{cases} v + \tfrac12 & v \ge 0 \\ \sigma(v) & v < 0 \end{cases}$$
 $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
 """
 
-    class Options(Start):
-        """The options of the minGRU.
-
-        Attributes:
-            biases: Whether there are biases. The source has none; without them every input of 0,
-                such as a black pixel, halves the state whatever the cell has learned.
-        """
-
-        biases: bool = True
-
-    options: Options
-
-    def has_bias(self) -> bool:
-        """Whether u has biases."""
-        return self.options.biases
-
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """Start all, as torch starts a linear layer, uniform on +-1/sqrt(D), biases too.
-
-        Both starts learn, slowly at 1e-3 (38% either way; 79% with common at 1e-2).
-        """
-        if self.options.start == "source":
-            uniform(self.parameters(), self.input_size, generator)
-
     def drive(self, x: Tensor) -> Tensor:
         """The gates and candidates u = [z | c] (..., 2H), which need no state."""
         gate_input, v = super().drive(x).chunk(2, -1)
@@ -56,6 +33,5 @@ $$h_s = (1 - z_s) \odot h_{s-1} + z_s \odot c_s$$
         return torch.cat([torch.sigmoid(gate_input), candidate], -1)
 
     def step(self, u: Tensor, h: Tensor) -> Tensor:
-        """One step; u = [z | c]."""
         z, c = u.chunk(2, -1)
         return torch.lerp(h, c, z)  # (1 - z) h + z c
