@@ -128,9 +128,7 @@ def test_a_digit_is_drawn_read_row_by_row_and_emptied(visit, made):  # noqa: F81
     page.get_by_label("Rows read").press("ArrowLeft")
     said = status.inner_text()
     assert said.startswith("Test image 2, a ") and "After 27 of 28 rows" in said
-    assert page.url.endswith("#image=2&row=27")
-    page.reload()
-    assert status.inner_text() == said and not page.heard
+    assert not page.heard
 
 
 def test_a_drawing_is_centred_as_those_of_mnist(visit, made):  # noqa: F811
@@ -161,7 +159,7 @@ def test_a_finger_draws_and_does_not_scroll(browser, made):  # noqa: F811
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_the_page_reads_as_numpy_does_and_leaves_rows_out(visit, made, published):  # noqa: F811
+def test_the_page_reads_as_numpy_does(visit, made, published):  # noqa: F811
     folder = PUBLISHED if published else made[0]
     images = digits()[0][:20].double().numpy()
     page = visit("draw.html", folder)
@@ -174,14 +172,6 @@ def test_the_page_reads_as_numpy_does_and_leaves_rows_out(visit, made, published
         scores, norms = reference(model, images)
         np.testing.assert_allclose([one["scores"] for one in found], scores, atol=1e-8)
         np.testing.assert_allclose([one["norms"] for one in found], norms, atol=1e-8)
-        script = "([n, x]) => readWhole(MODELS.models[n], Float64Array.from(x)).losses[13]"
-        loss = page.evaluate(script, [number, images[0].ravel().tolist()])
-        without = images[:1].copy()
-        without[0, 13] = 0
-        last = [reference(model, each)[0][0, -1] for each in (images[:1], without)]
-        shares = [np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in last]
-        answer = shares[0].argmax()
-        assert loss == pytest.approx(100 * (shares[0][answer] - shares[1][answer]), abs=1e-6)
 
 
 def test_without_a_script_the_drawing_page_says_so(browser):

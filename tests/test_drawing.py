@@ -110,7 +110,7 @@ def test_the_script_holds_the_weights_and_images_on_which_the_models_disagree(ma
     for run, model in zip(runs, content["models"], strict=True):
         scores, _ = reference(model, images)
         with torch.no_grad():
-            trained = drawing.all_runs.load_model(run)(torch.from_numpy(images).float())
+            trained = drawing.load_model(run)(torch.from_numpy(images).float())
         np.testing.assert_allclose(scores[:, -1], trained, atol=0.2)  # float16
         answers.append(trained.argmax(1).tolist())
         right = np.exp(scores[0] - scores[0].max(1, keepdims=True))
@@ -133,7 +133,7 @@ def test_what_cannot_read_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"models\.js is damaged; write it again"):
         drawing.build(tmp_path)
     runs = Report(write_report(tmp_path / "made", {"lem": [0.9], "gru": [0.9]})).runs
-    with pytest.raises(UserError, match="the page cannot read with lem, only with lstm, gru"):
+    with pytest.raises(UserError, match="lem-seed42: the page reads with finished runs of lstm, gru"):
         drawing.write(tmp_path, runs)
     with pytest.raises(UserError, match=r"best\.safetensors"):
         drawing.write(tmp_path, runs[1:])

@@ -1,3 +1,1 @@
-"""The pages: of a report, of published reports together, and the one on which one draws a digit."""
-
-from rnnbench_nb.site.index import build
+"""Pages that open without a network: of a report, of a drawn digit, and over all reports."""

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from rnnbench_nb import folders
-from rnnbench_nb import runs as all_runs
-from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import COMPLETED, Run
-from rnnbench_nb.site.index import fill, repository
+from rnnbench_nb.runs import load_model
+from rnnbench_nb.site.render import fill
 from rnnbench_nb.tasks import TASKS
 
 PAGE, SCRIPT, BEGINNING = "draw.html", "models.js", "const MODELS = "
@@ -28,47 +27,26 @@ READERS = ("lstm", "gru", "agru")  # the cells whose step is in templates/draw.j
 EXAMPLES = 20  # test images on the page
 
 
-def tensors(model: SequenceModel) -> list[Tensor]:
-    """The float16 tensors with which the page reads steps of D inputs, for K classes.
+def describe(run: Run, model: SequenceModel) -> dict[str, Any]:
+    """A run in the script: its name, its test accuracy and the tensors with which the page reads.
 
-    Returns:
-        W (blocks H, D) and b (blocks H,) of the cell's `drive`, the tensors of its `prepare`, and
-        the head's weight (K, H) and bias (K,).
+    The tensors are W (blocks H, D) and b (blocks H,) of the cell's `drive`, those of its `prepare`,
+    and the head's weight (K, H) and bias (K,), for steps of D inputs and K classes.
     """
     cell = model.cell
     with torch.no_grad():
         b = cell.drive(torch.zeros(cell.input_size))
         w = (cell.drive(torch.eye(cell.input_size)) - b).T
-        return [t.half() for t in (w, b, *cell.prepare(), model.head.weight, model.head.bias)]
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """A run in the script: its name, its test accuracy and its tensors.
-
-    Raises:
-        UserError: The run is not finished, has no weights, does not read rows of pixels, or its
-            cell cannot read on the page.
-    """
-    record = run.record
-    if record["model"] not in READERS:
-        raise UserError(
-            f"{run.folder}: the page cannot read with {record['model']}, only with "
-            f"{', '.join(READERS)}; name a run of one of them."
-        )
-    if record["status"] != COMPLETED or record["data"].get("reading") != "row":
-        raise UserError(f"{run.folder} is not a finished run that reads rows; name one.")
-    model = all_runs.load_model(run, "best")
-    made = tensors(model)
-    flat = torch.cat([tensor.flatten() for tensor in made]).numpy().astype("<f2")
-    cell = CELLS[record["model"]]
+        tensors = [w, b, *cell.prepare(), model.head.weight, model.head.bias]
+        flat = torch.cat([tensor.half().flatten() for tensor in tensors]).numpy().astype("<f2")
     return {
         "cell": cell.name,
         "label": cell.label,
         "colour": cell.colour,
         "run": run.folder.name,
-        "accuracy": record["test"]["accuracy"],
-        "state": cell.states * model.cell.hidden_size,
-        "shapes": [list(tensor.shape) for tensor in made],
+        "accuracy": run.record["test"]["accuracy"],
+        "state": cell.states * cell.hidden_size,
+        "shapes": [list(tensor.shape) for tensor in tensors],
         "weights": base64.b64encode(flat.tobytes()).decode(),
     }
 
@@ -80,27 +58,33 @@ def write(folder: Path, runs: list[Run]) -> Path:
     holds, for the first image, the probability of the right class after each row.
 
     Raises:
-        UserError: See `describe`; or the runs do not read the same images.
+        UserError: A run has no weights, or is none with which the page can read.
     """
-    models = [describe(run) for run in runs]
-    data = [run.record["data"] for run in runs]
-    if any(each[key] != data[0][key] for each in data for key in ("dataset", "steps")):
-        raise UserError("The runs do not read the same images; name runs of one protocol.")
+    data = runs[0].record.get("data", {})
+    for run in runs:
+        images, reads = run.record.get("data", {}), run.record["model"] in READERS
+        finished = run.record["status"] == COMPLETED and images.get("reading") == "row"
+        if not (reads and finished and images["dataset"] == data["dataset"]):
+            raise UserError(
+                f"{run.folder}: the page reads with finished runs of {', '.join(READERS)} on rows "
+                "of the same images; name such runs."
+            )
+    models = [load_model(run, "best") for run in runs]
     images, targets = _test_examples(runs[0])
+    described = [describe(run, model) for run, model in zip(runs, models, strict=True)]
     with torch.no_grad():
-        answers = torch.stack([all_runs.load_model(run, "best")(images).argmax(1) for run in runs])
+        answers = torch.stack([model(images).argmax(1) for model in models])
         disagree = (answers != answers[0]).any(0)
-        chosen = torch.cat([disagree.nonzero()[:, 0], (~disagree).nonzero()[:, 0]])[:EXAMPLES]
-        for run, described in zip(runs, models, strict=True):
-            model = all_runs.load_model(run, "best")
+        chosen = (~disagree).int().argsort(stable=True)[:EXAMPLES]
+        for model, each in zip(models, described, strict=True):
             scores = model.head(model.cell(images[chosen[:1]])[0][0])  # (T, K), batch first
             right = scores.softmax(1)[:, targets[chosen[0]]]
-            described["replay"] = [round(100 * share, 1) for share in right.tolist()]
+            each["replay"] = [round(100 * share, 1) for share in right.tolist()]
     pixels = [bytes((255 * images[i]).round().byte().flatten().tolist()) for i in chosen]
     content = {
-        "side": data[0]["steps"],
-        "classes": data[0]["class_names"],
-        "models": models,
+        "side": data["steps"],
+        "classes": data["class_names"],
+        "models": described,
         "images": [base64.b64encode(each).decode() for each in pixels],
         "targets": targets[chosen].tolist(),
         "disagree": bool(disagree.any()),
@@ -138,5 +122,4 @@ def build(folder: Path) -> None:
     content = read(folder)
     if content is not None:
         folders.own(folder, [PAGE])
-        html = fill("draw.html.j2", **content, script=SCRIPT, page=None, repository=repository())
-        write_file(folder / PAGE, html)
+        write_file(folder / PAGE, fill("draw.html.j2", **content, script=SCRIPT, page=None))

@@ -8,7 +8,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,39 +22,23 @@ from rnnbench_nb.figures import legible
 from rnnbench_nb.files import write_file
 from rnnbench_nb.results import MARKER, Report
 from rnnbench_nb.site import drawing
-from rnnbench_nb.site.index import repository
-from rnnbench_nb.site.render import ENVIRONMENT, TEMPLATES, typeset
+from rnnbench_nb.site.index import FRONT
+from rnnbench_nb.site.render import ENVIRONMENT, TEMPLATES, fill
 from rnnbench_nb.statistics import Verdict
-
-TEMPLATE = "front.html.j2"
-OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 
 
 class Row(NamedTuple):
-    """The difference between two variants of a report, in the unit of differences (points)."""
+    """The difference a minus b between two variants, in the unit of differences (points)."""
 
     report: str
-    a: str  # labels
-    b: str
+    words: str  # the verdict
+    verdict: Verdict
     n: int  # common seeds
-    difference: float  # mean of a minus b
+    difference: float  # mean over them
     low: float  # ends of the interval that decides
     high: float
     margin: float
-    verdict: Verdict
-    small: bool  # better or worse by less than the margin
-    reason: str  # why there is no verdict
     dots: list[float]  # the difference in each seed
-
-    @property
-    def words(self) -> str:
-        """The verdict in a few words."""
-        better = {Verdict.BETTER: self.a, Verdict.WORSE: self.b}.get(self.verdict)
-        if better:
-            return f"{better} better" + ", below the margin" * self.small
-        if self.verdict == Verdict.NONE:
-            return f"{self.reason}: no verdict"
-        return {Verdict.EQUIVALENT: "equal within the margin"}.get(self.verdict, "cannot tell")
 
 
 class Line(NamedTuple):
@@ -71,16 +55,14 @@ class Line(NamedTuple):
 
 
 class Evidence:
-    """The numbers of the published reports in a folder.
-
-    Args:
-        folder: Holds the reports.
-    """
+    """The numbers of the published reports in a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.report = cache(lambda name: Report(folder / name))
-        self._comparison = cache(lambda name: statistics.comparison(self.report(name)))
+        self._comparison = cache(
+            lambda name: statistics.comparison(self.report(name)).to_dict("records")
+        )
 
     def compare(self, name: str, a: str, b: str) -> Row:
         """The difference a minus b between two variants of the report `name`.
@@ -88,23 +70,25 @@ class Evidence:
         Raises:
             UserError: The report does not compare the two.
         """
-        report, table = self.report(name), self._comparison(name)
-        rows = table[table["a"].isin([a, b]) & table["b"].isin([a, b])].to_dict("records")
+        report = self.report(name)
+        rows = [row for row in self._comparison(name) if {row["a"], row["b"]} == {a, b}]
         if not rows:
-            raise UserError(f"{self.folder / name} does not compare {a} and {b}; see {TEMPLATE}.")
-        row, scale, sign = rows[0], report.score.scale, 1
-        if row["a"] != a:
-            sign, low, high = -1, -row["family_high"], -row["family_low"]
-            row |= {"family_low": low, "family_high": high}
-            row["verdict"] = OPPOSITE.get(row["verdict"], row["verdict"])
-        scores = {run.key: run.scores.mean() for run in report.runs}
-        dots = [scores[a, seed] - scores[b, seed] for variant, seed in scores
-                if variant == a and (b, seed) in scores]  # fmt: skip
-        return Row(
-            name, report.labels[a], report.labels[b], row["n"], sign * scale * row["difference"],
-            scale * row["family_low"], scale * row["family_high"], scale * row["margin"],
-            row["verdict"], row["small"], row["reason"], [scale * dot for dot in dots],
-        )  # fmt: skip
+            raise UserError(f"{self.folder / name} does not compare {a} and {b}; see {FRONT}.")
+        row = rows[0] if rows[0]["a"] == a else statistics.turned(rows[0])
+        small = ", below the margin" if row["small"] else ""
+        words = {
+            Verdict.BETTER: f"{report.labels[a]} better{small}",
+            Verdict.WORSE: f"{report.labels[b]} better{small}",
+            Verdict.EQUIVALENT: "equal within the margin",
+            Verdict.UNDECIDED: "cannot tell",
+            Verdict.NONE: f"{row['reason']}: no verdict",
+        }[row["verdict"]]
+        keys = ("difference", "family_low", "family_high", "margin")
+        difference, low, high, margin = (report.score.scale * row[key] for key in keys)
+        scores = {run.key: report.score.scale * run.scores.mean() for run in report.runs}
+        common = [seed for variant, seed in scores if variant == a and (b, seed) in scores]
+        dots = [scores[a, seed] - scores[b, seed] for seed in common]
+        return Row(name, words, row["verdict"], row["n"], difference, low, high, margin, dots)
 
     def mean(self, name: str, variant: str) -> float:
         """The mean test score of a variant over its seeds, as people read it (per cent)."""
@@ -112,28 +96,21 @@ class Evidence:
         results = report.results[report.results["variant"] == variant]
         return report.score.scale * results[report.score.name].mean()
 
-    def seeds(self, *names: str) -> str:
-        """The number of seeds of the variants of some reports, such as `1 to 3`."""
-        counts = [len(self.report(n).of(v)) for n in names for v in self.report(n).variants]
-        ends = dict.fromkeys(str(end) for end in (min(counts), max(counts)))
-        return " to ".join(ends)
+    def seeds(self, name: str) -> str:
+        """The number of seeds of the variants of a report, such as `1 to 3`."""
+        counts = [len(self.report(name).of(variant)) for variant in self.report(name).variants]
+        return " to ".join(dict.fromkeys([str(min(counts)), str(max(counts))]))
 
     def trainings(self) -> tuple[int, int]:
         """The number of trainings, each counted once, and of reports."""
         reports = [self.report(path.parent.name) for path in self.folder.glob(f"*/{MARKER}")]
-        keys = {
-            (run.record["started"], run.record["seed"], run.record["seconds"])
-            for report in reports
-            for run in report.runs
-        }
-        return len(keys), len(reports)
+        records = [run.record for report in reports for run in report.runs]
+        return len({(r["started"], r["seed"], r["seconds"]) for r in records}), len(reports)
 
     def gradients(self, name: str, variants: Sequence[str], moment: str) -> list[Line]:
-        """How the gradient changes on its way back through time.
+        """The mean over seeds of log10 of the gradient's norm, by steps back from the last one.
 
-        Returns:
-            For each variant the mean over seeds of log10 of the gradient's norm, relative to its
-            norm at the last step, against the number of steps back from there.
+        It is relative to the norm at the last step.
         """
         lines, report = [], self.report(name)
         for variant in variants:
@@ -145,25 +122,18 @@ class Evidence:
             lines.append(Line(report.labels[variant], colour, points))
         return lines
 
-    def growth(self, name: str, variant: str, without: str) -> float:
-        """The decades that the trained gradient grows by less if a cause is replaced.
-
-        Args:
-            name: The report.
-            variant: The variant.
-            without: The replacement, as the measured table `growth` names it.
-        """
+    def growth(self, name: str, variant: str) -> pd.Series:
+        """The decades that the trained gradient grows by, by what is replaced in the cell."""
         table = self.report(name).table("growth")
         rows = table.query("variant == @variant and moment == 'trained'")
-        mean = rows.groupby("replacement")["gradient"].mean()
-        return mean["whole"] - mean[without]
+        return rows.groupby("replacement")["gradient"].mean()
 
-    def speed(self, model: str, other: str, name: str = "precision") -> tuple[float, str]:
+    def speed(self, model: str, other: str) -> tuple[float, str]:
         """How many times as long a training step of `other` takes, and the processor.
 
         A step reads a batch of 128 images by row, with 128 units, one thread and float32.
         """
-        content = json.loads((self.folder / name / "speed.json").read_text(encoding="utf-8"))
+        content = json.loads((self.folder / "precision/speed.json").read_text(encoding="utf-8"))
         rows = pd.DataFrame(content["rows"]).query(
             "task == 'train' and precision == 'highest' and steps == 28 and hidden == 128 "
             "and batch == 128 and threads == 1"
@@ -174,46 +144,39 @@ class Evidence:
     def replay(self) -> dict[str, Any] | None:
         """The first image of the drawing page and how the models read it; None without that page.
 
-        Returns:
-            `picture`, an address; `label`, its class; `disagree`, whether the models end with
-            different answers; `lines`, the probability of the right class after each row, in per
-            cent.
+        `lines` are the probability of the right class after each row, in per cent; `disagree` says
+        whether the models end with different answers.
         """
         content = drawing.read(self.folder)
         if content is None:
             return None
-        side, picture = content["side"], io.BytesIO()
-        pixels = base64.b64decode(content["images"][0])
-        Image.frombytes("L", (side, side), pixels).save(picture, "png")
-        data = base64.b64encode(picture.getvalue()).decode()
-        lines = [
-            Line(model["label"], legible(model["colour"]), list(enumerate(model["replay"], 1)))
-            for model in content["models"]
-        ]
-        label = content["classes"][content["targets"][0]]
-        return {"picture": f"data:image/png;base64,{data}", "label": label, "lines": lines,
-                "disagree": content["disagree"]}  # fmt: skip
+        picture, pixels = io.BytesIO(), base64.b64decode(content["images"][0])
+        Image.frombytes("L", (content["side"],) * 2, pixels).save(picture, "png")
+        return {
+            "picture": f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}",
+            "label": content["classes"][content["targets"][0]],
+            "disagree": content["disagree"],
+            "lines": [
+                Line(model["label"], legible(model["colour"]), list(enumerate(model["replay"], 1)))
+                for model in content["models"]
+            ],
+        }
 
 
-def claim(path: Path) -> Callable[..., str]:
-    """The function `claim` of a template at `path`."""
-
-    def claim(name: str, condition: Any, caller: Callable[[], str]) -> str:
-        if not condition:
-            raise UserError(
-                f"{path}: the claim {name!r} is no longer true; write what the reports say now."
-            )
-        return f"{caller()} "
-
-    return claim
+def claim(path: Path, name: str, condition: Any, caller: Callable[[], str]) -> str:
+    """A sentence of the template at `path`, whose condition must hold."""
+    if not condition:
+        raise UserError(
+            f"{path}: the claim {name!r} is no longer true; write what the reports say now."
+        )
+    return f"{caller()} "
 
 
 def places(lines: Sequence[Line], top: float, bottom: float, height: float) -> Mapping[str, float]:
     """The heights in pixels of the lines' labels, at least 16 apart, from the top of a chart."""
     found, last = {}, -16.0
     for line in sorted(lines, key=lambda line: -line.end):
-        last = max(height * (top - line.end) / (top - bottom), last + 16)
-        found[line.label] = last
+        found[line.label] = last = max(height * (top - line.end) / (top - bottom), last + 16)
     return found
 
 
@@ -223,14 +186,17 @@ def render(folder: Path) -> str:
     Raises:
         UserError: The folder has no template, or a claim in it is no longer true.
     """
-    path, evidence = folder / TEMPLATE, Evidence(folder)
+    path, loader = folder / FRONT, jinja2.FileSystemLoader([folder, TEMPLATES])
     if not path.exists():
         raise UserError(f"{path} does not exist, so there is no front page; write it.")
-    loader = jinja2.FileSystemLoader([folder, TEMPLATES])
-    template = ENVIRONMENT.overlay(loader=loader).get_template(TEMPLATE)
-    values = {"evidence": evidence, "claim": claim(path), "places": places, "Verdict": Verdict}
-    values |= {"repository": repository(), "draw": (folder / drawing.SCRIPT).exists()}
-    return typeset(template.render(values))
+    return fill(
+        ENVIRONMENT.overlay(loader=loader).get_template(FRONT),
+        evidence=Evidence(folder),
+        claim=partial(claim, path),
+        places=places,
+        Verdict=Verdict,
+        draw=(folder / drawing.SCRIPT).exists(),
+    )
 
 
 def build(folder: Path) -> Path:

@@ -12,10 +12,9 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.results import MARKER, MISSING, Report, write_published
 from rnnbench_nb.site import front
-from rnnbench_nb.site.index import FIGURE, write
+from rnnbench_nb.site.index import FIGURE, FRONT, write
 from rnnbench_nb.site.render import Page, render
 
-PAGE_LIMIT = 600_000  # bytes
 ALSO = ("protocol.yaml", "speed.json")  # files of a report that are copied as they are
 
 
@@ -62,7 +61,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     folders.remove(folder, before - content.keys())
     notebooks = [re.fullmatch(r"notebooks/(.+)\.ipynb", name) for name in folders.listed(report)]
     index = remake(folder, [notebook[1] for notebook in notebooks if notebook])
-    if (folder.parent / front.TEMPLATE).exists():
+    if (folder.parent / FRONT).exists():
         front.build(folder.parent)
     return index
 
@@ -99,8 +98,7 @@ def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     pages = [_executed(path, found) for path in notebooks if path.exists()]
     folders.own(folder, [FIGURE])
     write_file(folder / FIGURE, figures.as_svg(figures.test_errors(found.results, found)))
-    has_front = (folder.parent / front.TEMPLATE).exists()
-    return write(found, pages, {}, front=has_front, limit=PAGE_LIMIT)
+    return write(found, pages)
 
 
 def _executed(notebook: Path, report: Report) -> Page:

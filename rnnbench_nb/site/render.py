@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import nbformat
@@ -25,10 +25,16 @@ ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-KINDS = ["text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg",
-         "text/plain"]  # fmt: skip
-# Elements whose text stays as it is.
-VERBATIM = ("pre", "code", "math", "svg", "style", "script", "title")
+CONFIG = Config(
+    NbConvertBase={
+        "display_data_priority": ["text/html", "text/markdown", "image/png", "text/plain"]
+    },
+    CoalesceStreamsPreprocessor={"enabled": True},  # a log is one block
+    # the page has its own words for what papermill reports
+    TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["papermill-error-cell-tag"]},
+)
+# Elements whose text stays as it is, tags, and other text.
+PARTS = re.compile(r"<(pre|code|math|svg|style|script|title)\b.*?</\1>|<[^>]+>|[^<]+", re.DOTALL)
 
 
 class Page(NamedTuple):
@@ -45,6 +51,11 @@ class Page(NamedTuple):
         return self.name.partition("02_train-")[2]
 
     @property
+    def notebook(self) -> str:
+        """The path of the notebook in its report."""
+        return f"runs/{self.run}/02_train.ipynb" if self.run else f"notebooks/{self.name}.ipynb"
+
+    @property
     def label(self) -> str:
         """The name in the navigation: `03_compare` is `Compare`."""
         return self.run or self.name.partition("_")[2].replace("_", " ").capitalize() or self.name
@@ -56,12 +67,6 @@ class Page(NamedTuple):
         found = re.findall(pattern, self.body, re.DOTALL)
         return [(Markup(anchor), Markup(heading).striptags()) for anchor, heading in found]
 
-    @property
-    def description(self) -> str:
-        """The first paragraph as plain text."""
-        paragraph = re.search(r"<p>(.*?)</p>", self.body, re.DOTALL)
-        return Markup(paragraph[1]).striptags() if paragraph else self.title
-
 
 def mathml(latex: str, display: str = "inline") -> str:
     """Convert a formula to MathML; `display` is "inline" or "block".
@@ -71,11 +76,11 @@ def mathml(latex: str, display: str = "inline") -> str:
     """
     # latex2mathml aligns in align* alone, and numbers the lines of align, unlike JupyterLab
     known = re.sub(r"\\(begin|end)\{(aligned|align|split)\}", r"\\\1{align*}", latex)
+    braces = re.sub(r"\\[{}]", "", known)
     try:
         markup = convert(known, display=display)
-    except Exception as error:  # the converter raises a dozen unrelated types
-        raise UserError(f"the formula {latex.strip()!r} is not valid LaTeX; correct it.") from error
-    braces = known.replace(r"\{", "").replace(r"\}", "")
+    except Exception:  # the converter raises a dozen unrelated types
+        markup = "\\"
     misread = "\\" in markup or "<mi>&</mi>" in markup or 'linebreak="newline"' in markup
     if misread or braces.count("{") != braces.count("}"):
         raise UserError(
@@ -103,23 +108,25 @@ def markdown(text: str) -> Markup:
     return Markup(MarkdownWithMath(_Renderer(escape=False)).render(text))
 
 
-def typeset(html: str) -> str:
-    """Set minus signs before numbers, and keep `A-GRU` and `8 × 8` on one line.
+ENVIRONMENT.filters["markdown"] = markdown
 
-    Code and formulas stay as they are.
-    """
-    parts, verbatim = re.split(r"(<!--.*?-->|<[^>]+>)", html, flags=re.DOTALL), 0
-    for number, part in enumerate(parts):
-        tag = re.match(r"<(/?)(\w+)", part)
-        if tag and tag[2] in VERBATIM:
-            verbatim += -1 if tag[1] else 1
-        elif not tag and not verbatim:
-            part = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", part)
-            part = re.sub(r"(?<=\d) × (?=\d)", "\u00a0×\u00a0", part)
-            parts[number] = re.sub(
-                r"\b[A-Z]-[A-Z]+(?:-\w+)*", r'<span class="name">\g<0></span>', part
-            )
-    return "".join(parts)
+
+def typeset(html: str) -> str:
+    """Set minus signs before numbers, and keep `A-GRU` and `8 × 8` on one line, outside of code."""
+
+    def part(match: re.Match[str]) -> str:
+        if match[0].startswith("<"):
+            return match[0]
+        text = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", match[0])
+        text = re.sub(r"(?<=\d) × (?=\d)", "\u00a0×\u00a0", text)
+        return re.sub(r"\b[A-Z]-[A-Z]+(?:-\w+)*", r'<span class="name">\g<0></span>', text)
+
+    return PARTS.sub(part, html)
+
+
+def fill(template: str | jinja2.Template, **values: Any) -> str:
+    """Fill a template, and set the signs of its text."""
+    return typeset(ENVIRONMENT.get_template(template).render(values))
 
 
 def render(path: Path) -> Page:
@@ -134,36 +141,21 @@ def render(path: Path) -> Page:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError, AttributeError):  # nbformat's own errors derive from these
         notebook, failed = nbformat.v4.new_notebook(), True
-    notebook.cells = [  # the page has its own words for what papermill reports
-        cell
-        for cell in notebook.cells
-        if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
-    ]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     failed = failed or any(output.output_type == "error" for output in outputs)
-    exporter = HTMLExporter(
-        template_name="basic",
-        template_file=str(TEMPLATES / "notebook.html.j2"),
-        config=Config(
-            NbConvertBase={"display_data_priority": KINDS},
-            CoalesceStreamsPreprocessor={"enabled": True},  # a log is one block
-        ),
-    )
+    file = str(TEMPLATES / "notebook.html.j2")
+    exporter = HTMLExporter(template_name="basic", template_file=file, config=CONFIG)
     exporter.register_filter("markdown2html", markdown)
-    exporter.register_filter("base64", lambda text: base64.b64encode(text.encode()).decode())
     try:
-        body, _ = exporter.from_notebook_node(notebook)
+        body = light(exporter.from_notebook_node(notebook)[0])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
-    body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
-    body = light(body)
     title = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(title[1]).striptags() if title else name, Markup(body), failed)
 
 
 def light(body: str) -> str:
-    """Leave out what weighs and is not seen: names of cells and of plain code; PNG is WebP."""
+    """Leave out what is not seen, such as names of cells and of plain code; PNG is WebP."""
 
     def webp(match: re.Match[str]) -> str:
         packed = io.BytesIO()
@@ -171,6 +163,8 @@ def light(body: str) -> str:
         picture.save(packed, "webp", lossless=True, quality=100)
         return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
 
+    body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
+    body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)
     body = re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm)">([^<]*)</span>', r"\1", body)
     return re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
@@ -183,6 +177,3 @@ def link_pages(body: str, names: set[str]) -> Markup:
         return f'href="{match[1]}.html' if match[1] in names else 'href="../index.html'
 
     return Markup(re.sub(r'href="(?:\./)?([\w.-]+)\.ipynb', address, body))
-
-
-ENVIRONMENT.filters |= {"markdown": markdown}

@@ -52,18 +52,6 @@ const softmax = (scores) => {
   const top = Math.max(...scores), all = Array.from(scores, (s) => Math.exp(s - top)), sum = all.reduce((a, b) => a + b);
   return all.map((a) => a / sum);
 };
-const argmax = (values) => values.indexOf(Math.max(...values));
-
-// How much each row matters: by how many points the final answer loses probability if the row is left empty.
-const readWhole = (model, pixels) => {
-  const result = readImage(model, pixels), answer = argmax([...result.scores.at(-1)]);
-  const whole = softmax(result.scores.at(-1))[answer];
-  result.losses = result.scores.map((_, row) => {
-    const without = pixels.slice().fill(0, MODELS.side * row, MODELS.side * (row + 1));
-    return 100 * (whole - softmax(readImage(model, without).scores.at(-1))[answer]);
-  });
-  return { ...result, answer };
-};
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const half = (n) => { // float16
@@ -112,46 +100,35 @@ const paint = (canvas, upTo) => { // ink where a value is, fainter in rows that 
   to.imageSmoothingEnabled = false;
   to.drawImage(small, 0, 0, canvas.width, canvas.height);
 };
-// Bars with a y axis from `low` to `high`, which all models share.
-const chart = (title, values, on, names, low, high, unit) => {
-  const width = 250 / values.length, y = (value) => 12 + (76 * (high - value)) / (high - low);
-  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${`${+value.toPrecision(2)}`.replace("-", "−")}${unit}</text>`;
-  const bar = (value, i) => `<rect x="${40 + i * width + 1}" y="${y(Math.max(value, 0))}" width="${width - 2}" height="${Math.max(Math.abs(y(value) - y(0)), 0.5)}" class="bar${on(i) ? " on" : ""}"/>`;
-  const name = (text, i) => (text === "" ? "" : `<text x="${40 + (i + 0.5) * width}" y="104" text-anchor="middle">${text}</text>`);
-  const text = title.replaceAll("-", "−").replace("A−GRU", "A-GRU");
-  return `<p>${text}</p><svg viewBox="0 0 300 110" role="img" aria-label="${text}"><path class="tick" d="M40 ${y(high)}H290"/><path class="zero" d="M40 ${y(0)}H290"/>${label(high)}${label(0)}${low < 0 ? label(low) : ""}${values.map(bar).join("")}${names.map(name).join("")}</svg>`;
+// Bars with a y axis from 0 to `high`, which all models share.
+const chart = (title, values, on, names, high, unit) => {
+  const width = 250 / values.length, y = (value) => 12 + 76 * (1 - value / high);
+  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${+value.toPrecision(2)}${unit}</text>`;
+  const bar = (value, i) => `<rect x="${41 + i * width}" y="${y(value)}" width="${width - 2}" height="${88 - y(value)}" class="bar${on(i) ? " on" : ""}"/>`;
+  const name = (text, i) => `<text x="${40 + (i + 0.5) * width}" y="104" text-anchor="middle">${text}</text>`;
+  return `<p>${title}</p><svg viewBox="0 0 300 110" role="img" aria-label="${title}"><path class="tick" d="M40 12H290"/><path class="zero" d="M40 88H290"/>${label(high)}${label(0)}${values.map(bar).join("")}${names.map(name).join("")}</svg>`;
 };
 const show = () => {
   for (const part of [answers, seen.parentElement, rows.parentElement]) part.hidden = !pixels;
-  if (!pixels) {
-    status.textContent = nothing;
-    return;
-  }
+  status.textContent = nothing;
+  if (!pixels) return;
   const row = +rows.value, side = MODELS.side, ends = Array.from({ length: side }, (_, i) => (i % 9 ? "" : i + 1));
   paint(seen, row);
   rows.previousElementSibling.textContent = `${row} of ${side}`;
-  const norm = Math.max(...results.flatMap((result) => result.norms)), losses = results.flatMap((result) => result.losses);
-  const [low, high] = [Math.min(-10, ...losses), Math.max(10, ...losses)], said = [];
-  answers.innerHTML = results.map(({ label, scores, norms, losses, answer }) => {
-    const shares = softmax(scores[row - 1]).map((share) => 100 * share), winner = argmax(shares), most = argmax(losses);
+  const norm = Math.max(...results.flatMap((result) => result.norms)), said = [];
+  answers.innerHTML = results.map(({ label, scores, norms }) => {
+    const shares = softmax(scores[row - 1]).map((share) => 100 * share), winner = shares.indexOf(Math.max(...shares));
     said.push(`${label} says ${MODELS.classes[winner]} (${shares[winner].toFixed(0)}%)`);
     return `<section><h2>${label}: ${MODELS.classes[winner]}</h2>` +
-      chart(`Probability of each class after row ${row}`, shares, (i) => i === winner, MODELS.classes, 0, 100, "%") +
-      chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, 0, norm, "") +
-      chart(`Points that the final ${MODELS.classes[answer]} loses without a row: most, ${losses[most].toFixed(1)}, without row ${most + 1}`, losses, (i) => i === most, ends, low, high, "") + "</section>";
+      chart(`Probability of each class after row ${row}`, shares, (i) => i === winner, MODELS.classes, 100, "%") +
+      chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, norm, "") + "</section>";
   }).join("");
   status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${said.join(", ")}.`;
 };
-const keep = () => history.replaceState(null, "", image === null ? location.pathname : `#image=${image + 1}&row=${rows.value}`);
-const answer = (given, number, row = MODELS.side) => {
-  [pixels, image, rows.max, rows.value] = [given, number, MODELS.side, row];
-  results = pixels ? MODELS.models.map((model) => ({ label: model.label, ...readWhole(model, pixels) })) : [];
+const answer = (given, number) => {
+  [pixels, image, rows.value] = [given, number, MODELS.side];
+  results = pixels ? MODELS.models.map((model) => ({ label: model.label, ...readImage(model, pixels) })) : [];
   show();
-  keep();
-};
-const takeImage = (number, row) => {
-  answer(Float64Array.from(bytesOf(MODELS.images[number]), (byte) => byte / 255), number, row);
-  paint(pad, Infinity);
 };
 
 let from = null;
@@ -179,7 +156,9 @@ clear.onclick = () => {
   pen.clearRect(0, 0, pad.width, pad.height);
   answer(null, null);
 };
-take.onclick = () => takeImage(image === null ? 0 : (image + 1) % MODELS.images.length);
-rows.oninput = () => { show(); keep(); };
-const asked = new URLSearchParams(location.hash.slice(1));
-if (asked.has("image")) takeImage(Math.min(Math.max(asked.get("image") - 1 || 0, 0), MODELS.images.length - 1), asked.get("row") ?? MODELS.side);
+take.onclick = () => {
+  const number = image === null ? 0 : (image + 1) % MODELS.images.length;
+  answer(Float64Array.from(bytesOf(MODELS.images[number]), (byte) => byte / 255), number);
+  paint(pad, Infinity);
+};
+rows.oninput = show;
