@@ -133,7 +133,7 @@ def test_what_cannot_read_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"models\.js is damaged; write it again"):
         drawing.build(tmp_path)
     runs = Report(write_report(tmp_path / "made", {"lem": [0.9], "gru": [0.9]})).runs
-    with pytest.raises(UserError, match="lem-seed42: the page reads with finished runs of lstm, gru"):
+    with pytest.raises(UserError, match="lem-seed42: the page reads with finished runs of lstm"):
         drawing.write(tmp_path, runs)
     with pytest.raises(UserError, match=r"best\.safetensors"):
         drawing.write(tmp_path, runs[1:])
