@@ -15,17 +15,16 @@ from rnnbench_nb.files import PROJECT, write_json
 
 MARKER, LIST, LOCK = "report.json", "files.json", ".rnnbench.lock"
 FORMAT = 2  # of report.json and run.json
-ADVICE = "name a new folder, such as {option} reports/mine"
 
 
 def marker(folder: Path) -> dict[str, Any] | None:
     """The marker of a report's folder, or None if the folder is no report of this version."""
     try:
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        is_ours = content["format"] == FORMAT and isinstance(content["protocol"], str)
+    except (OSError, ValueError, TypeError, LookupError):
         return None
-    is_ours = isinstance(content, dict) and content.get("format") == FORMAT
-    return content if is_ours and isinstance(content.get("protocol"), str) else None
+    return content if is_ours else None
 
 
 def is_published(folder: Path) -> bool:
@@ -33,22 +32,8 @@ def is_published(folder: Path) -> bool:
     return bool((marker(folder) or {}).get("published")) or (folder / "runs.json").exists()
 
 
-def absolute(path: Path | str, option: str) -> Path:
-    """The folder that an option names, `~` expanded and symbolic links followed.
-
-    Raises:
-        UserError: It names nothing, or the home of a user who is not known.
-    """
-    if not str(path):
-        raise UserError(f"{option} is empty; {ADVICE.format(option=option)}.")
-    try:
-        return Path(path).expanduser().resolve()
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{option} {path}: {error}; {ADVICE.format(option=option)}.") from error
-
-
 def output_folder(path: Path | str, option: str = "--output-dir", publishing: bool = False) -> Path:
-    """The folder that a command may write a report to; nothing is made.
+    """The folder that a command may write a report to, symbolic links followed; nothing is made.
 
     Args:
         path: The folder as the user named it.
@@ -59,10 +44,16 @@ def output_folder(path: Path | str, option: str = "--output-dir", publishing: bo
         UserError: The folder is neither new nor empty nor a report of the kind asked for, or it
             serves another purpose.
     """
-    folder = absolute(path, option)
-    reason = _why_not(folder, publishing)
+    advice = f"name a new folder, such as {option} reports/mine"
+    if not str(path):
+        raise UserError(f"{option} is empty; {advice}.")
+    try:
+        folder = Path(path).expanduser().resolve()
+        reason = _why_not(folder, publishing)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{option} {path} cannot be used ({error}); {advice}.") from error
     if reason:
-        raise UserError(f"{folder} {reason}; {ADVICE.format(option=option)}.")
+        raise UserError(f"{folder} {reason}; {advice}.")
     return folder
 
 
@@ -86,8 +77,6 @@ def _why_not(folder: Path, publishing: bool) -> str:
         names = sorted(entry.name for entry in folder.iterdir() if not _is_lock(entry))
     except FileNotFoundError:
         return ""
-    except OSError as error:
-        return f"cannot be used ({error.strerror})"
     if names and marker(folder) is None:
         return f"holds files that are no report of rnnbench, such as {names[0]}"
     if names and is_published(folder) != publishing:
@@ -100,13 +89,13 @@ def _is_lock(path: Path) -> bool:
     return path.name == LOCK and path.is_file() and not path.stat().st_size
 
 
-def own_report(path: Path | str) -> Path:
+def own_report(path: Path) -> Path:
     """The folder of a report that is worked on, whose tables and pages a command writes.
 
     Raises:
         UserError: It is none.
     """
-    folder = absolute(path, "REPORT")
+    folder = path.resolve()
     if marker(folder) is None or is_published(folder):
         raise UserError(f"{folder} is no report that `rnnbench run` made here; name one.")
     return folder
@@ -123,12 +112,16 @@ def listed(folder: Path) -> set[str]:
         return set()
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-        paths = [Path(name) for name in names]
-        if any(path.is_absolute() or ".." in path.parts or not path.parts for path in paths):
+        if not isinstance(names, list) or not all(map(_is_inside, names)):
             raise ValueError("a name leads out of the folder")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged; move the folder away and start a new one.") from error
     return set(names)
+
+
+def _is_inside(name: str) -> bool:
+    path = Path(name)
+    return bool(path.parts) and ".." not in path.parts and not path.is_absolute()
 
 
 def own(folder: Path, names: Iterable[str]) -> None:
@@ -142,8 +135,7 @@ def own(folder: Path, names: Iterable[str]) -> None:
         UserError: A file of such a name is there and is not on the list, so it is not ours.
     """
     before, names = listed(folder), {*names, LIST}
-    for name in sorted(names - before - {LIST}):
-        path = folder / name
+    for path in (folder / name for name in sorted(names - before - {LIST})):
         if path.exists() or path.is_symlink():
             raise UserError(
                 f"{path} is in the way: rnnbench did not write it and would write a file of that "
@@ -153,12 +145,6 @@ def own(folder: Path, names: Iterable[str]) -> None:
         write_json(folder / LIST, sorted(before | names))
 
 
-def mark(folder: Path, content: dict[str, Any]) -> None:
-    """Write the marker of a report's folder, unless it says the same already."""
-    if marker(folder) != json.loads(json.dumps(content)):
-        write_json(folder / MARKER, content)
-
-
 def remove(folder: Path, names: Iterable[str]) -> None:
     """Remove files of a folder that its list names, and folders that are empty then.
 
@@ -166,8 +152,7 @@ def remove(folder: Path, names: Iterable[str]) -> None:
     """
     before = listed(folder)
     gone = {name for name in names if name in before and not name.endswith("/")}
-    for name in gone:
-        path = folder / name
+    for path in (folder / name for name in gone):
         if path.is_file() or path.is_symlink():
             path.unlink()
         for parent in path.parents:

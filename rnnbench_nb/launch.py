@@ -16,7 +16,7 @@ from rnnbench_nb import folders, supervisor
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, unexecuted, write_file
+from rnnbench_nb.files import PROJECT, unexecuted, write_file, write_json
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import NO_GPU, Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import Report
@@ -226,7 +226,7 @@ def prepare(out: Path, protocol: Protocol, name: str) -> None:
             user's where the report writes one.
     """
     files = parameter_files(out, protocol) | {"protocol.yaml": to_yaml(protocol.dump())}
-    folders.mark(out, marker(name, protocol))
+    write_json(out / folders.MARKER, marker(name, protocol))
     names = written(out, protocol)
     folders.own(out, names)
     ours = folders.listed(out)

@@ -15,8 +15,8 @@ from IPython.display import Markdown, display
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import labelled, show
-from rnnbench_nb.files import PROJECT
-from rnnbench_nb.folders import MARKER, mark
+from rnnbench_nb.files import PROJECT, write_json
+from rnnbench_nb.folders import MARKER
 from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report
 
@@ -72,7 +72,7 @@ def _demonstration() -> Path:
     folder = Path(mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     protocol = load_protocol("quick", DEMONSTRATION).resolved()
-    mark(folder, marker("quick", protocol))
+    write_json(folder / MARKER, marker("quick", protocol))
     for seed in protocol.seeds:
         for parameters in protocol.at(seed):
             train_run(parameters, folder / "runs" / parameters.run, lambda line: None)

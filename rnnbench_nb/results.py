@@ -79,11 +79,7 @@ class Run:
         return self.metrics.scores(self.predictions["label"], self.predictions["predicted"])
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays in the run's file NAME.safetensors.
-
-        Raises:
-            UserError: The file is missing or damaged.
-        """
+        """The arrays in the run's file NAME.safetensors; a UserError if they cannot be read."""
         path = self.folder / f"{name}.safetensors"
         if self.published:
             raise UserError(f"{path} does not exist: a published report has no weights.")
@@ -114,18 +110,14 @@ def load_run(folder: Path | str) -> Run:
         with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))
             return Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
-    runs = published_runs(report) if (report / "runs.json").is_file() else {}
+    runs = _published_runs(report) if (report / "runs.json").is_file() else {}
     if folder.name not in runs:
         raise UserError(f"{folder} holds no run (no run.json); name another.")
     return runs[folder.name]
 
 
-def published_runs(report: Path) -> dict[str, Run]:
-    """The runs of a published report, finished or not, by name.
-
-    Raises:
-        UserError: A file is missing or damaged.
-    """
+def _published_runs(report: Path) -> dict[str, Run]:
+    """The runs of a published report, finished or not, by name."""
     with reading(path := report / "runs.json"):
         found = [Run(report / "runs" / f"{record['variant']}-seed{record['seed']}", record, True)
                  for record in json.loads(path.read_text(encoding="utf-8"))]  # fmt: skip
@@ -148,13 +140,13 @@ class Report:
     Attributes:
         marker: The content of report.json.
         name: The protocol's name.
-        note: What readers must know, in the words of the protocol or of its data; often empty.
+        note: What readers must know; often empty.
         stand_in: Whether other data stand in for those asked for, so that no verdict can be given.
         variants: For each variant its `label`, look, `model`, `task`, `parameters` at the first
             seed, and `group`: only variants of equal group (task and its options) are compared.
         seeds, labels, looks: Those of each variant.
         metrics, score: What judges its runs.
-        published: Whether this is the light, committed form of a report.
+        published: Whether this is the light, committed form.
 
     Raises:
         UserError: The folder holds no readable report.json.
@@ -198,7 +190,7 @@ class Report:
     @cached_property
     def every_run(self) -> list[Run]:
         """All runs that the protocol asks for, in order; `reason` says why one has no results."""
-        there = published_runs(self.folder) if self.published else {}
+        there = _published_runs(self.folder) if self.published else {}
         return [there.get(folder.name) or self._run(folder) for folder in self.run_folders]
 
     def _run(self, folder: Path) -> Run:
@@ -265,14 +257,12 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     write_file(path, lzma.compress(content) if path.suffix == ".xz" else content)
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a tidy frame, numbers in full precision."""
-    write_file(path, frame.to_csv(index=False))
-
-
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Write a tidy frame as compressed Parquet."""
-    write_file(path, frame.to_parquet(index=False, compression="zstd"))
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a tidy frame as CSV, in full precision, or as Parquet, by the ending of the path."""
+    if path.suffix == ".csv":
+        write_file(path, frame.to_csv(index=False))
+    else:
+        write_file(path, frame.to_parquet(index=False, compression="zstd"))
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
@@ -361,8 +351,8 @@ def summary_text(report: Report) -> str:
 
 def write_tables(report: Report) -> None:
     """Write results.csv, history.csv and results_summary.md of a report from its runs."""
-    write_csv(report.folder / "results.csv", report.results)
-    write_csv(report.folder / "history.csv", report.history)
+    write_frame(report.folder / "results.csv", report.results)
+    write_frame(report.folder / "history.csv", report.history)
     write_file(report.folder / "results_summary.md", summary_text(report))
 
 
@@ -375,9 +365,9 @@ def write_published(report: Report, folder: Path) -> None:
     }
     write_json(folder / MARKER, report.marker)
     write_json(folder / "runs.json", report.records)
-    write_csv(folder / "results.csv", report.results)
+    write_frame(folder / "results.csv", report.results)
     write_file(folder / "results_summary.md", summary_text(report))
-    write_parquet(folder / "history.parquet", report.history)
+    write_frame(folder / "history.parquet", report.history)
     write_tensors(folder / "predictions.safetensors.xz", predictions)
     for name in {path.stem for run in report.runs for path in run.folder.glob("measures/*")}:
-        write_parquet(folder / f"measures/{name}.parquet", report.table(name))
+        write_frame(folder / f"measures/{name}.parquet", report.table(name))

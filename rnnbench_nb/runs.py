@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
+import platform
+import re
+import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,16 @@ from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.measures import measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
-from rnnbench_nb.probe import Probe, agrees, probe
+from rnnbench_nb.probe import agrees, probe
 from rnnbench_nb.protocol import NO_GPU, RETIRED, Protocol, RunParameters, run_parameters
-from rnnbench_nb.provenance import environment
 from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import CHECKPOINT, State, arithmetic, evaluate, fit, read_checkpoint
+from rnnbench_nb.training import CHECKPOINT, arithmetic, evaluate, fit, read_checkpoint
 
 Say = Callable[[str], None]
+PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scikit-learn", "snakemake", "papermill")
 
 
 def marker(name: str, protocol: Protocol) -> dict[str, Any]:
@@ -60,6 +64,43 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """The project's commit, with `-dirty` if its package has changed; "unknown" outside its git."""
+    try:
+        if _git("rev-parse", "--show-toplevel") != str(PROJECT.resolve()):  # or one around it
+            return "unknown"
+        dirty = _git("status", "--porcelain", "--untracked-files=all", "rnnbench_nb")
+        return (_git("rev-parse", "--verify", "HEAD") or "unknown") + "-dirty" * bool(dirty)
+    except OSError:  # git is not installed
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(PROJECT), *arguments]
+    return subprocess.run(command, env=clean, capture_output=True, text=True).stdout.strip()
+
+
+def processor() -> str:
+    """The name of the processor, or its architecture if the system does not tell the name."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    named = re.search(r"^model name\s*: (.+)", text, re.M)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """The versions, commit, machine and time that a run's record states."""
+    versions = {name: version(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "processor": processor(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def device_of(parameters: RunParameters) -> torch.device:
     """The device that `device: auto | cpu | cuda` means here.
 
@@ -84,18 +125,18 @@ def started(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
     return build_model(parameters, features, task.outputs(), random, task.read)
 
 
-def load_model(run: Run, name: str = "best") -> SequenceModel:
-    """The model of a run in evaluation mode, at its "best" epoch or as "initial".
+def load_model(run: Run) -> SequenceModel:
+    """The model of a run at its best epoch, in evaluation mode.
 
     Raises:
         UserError: The run has no weights, as in a published report, or they are damaged.
     """
-    tensors = run.tensors(name)
     parameters = run_parameters(run.record["parameters"], f"{run.folder}/run.json")
     random, data = generator(parameters.seed, "initialisation"), run.record["data"]
     read = TASKS[parameters.task].read
     model = build_model(parameters, data["input_size"], data["outputs"], random, read)
-    model.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})
+    weights = {name: torch.from_numpy(array) for name, array in run.tensors("best").items()}
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -139,12 +180,12 @@ def finished(record: Mapping[str, Any]) -> Run | None:
 def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
     """Write a run's record, history, predictions and tables to a folder; weights if it has them."""
     name = parameters.name
-    results.write_csv(folder / "history.csv", run.history.assign(variant=name))
+    results.write_frame(folder / "history.csv", run.history.assign(variant=name))
     results.write_tensors(folder / "predictions.safetensors", run.predictions)
     for path in run.folder.glob("*.safetensors"):  # none in a published report
         write_file(folder / path.name, path.read_bytes())
     for table, rows in run.tables().items():
-        results.write_parquet(folder / f"measures/{table}.parquet", rows.assign(variant=name))
+        results.write_frame(folder / f"measures/{table}.parquet", rows.assign(variant=name))
     record = {**run.record, "variant": name, "parameters": parameters.flat()}
     record["copied_from"] = run.folder.relative_to(PROJECT).as_posix()
     write_json(folder / "run.json", record)
@@ -154,14 +195,12 @@ def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
 def train_run(parameters: RunParameters, folder: Path | str, report: Say = print) -> Run:
     """Train one model with one seed, look at the test set once, and write the run's folder.
 
+    A run that was finished before, here or in another report of the project, is not trained again.
+
     Args:
         parameters: Everything that the run depends on.
         folder: The run's folder; a run that was killed there goes on from its last epoch.
         report: Takes the lines of progress.
-
-    Returns:
-        The finished run. If it was finished before, here or in another report of the project, it
-        is not trained again.
 
     Raises:
         UserError: The run cannot be trained, and run.json says why; or the folder holds a run with
@@ -226,25 +265,23 @@ def _trained(
     model.load_state_dict(state.best)
     loss, _, outputs = evaluate(model, data.test, task)
     label, predicted = data.test.targets.numpy(), task.answers(outputs).numpy()
-    results.write_tensors(
-        folder / "predictions.safetensors", narrow(label=label, predicted=predicted)
-    )
-    _write_states(folder, state, outputs)
+    answers = {"label": narrow(label), "predicted": narrow(predicted)}
+    results.write_tensors(folder / "predictions.safetensors", answers)
+    weights = {name: tensor.cpu().numpy() for name, tensor in state.best.items()}
+    results.write_tensors(folder / "best.safetensors", weights)
     keys = {name: record[name] for name in results.KEYS}
     columns = results.history_columns(task.score.name)
     history = pd.DataFrame([keys | row for row in state.history], columns=columns)
-    results.write_csv(folder / "history.csv", history)
+    results.write_frame(folder / "history.csv", history)
     initial.load_state_dict(state.initial)
     measured = measure(parameters, task, data, initial, model, outputs, state.tracked)
     for name, table in measured.tables.items():
-        results.write_parquet(folder / f"measures/{name}.parquet", table)
+        results.write_frame(folder / f"measures/{name}.parquet", table)
     record |= {
         "status": COMPLETED,
-        "path": state.progress["path"],
+        **{name: state.progress[name] for name in ("path", "best_epoch", "seconds")},
         "epochs": state.progress["epoch"],
-        "best_epoch": state.progress["best_epoch"],
         "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},
-        "seconds": state.progress["seconds"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "unmeasured": measured.failures,
     }
@@ -252,24 +289,10 @@ def _trained(
     return load_run(folder)
 
 
-def _write_states(folder: Path, state: State, outputs: torch.Tensor) -> None:
-    """Write weights, test outputs (N, ...), and what is tracked at each epoch."""
-    files = {"initial": state.initial, "best": state.best, "outputs": {"outputs": outputs}}
-    if names := state.tracked[0]:
-        tracked = {name: torch.stack([epoch[name] for epoch in state.tracked]) for name in names}
-        files["recurrent"] = tracked
-    for file, content in files.items():
-        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in content.items()}
-        results.write_tensors(folder / f"{file}.safetensors", arrays)
-
-
-def narrow(**arrays: np.ndarray) -> dict[str, np.ndarray]:
-    """Integers in the smallest type that holds all of them; others as they are."""
-    if any(array.dtype.kind not in "iu" for array in arrays.values()):
-        return arrays
-    ends = [end for array in arrays.values() for end in (array.min(), array.max())]
-    kind = np.result_type(*(np.min_scalar_type(end) for end in ends))
-    return {name: array.astype(kind) for name, array in arrays.items()}
+def narrow(array: np.ndarray) -> np.ndarray:
+    """Integers from 0 on in the smallest type that holds them; others as they are."""
+    is_count = array.dtype.kind in "iu" and array.min() >= 0
+    return array.astype(np.min_scalar_type(array.max())) if is_count else array
 
 
 def stale_runs(report: Report) -> list[str]:
@@ -277,20 +300,13 @@ def stale_runs(report: Report) -> list[str]:
 
     A run whose record has no probe, or whose data are not on this machine, is not listed.
     """
-
-    @cache
-    def today(variant: str) -> Probe | None:
-        parameters = run_parameters(report.variants[variant]["parameters"], report.folder.name)
-        task = task_of(parameters)
-        try:
-            return probe(parameters, task, task.load(parameters.seed))
-        except UserError:
-            return None
-
     stale = []
-    for run in report.runs:
-        recorded, precision = run.record["probe"], run.record["parameters"]["precision"]
-        now = None if recorded is None else today(run.key[0])
-        if now is not None and not agrees(recorded, now, precision):
-            stale.append(run.folder.name)
+    for variant, own in report.variants.items():
+        runs = [run for run in report.of(variant) if run.record["probe"] is not None]
+        parameters = run_parameters(own["parameters"], report.folder.name)
+        task = task_of(parameters)
+        with suppress(UserError):
+            today = probe(parameters, task, task.load(parameters.seed)) if runs else {}
+            stale += [run.folder.name for run in runs
+                      if not agrees(run.record["probe"], today, parameters.precision)]  # fmt: skip
     return stale

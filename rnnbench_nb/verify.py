@@ -58,8 +58,8 @@ def _rows(report: Report) -> Iterator[str]:
         variant, seed = row["variant"], row["seed"]
         for name, value in right.get((variant, seed), row).items():
             if row[name] != value and not (pd.isna(row[name]) and pd.isna(value)):
-                run = f"{variant}, seed {seed}"
-                yield f"results.csv has {name} {row[name]} for {run}; its record has {value}"
+                there = f"{name} {row[name]} for {variant}, seed {seed}"
+                yield f"results.csv has {there}; its record has {value}"
 
 
 def _run(report: Report, run: Run) -> Iterator[str]:
@@ -128,11 +128,7 @@ def retrain(report: Report, epochs: int, say: Callable[[str], None]) -> list[str
 
 
 def _retrained(run: Run, epochs: int) -> float:
-    """The largest relative difference between a run's first epochs and new ones.
-
-    Raises:
-        UserError: Data or device are not those of the run.
-    """
+    """The largest relative difference between a run's first epochs and new ones."""
     import torch
 
     from rnnbench_nb.protocol import run_parameters

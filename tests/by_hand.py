@@ -54,7 +54,7 @@ def write_report(
             for split, s in (("train", 9.0), ("validation", 1.0))
         ]
         columns = results.history_columns(kind.score.name)
-        results.write_csv(run / "history.csv", pd.DataFrame(rows, columns=columns))
+        results.write_frame(run / "history.csv", pd.DataFrame(rows, columns=columns))
         tensors = {"label": np.asarray(label), "predicted": np.asarray(predicted)}
         results.write_tensors(run / "predictions.safetensors", tensors)
         parameters = looks[variant]["parameters"] | {"seed": seed}

@@ -36,7 +36,7 @@ def write_report(folder: Path, accuracies: dict[str, list[float]], note: str = "
     marker = {"format": 2, "protocol": folder.name, "metrics": "classification", "seeds": seeds}
     marker |= {"models": dict.fromkeys(accuracies), "variants": looks}
     marker |= {"note": note, "stand_in": bool(note)}
-    folders.mark(folder, marker)
+    results.write_json(folder / folders.MARKER, marker)
     folders.own(folder, ["protocol.yaml", "runs/", "notebooks/03_compare.ipynb"])
     write_file(folder / "protocol.yaml", "models: [lstm]\n")
     for name, each in accuracies.items():
@@ -67,7 +67,7 @@ def _write_run(run: Path, name: str, seed: int, accuracy: float | str) -> None:
     row = {**keys, "epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0}
     history = [{**row, "split": split} for split in ("train", "validation")]
     write_file(run / "run.json", json.dumps(record))
-    results.write_csv(run / "history.csv", pd.DataFrame(history, columns=columns))
+    results.write_frame(run / "history.csv", pd.DataFrame(history, columns=columns))
     tensors = {"label": label, "predicted": predicted}
     results.write_tensors(run / "predictions.safetensors", tensors)
 

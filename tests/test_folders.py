@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rnnbench_nb import folders, launch
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import PROJECT, write_json
 from rnnbench_nb.parameters import to_yaml
 from rnnbench_nb.protocol import load_protocol
 
@@ -163,7 +163,9 @@ def test_folders_that_serve_another_purpose_are_refused(tmp_path, name, publishi
 
 def test_a_published_report_and_a_report_that_is_worked_on_are_told_apart(tmp_path):
     for name, published in (("mine", False), ("theirs", True)):
-        folders.mark(tmp_path / name, {"format": 2, "protocol": "p", "published": published})
+        write_json(
+            tmp_path / name / folders.MARKER, {"format": 2, "protocol": "p", "published": published}
+        )
     assert folders.output_folder(tmp_path / "mine") == tmp_path / "mine"
     assert folders.output_folder(tmp_path / "theirs", publishing=True) == tmp_path / "theirs"
     with pytest.raises(UserError, match="is a published report"):
@@ -201,7 +203,7 @@ def test_a_tilde_is_the_home_folder_and_a_dry_run_makes_nothing(place, monkeypat
 def test_a_list_that_is_damaged_or_leads_out_of_the_folder_removes_nothing(tmp_path):
     (tmp_path / "mine.txt").touch()
     for text in ("{", "[1]", '["../mine.txt"]', json.dumps([str(tmp_path / "mine.txt")])):
-        folders.mark(tmp_path / "out", {"format": 2, "protocol": "p"})
+        write_json(tmp_path / "out" / folders.MARKER, {"format": 2, "protocol": "p"})
         (tmp_path / "out/files.json").write_text(text)
         with pytest.raises(UserError, match=r"files\.json is damaged"):
             folders.remove(tmp_path / "out", ["../mine.txt", str(tmp_path / "mine.txt")])

@@ -10,13 +10,12 @@ import torch
 from conftest import TINY
 
 from rnnbench_nb import probe as module
-from rnnbench_nb import provenance
+from rnnbench_nb import runs
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.probe import TOLERANCE, agrees, difference, probe, shortened
 from rnnbench_nb.protocol import run_parameters
-from rnnbench_nb.provenance import commit, environment
-from rnnbench_nb.runs import task_of
+from rnnbench_nb.runs import commit, environment, task_of
 
 VALUES = {**TINY, "hidden_size": 32, "learning_rate": 1e-3, "epochs": 50}
 
@@ -106,9 +105,9 @@ def test_the_commit_is_the_projects_own_and_dirty_if_its_code_changed(monkeypatc
     git(tmp_path, "commit", "--allow-empty", "-m", "around")
     git(tmp_path, "tag", "v1")
     (tmp_path / "inside").mkdir()
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path / "inside")
+    monkeypatch.setattr(runs, "PROJECT", tmp_path / "inside")
     assert commit() == "unknown"
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    monkeypatch.setattr(runs, "PROJECT", tmp_path)
     ours = commit()
     assert len(ours) == 40  # although a tag names it
     monkeypatch.setenv("GIT_DIR", os.devnull)

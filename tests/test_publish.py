@@ -11,7 +11,7 @@ from small_reports import save_notebook, write_report
 
 from rnnbench_nb import folders
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.results import Report, write_parquet
+from rnnbench_nb.results import Report, write_frame
 from rnnbench_nb.site import publish
 from rnnbench_nb.site.render import Page
 
@@ -34,7 +34,7 @@ def made(tmp_path):
     (report / "thesis.tex").write_text("mine")
     for name in ("gru-seed42", "agru-seed42"):
         table = pd.DataFrame({"variant": [name.partition("-")[0]], "seed": [42], "step": [1]})
-        write_parquet(report / f"runs/{name}/measures/along.parquet", table)
+        write_frame(report / f"runs/{name}/measures/along.parquet", table)
         (report / f"runs/{name}/best.safetensors").write_bytes(b"weights")
     return report
 

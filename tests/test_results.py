@@ -14,7 +14,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.metrics import METRICS
-from rnnbench_nb.results import Report, load_run, read_csv, summary, write_csv, write_tables
+from rnnbench_nb.results import Report, load_run, read_csv, summary, write_frame, write_tables
 
 PUBLISHED = sorted(path.parent for path in (PROJECT / "reports/published").glob("*/report.json"))
 RIGHT, WRONG = ([0, 1, 2, 1], [0, 1, 2, 1]), ([0, 1, 2, 1], [0, 1, 1, 0])
@@ -29,7 +29,7 @@ def report(tmp_path):
     failed |= {"precision": "highest", "loss": 3.0, "reason": "not finite"}
     results.write_json(tmp_path / "runs/lstm-seed2/run.json", failed)
     table = pd.DataFrame({"variant": ["gru"], "seed": [2], "moment": ["initial"], "x": [0.1]})
-    results.write_parquet(tmp_path / "runs/gru-seed2/measures/stability.parquet", table)
+    results.write_frame(tmp_path / "runs/gru-seed2/measures/stability.parquet", table)
     return found
 
 
@@ -138,7 +138,7 @@ def test_numbers_and_names_survive_a_table_exactly(tmp_path):
     names = ["0.5", "None", "NA", "128", "True", "007", "inf", "1e-3", "nan", "x"]
     numbers = [*np.random.default_rng(0).random(9) * 1e-7, None]
     frame = pd.DataFrame({"variant": names, "loss": numbers})
-    write_csv(tmp_path / "x.csv", frame)
+    write_frame(tmp_path / "x.csv", frame)
     again = read_csv(tmp_path / "x.csv", frame.columns)
     assert again["variant"].tolist() == names and again["loss"].equals(frame["loss"])
 

@@ -161,7 +161,7 @@ def trained(tmp_path):
     report = write_report(tmp_path, {"gru": flat}, {("gru", 42): (LABELS, LABELS)})
     (run,) = report.runs
     rows = pd.DataFrame(history).assign(variant="gru", model="gru", seed=42)
-    results.write_csv(run.folder / "history.csv", rows)
+    results.write_frame(run.folder / "history.csv", rows)
     record = {**run.record, "epochs": 2, "data": {**run.record["data"], "hash": None}}
     results.write_json(run.folder / "run.json", record)
     return tmp_path

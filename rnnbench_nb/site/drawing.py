@@ -69,7 +69,7 @@ def write(folder: Path, runs: list[Run]) -> Path:
                 f"{run.folder}: the page reads with finished runs of {', '.join(READERS)} on rows "
                 "of the same images; name such runs."
             )
-    models = [load_model(run, "best") for run in runs]
+    models = [load_model(run) for run in runs]
     images, targets = _test_examples(runs[0])
     described = [describe(run, model) for run, model in zip(runs, models, strict=True)]
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """The light part of a report, which is committed and read by others."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +8,7 @@ import papermill
 
 from rnnbench_nb import figures, folders
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.files import PROJECT, write_file, write_json
 from rnnbench_nb.results import MARKER, MISSING, Report, write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.index import FIGURE, FRONT, write
@@ -21,8 +20,8 @@ ALSO = ("protocol.yaml", "speed.json")  # files of a report that are copied as t
 def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     """Copy the light part of a report's finished runs: no weights and no executed notebooks.
 
-    Pages are made from the published folder alone. If the report is not finished, they say how many
-    of its runs are. If `front.html.j2` lies beside the folder, the front page is made again.
+    Pages are made from the published folder alone. If `front.html.j2` lies beside the folder, the
+    front page is made again.
 
     Args:
         report: The report's folder.
@@ -46,34 +45,29 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
         if run.record["status"] == MISSING and (run.folder / "run.json").exists():  # damaged
             raise UserError(run.record["reason"])
     folder = folders.output_folder(folder, "--to", publishing=True)
-    if not replace and (folder / MARKER).exists():
-        _refuse_to_lose_runs(found, folder)
+    ours = {run.key: run.record for run in found.runs}
+    there = [] if replace or not (folder / MARKER).exists() else Report(folder).runs
+    if other := [run.folder.name for run in there if ours.get(run.key) != run.record]:
+        raise UserError(
+            f"{folder}: publishing would lose or change {len(other)} published runs, such as "
+            f"{other[0]}; name another folder with --to, or give --replace."
+        )
     with TemporaryDirectory() as work:
         write_published(found, Path(work))
         paths = [path for path in Path(work).rglob("*") if path.is_file() and path.name != MARKER]
         content = {path.relative_to(work).as_posix(): path.read_bytes() for path in paths}
     content |= {name: (report / name).read_bytes() for name in ALSO if (report / name).is_file()}
-    before = folders.listed(folder)
-    folders.mark(folder, {**found.marker, "published": True})  # before any file: a kill may follow
+    before, listed = folders.listed(folder), folders.listed(report)
+    marker = {**found.marker, "published": True}
+    write_json(folder / MARKER, marker)  # before any other file: a kill may follow
     folders.own(folder, {*content, "index.html", "pages/"})
     for name, data in content.items():
         write_file(folder / name, data)
     folders.remove(folder, before - content.keys())
-    notebooks = [re.fullmatch(r"notebooks/(.+)\.ipynb", name) for name in folders.listed(report)]
-    index = remake(folder, [notebook[1] for notebook in notebooks if notebook])
+    index = remake(folder, [Path(name).stem for name in listed if name.endswith(".ipynb")])
     if (folder.parent / FRONT).exists():
         front.build(folder.parent)
     return index
-
-
-def _refuse_to_lose_runs(report: Report, folder: Path) -> None:
-    ours = {run.key: run.record for run in report.runs}
-    other = [run.folder.name for run in Report(folder).runs if ours.get(run.key) != run.record]
-    if other:
-        raise UserError(
-            f"{folder}: publishing would lose or change {len(other)} published runs, such as "
-            f"{other[0]}; name another folder with --to, or give --replace."
-        )
 
 
 def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
@@ -82,9 +76,6 @@ def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     Args:
         folder: The published report.
         names: The notebooks; those of the pages that are there if None.
-
-    Returns:
-        The path of its index.html.
 
     Raises:
         UserError: The folder is no published report, or a notebook stops with an error.
