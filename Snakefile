@@ -1,10 +1,10 @@
 # The graph of notebooks. `rnnbench run` calls it with the report's folder as the working
 # directory, where it has written the validated protocol.yaml and variants/.
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.protocol import recorded_protocol
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.launch import analysis_pages, data_options, data_pages
 
-protocol = recorded_protocol(Path("protocol.yaml"))
+protocol = load_protocol("protocol.yaml")
 variants = protocol.parameterisations
 data = data_pages(protocol)
 analyses = analysis_pages(protocol)

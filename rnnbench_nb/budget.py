@@ -1,26 +1,17 @@
-"""How many batches and epochs a budget holds."""
+"""How many batches and epochs the parameters of a run hold."""
 
 import math
-from typing import Protocol
+from typing import Any
 
 
-class Budget(Protocol):
-    """The part of a run's parameters that limits its training."""
-
-    epochs: int
-    steps: int | None
-    batch_size: int
-    drop_last: bool
-
-
-def batches_of(budget: Budget, examples: int) -> int:
+def batches_of(parameters: Any, examples: int) -> int:
     """The number of batches in a whole epoch; the last may be incomplete, unless it is dropped."""
-    whole, rest = divmod(examples, budget.batch_size)
-    return whole + (rest > 0 and not (budget.drop_last and whole))
+    whole, rest = divmod(examples, parameters.batch_size)
+    return whole + (rest > 0 and not (parameters.drop_last and whole))
 
 
-def epochs_of(budget: Budget, examples: int) -> int:
+def epochs_of(parameters: Any, examples: int) -> int:
     """The number of epochs in the budget; if steps end it, the last epoch may be short."""
-    if not budget.steps:
-        return budget.epochs
-    return min(budget.epochs, math.ceil(budget.steps / batches_of(budget, examples)))
+    if not parameters.steps:
+        return parameters.epochs
+    return min(parameters.epochs, math.ceil(parameters.steps / batches_of(parameters, examples)))

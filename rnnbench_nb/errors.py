@@ -7,9 +7,9 @@ Entry = TypeVar("Entry")
 
 
 class UserError(ValueError):
-    """One clear sentence: the file, the key or the run; what is wrong; what would be right.
+    """One clear sentence, which the command line prints without a traceback.
 
-    The command line prints the sentence without a traceback and exits with a code that is not 0.
+    It says which file, key or run it is, what is wrong, and what would be right.
     """
 
 

@@ -1,8 +1,8 @@
 """The label and the look of each variant of a report, from its cell."""
 
-import colorsys
 import re
 from collections.abc import Mapping
+from colorsys import hls_to_rgb
 from typing import Any, NamedTuple
 
 DASHES = [(3, 1, 1, 1), (6, 2), (2, 2), (5, 1, 1, 1, 1, 1), (8, 1), (1, 2)]
@@ -27,13 +27,12 @@ def labels(cells: Mapping[str, Any]) -> dict[str, str]:
     result = {}
     for name, cell in cells.items():
         label = re.sub(r", (.*)", r" (\1)", cell.label)
-        rest = name.removeprefix(f"{cell.name}_")
         if name == cell.name:
             result[name] = label
-        elif rest == name:
-            result[name] = name
+        elif name.startswith(f"{cell.name}_"):
+            result[name] = label + "-" + name.removeprefix(f"{cell.name}_")
         else:
-            result[name] = f"{label}-{rest}"
+            result[name] = name
     return result
 
 
@@ -50,8 +49,7 @@ def looks(cells: Mapping[str, Any]) -> dict[str, Look]:
             result[name] = Look(cell.colour, cell.dashes, cell.marker)
             continue
         hue, lightness = (0.36 + 0.381966 * spare) % 1, (0.33, 0.45, 0.57)[spare % 3]
-        rgb = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.6))
-        marker = MARKERS[spare % len(MARKERS)]
-        result[name] = Look("#{:02x}{:02x}{:02x}".format(*rgb), DASHES[spare % len(DASHES)], marker)
+        colour = "#" + bytes(round(255 * part) for part in hls_to_rgb(hue, lightness, 0.6)).hex()
+        result[name] = Look(colour, DASHES[spare % len(DASHES)], MARKERS[spare % len(MARKERS)])
         spare += 1
     return result

@@ -301,12 +301,11 @@ def memoryless(run: Finished) -> dict[str, pd.DataFrame]:
         gives the least loss without memory, else the score); `right`, its value for right answers;
         and `floor`, by how much a model without memory misses that.
     """
-    floor, judged, right = run.task.memoryless_loss(), "loss", 0.0
-    if floor is None:
-        label, judged = run.data.test.targets.numpy(), run.task.score.name
-        right = float(run.task.scores(label, label).mean())
-        floor = right - run.task.memoryless(run.data)
-    return {"memoryless": pd.DataFrame([{"judged": judged, "right": right, "floor": floor}])}
+    judged, value = run.task.memoryless(run.data)
+    label = run.data.test.targets.numpy()
+    right = 0.0 if judged == "loss" else float(run.task.scores(label, label).mean())
+    row = {"judged": judged, "right": right, "floor": abs(right - value)}
+    return {"memoryless": pd.DataFrame([row])}
 
 
 def reliability(run: Finished) -> dict[str, pd.DataFrame]:

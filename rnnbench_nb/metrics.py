@@ -37,20 +37,18 @@ class Metrics(NamedTuple):
     scores: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
     def values(self, label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-        """Compute the values of `names` from targets and answers, N rows each."""
-        mean = {self.score.name: float(self.scores(label, predicted).mean())}
-        return mean | (_macro(label, predicted) if len(self.names) > 1 else {})
+        """Compute the values of `names` from targets and answers, N rows each.
 
+        Precision, recall and F1 (0 to 1) are means over the classes in either; a class that is
+        never predicted has precision 0.
+        """
+        values = [float(self.scores(label, predicted).mean())]
+        if len(self.names) > 1:
+            from sklearn.metrics import precision_recall_fscore_support as by_class
 
-def _macro(label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Precision, recall and F1 (0 to 1), averaged over the classes in `label` or `predicted`.
-
-    A class that is never predicted has precision 0.
-    """
-    from sklearn.metrics import precision_recall_fscore_support
-
-    values = precision_recall_fscore_support(label, predicted, average="macro", zero_division=0.0)
-    return dict(zip(("precision", "recall", "f1"), map(float, values[:3]), strict=True))
+            macro = by_class(label, predicted, average="macro", zero_division=0.0)
+            values += map(float, macro[:3])
+        return dict(zip(self.names, values, strict=True))
 
 
 METRICS = {

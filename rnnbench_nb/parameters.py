@@ -4,8 +4,6 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from functools import cache
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,8 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rnnbench_nb.errors import UserError
 
-LIMIT = 100_000  # characters of a YAML file, and values in it once its aliases are written out
-WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # no text to some YAML reader
+LIMIT = 100_000  # characters of a YAML file
 
 
 def _whole(value: object) -> object:
@@ -43,95 +40,72 @@ Kind = TypeVar("Kind", bound=Frozen)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the value that a piece of YAML 1.2 stands for.
+    """Return the value that a piece of YAML 1.2 without aliases stands for.
 
     Args:
         text: The YAML.
         where: Names its source in an error.
 
     Raises:
-        UserError: The text is not valid YAML, gives a key twice, or is longer than `LIMIT`.
+        UserError: The text is not valid YAML, has an alias, gives a key twice, or is longer than
+            `LIMIT`.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    @cache
-    def size(node: Any) -> int:
-        """Count the values below a node; an aliased node counts wherever it is used."""
-        if isinstance(node.value, str):
-            return 1
-        pairs = (part if isinstance(part, tuple) else (part,) for part in node.value)
-        return 1 + sum(size(child) for pair in pairs for child in pair)
+    def refuse(node: object) -> None:
+        raise ValueError("an alias, which may grow without end; write its value out")
 
+    yaml = YAML(typ="safe", pure=True)
+    yaml.composer.return_alias = refuse
     try:
         if len(text) > LIMIT:
-            raise OverflowError(f"longer than {LIMIT:,} characters")
-        constructor, _ = YAML(typ="safe", pure=True).get_constructor_parser(StringIO(text))
-        node = constructor.composer.get_single_node()
-        if node and size(node) > LIMIT:
-            raise OverflowError(f"more than {LIMIT:,} values")
-        return constructor.construct_document(node) if node else None
-    except (YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise ValueError(f"longer than {LIMIT:,} characters")
+        return yaml.load(text)
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:100]
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(
-            f"{where}: this is not valid YAML ({problem}{line}); write KEY: VALUE lines, each key "
-            "once."
+            f"{where}: this YAML cannot be read ({problem}{line}); write KEY: VALUE lines, each "
+            "key once."
         ) from error
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """Return the values of a YAML file of KEY: VALUE lines.
 
-    Args:
-        path: The file.
-        remedy: What to do about a file that cannot be read.
-
     Raises:
-        UserError: The file cannot be read, or holds something else.
+        UserError: The file cannot be read, or holds something else; `remedy` says what to do.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe may never end
-            raise UserError(f"{path} is not a regular file; {remedy}.")
         with path.open(encoding="utf-8") as file:
             values = parse_yaml(file.read(LIMIT + 1), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{path}: the file cannot be read ({reason}); {remedy}.") from error
-    if values is None:
-        raise UserError(f"{path}: the file is empty; {remedy}.")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path}: the file must hold KEY: VALUE lines, keys being names.")
+        raise UserError(f"{path}: the file must hold KEY: VALUE lines, keys being names; {remedy}.")
     return values
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Write values as YAML that means the same to readers of version 1.2 and 1.1 (papermill)."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.representer import SafeRepresenter
+    import yaml
 
-    class Representer(SafeRepresenter):
-        """Quotes text that a reader takes for something else; gives each float a point."""
+    class Dumper(yaml.SafeDumper):
+        """Quotes text that a reader may take for something else, and writes no aliases."""
 
-    def text(self: Representer, value: str) -> Any:
-        plain = re.fullmatch(r"[^\W\d_][\w./-]*", value) and value.lower() not in WORDS
-        return self.represent_scalar("tag:yaml.org,2002:str", value, None if plain else '"')
+        def ignore_aliases(self, data: object) -> bool:
+            return True
 
-    def number(self: Representer, value: float) -> Any:
-        node = self.represent_float(value)
-        if "." not in node.value:
-            node.value = node.value.replace("e", ".0e")
-        return node
+    def text(dumper: Dumper, value: str) -> yaml.Node:
+        style = None if re.fullmatch(r"[^\W\d_][\w./-]*", value) else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
-    Representer.add_representer(str, text)
-    Representer.add_representer(float, number)
-    yaml: Any = YAML(typ="safe", pure=True)
-    stream = StringIO()
-    yaml.Representer, yaml.default_flow_style, yaml.width = Representer, False, 1_000_000
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.dump(dict(values), stream)
-    return stream.getvalue()
+    Dumper.add_representer(str, text)
+    options = {"sort_keys": False, "allow_unicode": True, "width": 1_000_000}
+    return yaml.dump(dict(values), Dumper=Dumper, **options)
 
 
 def validate(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
@@ -147,21 +121,13 @@ def validate(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown(key, kind.model_fields)}") from error
-        problem = first["msg"].removeprefix("Value error, ")
+        problem, given = first["msg"].removeprefix("Value error, "), reprlib.repr(first["input"])
         problem = problem[0].lower() + problem[1:]
-        raise UserError(
-            f"{where}: {key}: {problem}, but {reprlib.repr(first['input'])} is given."
-        ) from error
+        raise UserError(f"{where}: {key}: {problem}, but {given} is given.") from error
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
-    """Say that a key is unknown, and which known one is nearest: `lr` is learning_rate."""
-    words = {name: name.split("_") for name in known}
-    near = [
-        name
-        for name, parts in words.items()
-        if key == "".join(part[0] for part in parts) or key in parts
-    ]
-    near += difflib.get_close_matches(key, words, n=1, cutoff=0.5)
+    """Say that a key is unknown, and which known one is nearest."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"the nearest known key is {near[0]!r}" if near else "`rnnbench check` prints the known"
     return f"unknown key {key!r}; {hint}."

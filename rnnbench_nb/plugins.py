@@ -17,18 +17,17 @@ def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
         UserError: A file cannot be imported, or a name is taken twice.
     """
     entries: dict[str, type[T]] = {}
-    files = (file for _, file, is_folder in pkgutil.iter_modules(package.__path__) if not is_folder)
-    for file in files:
+    for _, file, is_folder in pkgutil.iter_modules(package.__path__):
+        if is_folder:
+            continue
         path = f"{package.__path__[0]}/{file}.py"
         try:
             module = importlib.import_module(f"{package.__name__}.{file}")
         except Exception as error:  # whatever a contributed file raises
             raise UserError(f"{path} cannot be imported ({error}); mend or remove it.") from error
-        own = (x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__)
-        for entry in own:
+        for entry in vars(module).values():
             if isinstance(entry, type) and issubclass(entry, kind) and "name" in vars(entry):
                 name = vars(entry)["name"]
-                if name in entries:
+                if entries.setdefault(name, entry) is not entry:
                     raise UserError(f"{path}: the name {name!r} is taken; choose another.")
-                entries[name] = entry
     return entries

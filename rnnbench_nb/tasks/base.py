@@ -1,13 +1,15 @@
-"""The interface of a task: its data, its loss and the kind of its answers."""
+"""The interface of a task, and the base of those whose examples are drawn at random."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rnnbench_nb.metrics import METRICS, Score
-from rnnbench_nb.parameters import Frozen
+from rnnbench_nb.parameters import Frozen, Size
+from rnnbench_nb.seeds import generator
 
 
 class Part(NamedTuple):
@@ -29,13 +31,11 @@ class Task(ABC):
     """One task. A subclass is one file.
 
     Attributes:
-        name: Its name in parameter files.
-        label: Its name in text.
-        read: "last" if the answer is read after the last step, "every" if after each step.
-        metrics: The kind of metrics that judges the answers, a name in `METRICS`.
+        name, label: Its name in parameter files, and in text.
+        read: Whether the answer is read after the last step or after every step.
+        metrics: What judges the answers, a name in `METRICS`.
         tiny: Options that make it small enough for a test.
-        data_page: The notebook of a report that shows the data, if there is one. It takes the
-            task's options and `seed` as parameters.
+        data_page: The notebook that shows the data, given the task's options and `seed`.
         Options: The task's own parameters with types, limits and defaults.
     """
 
@@ -65,25 +65,20 @@ class Task(ABC):
     def fetch(self) -> str:
         """Download the data if they are not on this machine, and return a sentence about them.
 
-        Raises:
-            UserError: The data are missing and cannot be downloaded, or they are damaged.
+        Raises UserError if the data are missing and cannot be downloaded, or are damaged.
         """
         return f"The data of {self.label} need no download."
 
     def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
         """Settle the parameters that depend on the data of this machine; errors as in `fetch`.
 
-        Args:
-            download: Whether missing data may be downloaded.
-
-        Returns:
-            Parameters of the run that are settled, and a sentence if other data stand in.
+        Returns the settled parameters, and a sentence if other data stand in.
         """
         return {}, ""
 
     def describe(self) -> dict[str, Any]:
         """Plain values that describe the data in run.json."""
-        return {}
+        return self.options.model_dump()
 
     @abstractmethod
     def load(self, seed: int) -> Split:
@@ -115,9 +110,27 @@ class Task(ABC):
         """Convert outputs to the answers that are kept and judged, (B,) or (B, symbols)."""
 
     @abstractmethod
-    def memoryless(self, split: Split) -> float:
-        """The validation score of a model that sees the last step alone."""
+    def memoryless(self, split: Split) -> tuple[str, float]:
+        """What judges a model, "loss" or the score's name, and what it is without memory."""
 
-    def memoryless_loss(self) -> float | None:
-        """The least expected loss of a model without memory, if a formula gives it."""
-        return None
+
+class Synthetic(Task):
+    """A task that draws its examples; a subclass says how."""
+
+    class Options(Frozen):
+        """The number of examples in each part."""
+
+        training_examples: Size = 20_000
+        validation_examples: Size = 2_000
+        test_examples: Size = 2_000
+
+    @abstractmethod
+    def draw(self, count: int, random: torch.Generator) -> Part:
+        """Draw `count` examples from a generator."""
+
+    def load(self, seed: int) -> Split:
+        """Draw training and validation examples by the seed, and test examples by a fixed one."""
+        sizes, random = self.options, generator(seed, "examples")
+        validation = self.draw(sizes.validation_examples, random)
+        train = self.draw(sizes.training_examples, random)
+        return Split(train, validation, self.draw(sizes.test_examples, generator(0, "test")))

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnbench_nb.parameters import Size
-from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.tasks.synthetic import Synthetic
+from rnnbench_nb.tasks.base import Part, Split, Synthetic
 
 SYMBOLS, KINDS = 10, 8  # ten symbols of the kinds 1 to 8; 0 is blank, 9 is the sign to answer
 
@@ -60,10 +59,6 @@ class CopyingMemory(Synthetic):
         """Return the symbols at the last ten steps (B, 10)."""
         return outputs[:, -SYMBOLS:].argmax(2)
 
-    def memoryless(self, split: Split) -> float:
-        """The score of guessing."""
-        return 1 / KINDS
-
-    def memoryless_loss(self) -> float:
-        """10 ln 8 / (T + 20), in nats a step."""
-        return SYMBOLS * math.log(KINDS) / (self.options.delay + 2 * SYMBOLS)
+    def memoryless(self, split: Split) -> tuple[str, float]:
+        """The least expected loss: 10 ln 8 / (T + 20), in nats a step."""
+        return "loss", SYMBOLS * math.log(KINDS) / (self.options.delay + 2 * SYMBOLS)

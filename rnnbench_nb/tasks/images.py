@@ -1,7 +1,5 @@
 """Classification of images that are read as sequences, row by row or pixel by pixel."""
 
-import hashlib
-from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,48 +19,22 @@ FITTED = 6000  # training images that are enough for a logistic regression
 BATCH = 500  # images that are converted to sequences at once, since long ones take memory
 
 
-# The order of pixels in each paper's "permuted MNIST".
-PERMUTATIONS = (
-    "torch_12008",  # coRNN, LipschitzRNN
-    "torch_5544",  # LEM, UnICORNN
-    "numpy_92916",  # expRNN
-    "numpy_0",  # LMU
-    "bit_reversal",  # S4
-)
-
-
-@cache
 def permutation(name: str, n: int) -> Tensor:
     """The order (n,), int64, in which n pixels are read: step t reads pixel `order[t]`."""
-    if name == "bit_reversal":
-        bits = (n - 1).bit_length()
-        mirrored = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
-        return torch.tensor([number for number in mirrored if number < n])
-    library, seed = name.split("_")
-    if library == "torch":
-        return torch.randperm(n, generator=torch.Generator().manual_seed(int(seed)))
-    legacy = np.random.RandomState(int(seed))  # noqa: NPY002 (the published stream)
-    return torch.from_numpy(legacy.permutation(n))
+    seed = int(name.removeprefix("torch_"))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def permutation_hash(name: str, n: int) -> str:
-    """The first 16 digits of the SHA-256 of the order as little-endian int64 numbers."""
-    return hashlib.sha256(permutation(name, n).numpy().astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def split(images: data.Images, seed: int) -> Split:
+def split(train: Part, test: Part, seed: int) -> Split:
     """Draw round(0.15 N) validation images from the N training images; keep all test images.
 
     The draw has its own generator, so every model of one seed gets the same split.
     """
-    count = len(images.train_labels)
+    count = len(train.targets)
     order = torch.randperm(count, generator=generator(seed, "split"))
-    validation, train = order.tensor_split([round(VALIDATION_FRACTION * count)])
-    return Split(
-        train=Part(images.train_images[train], images.train_labels[train]),
-        validation=Part(images.train_images[validation], images.train_labels[validation]),
-        test=Part(images.test_images, images.test_labels),
-    )
+    drawn, rest = order.tensor_split([round(VALIDATION_FRACTION * count)])
+    kept, validation = (Part(train.inputs[own], train.targets[own]) for own in (rest, drawn))
+    return Split(kept, validation, test)
 
 
 class Fallback(Frozen):
@@ -85,18 +57,16 @@ class ImageSequence(Task):
     class Options(Frozen):
         """Which images are used, and how they are read.
 
-        Attributes:
-            dataset: A data set of `data.DATASETS`.
-            offline_fallback: What stands in, with a note, if the data set cannot be downloaded.
-            reading: "row" for a row of pixels at each step, "pixel" for one pixel.
-            permutation: The order of the pixels for all images, a name in `PERMUTATIONS`.
-            training_examples: How many images of the split are trained on; None for all.
+        `offline_fallback` stands in, with a note, if the data set cannot be downloaded. A step
+        reads a row of pixels, or one pixel; then `permutation` is the order of the pixels for all
+        images in a paper's "permuted MNIST": torch_12008 in coRNN's and LipschitzRNN's,
+        torch_5544 in LEM's and UnICORNN's. `training_examples` are the first so many of the split.
         """
 
         dataset: Literal["mnist", "fashion_mnist", "mnist_5k", "digits"] = "mnist"
         offline_fallback: Fallback | None = None
         reading: Literal["row", "pixel"] = "row"
-        permutation: Literal["none", *PERMUTATIONS] = "none"  # type: ignore[valid-type]
+        permutation: Literal["none", "torch_12008", "torch_5544"] = "none"
         training_examples: Size | None = None
 
         @field_validator("permutation")
@@ -113,41 +83,33 @@ class ImageSequence(Task):
 
     def fetch(self) -> str:
         """Download and verify what is missing of the data set."""
-        data.fetch(self.options.dataset, into_named_folder=True)
+        data.fetch(self.options.dataset)
         where = f" in {data.data_folder()}" if self.source.sha256 else ""
         return f"{self.source.title} is complete and verified{where}."
 
     def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
         """Settle on the data set, or on its fallback if it cannot be downloaded."""
-        fallback = self.options.offline_fallback
-        seconds = data.SECONDS_WITH_FALLBACK if fallback else data.SECONDS
+        fallback, settled = self.options.offline_fallback, {"offline_fallback": None}
         try:
-            data.fetch(self.options.dataset, seconds if download else 0.0)
+            data.fetch(self.options.dataset, download)
         except data.FetchError:
+            absence = f"{self.source.title} is not on this machine"
             if not download:
-                return {}, f"{self.source.title} is not on this machine; a run downloads it"
+                return {}, f"{absence}; a run downloads it"
             if fallback is None:
                 raise
             title = data.DATASETS[fallback.dataset].title
-            note = (
-                f"{self.source.title} is not on this machine and could not be downloaded; "
-                f"{title} stand in for it"
-            )
-            return {**fallback.model_dump(exclude_none=True), "offline_fallback": None}, note
-        return {"offline_fallback": None}, ""
+            note = f"{absence} and could not be downloaded; {title} stand in for it"
+            return fallback.model_dump(exclude_none=True) | settled, note
+        return settled, ""
 
     def describe(self) -> dict[str, Any]:
-        """The data set, the reading, a permutation with its hash, and the classes."""
-        order, names = self.options.permutation, list(self.source.class_names)
-        values = {"dataset": self.options.dataset, "reading": self.options.reading}
-        if order != "none":
-            values["permutation"] = order
-            values["permutation_hash"] = permutation_hash(order, self.source.pixels)
-        return {**values, "classes": len(names), "class_names": names}
+        """The options, and the names of the classes."""
+        return super().describe() | {"class_names": list(self.source.class_names)}
 
     def load(self, seed: int) -> Split:
         """Load the images of the data set; the seed draws those of the validation part."""
-        parts, count = split(data.load(self.options.dataset), seed), self.options.training_examples
+        parts, count = split(*data.load(self.options.dataset), seed), self.options.training_examples
         available = len(parts.train.targets)
         if (count or 0) > available:
             raise UserError(
@@ -181,8 +143,8 @@ class ImageSequence(Task):
         """Return the class with the highest score."""
         return outputs.argmax(1)
 
-    def memoryless(self, split: Split) -> float:
-        """The accuracy of a logistic regression on the last step of some training images."""
+    def memoryless(self, split: Split) -> tuple[str, float]:
+        """The validation accuracy of a logistic regression on the last step of some images."""
         from sklearn.linear_model import LogisticRegression
 
         def last_steps(part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -191,4 +153,4 @@ class ImageSequence(Task):
             return steps.numpy(), part.targets[:FITTED].numpy()
 
         regression = LogisticRegression(max_iter=300).fit(*last_steps(split.train))
-        return float(regression.score(*last_steps(split.validation)))
+        return self.score.name, float(regression.score(*last_steps(split.validation)))

@@ -1,6 +1,6 @@
 """Images read by row, then rows of noise, through which the image has to be remembered."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,14 +22,9 @@ class NoisePadded(ImageSequence):
     data_page = None  # the page of the images shows them without noise
 
     class Options(ImageSequence.Options):
-        """Which images are used, and how many steps there are with the noise.
+        """Which images are used, and the number of steps T with the noise.
 
-        Attributes:
-            reading: Always by row.
-            permutation: Always none.
-            padded_length: Steps in all, T.
-            validation_examples: How many validation images are used, None for all. At 1,000
-                steps all of them would take a third of the time of the training.
+        All validation images (None) would take a third of the training's time at 1,000 steps.
         """
 
         reading: Literal["row"] = "row"
@@ -37,17 +32,8 @@ class NoisePadded(ImageSequence):
         padded_length: Annotated[int, Field(ge=28, le=100_000)] = 1000
         validation_examples: Size | None = None
 
-    def describe(self) -> dict[str, Any]:
-        """Describe the images, and the padded length."""
-        return {**super().describe(), "padded_length": self.options.padded_length}
-
     def load(self, seed: int) -> Split:
-        """Load the images, each with the key of its noise.
-
-        The noise of a training or validation image depends on the seed, the part and the place
-        of the image in it. That of a test image depends on its place alone, since the test part
-        is equal for all seeds.
-        """
+        """Load the images, each with the key of its noise: seed (0 for the test), part, place."""
         train, validation, test = super().load(seed)
         some = self.options.validation_examples
         return Split(
@@ -75,8 +61,7 @@ class NoisePadded(ImageSequence):
 def _with_keys(images: Tensor, seed: int, part: int) -> Tensor:
     """Append to images uint8 (N, h, w) a row that begins with a key of 64 bits each.
 
-    A key is the seed in 32 bits, the part's number in 2 and the place of the image in 30. So no
-    two images of a run share a key, and no two seeds share that of a training image.
+    A key is the seed in 32 bits, the part's number in 2 and the place of the image in 30.
     """
     size, _, width = images.shape
     row = np.zeros((size, 1, width), np.uint8)
