@@ -15,14 +15,14 @@ from conftest import one_sentence, rnnbench_here, write_tiny
 from rnnbench_nb import cli, folders, launch, runs
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.protocol import load_protocol, recorded_protocol
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report, write_tables
 from rnnbench_nb.runs import train_run
 
 
 def workflow(out, profile, jobs, on_gpu, look, lock):
     """The trainings of a report and its tables, without notebooks and pages."""
-    for parameters in launch.runs_of(recorded_protocol(out / "protocol.yaml")):
+    for parameters in launch.runs_of(load_protocol(out / "protocol.yaml")):
         try:
             train_run(parameters, out / "runs" / parameters.run, report=lambda line: None)
         except UserError:
