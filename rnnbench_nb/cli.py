@@ -363,14 +363,13 @@ def test_cell(name: str) -> None:
 
 
 @main.command()
-@click.option("--json", "path", type=FOLDER, help="Write the measurements to this file.")
-@click.option("--shape", "shapes", multiple=True, metavar="T,H,B,THREADS", help="Only this shape.")
+@click.option("--json", "path", type=FOLDER, help="Write the measurements to this new file.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def bench(path: Path | None, shapes: tuple[str, ...], device: str) -> None:
+def bench(path: Path | None, device: str) -> None:
     """Time training steps and inference of the models, in turn in one process."""
     from rnnbench_nb import bench
 
-    bench.command(path, shapes, device, click.echo)
+    bench.command(path, device, click.echo)
 
 
 def _overrides(

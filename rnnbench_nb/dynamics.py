@@ -1,16 +1,6 @@
-"""What a recurrence does to its state: spectra, step Jacobians, exponents, gradient flow.
+"""What a recurrence does to its state of n numbers: spectra, step Jacobians, exponents, gradients.
 
-Every cell is treated alike, by its own `drive`, `prepare`, `step` and `jacobian`. Its state s has n
-numbers, n = H times its `states`. All is float64, batched over examples and streamed over steps:
-no T Jacobians are ever held at once.
-
-Each operator has its own line between growth and decay:
-
-- A, a cell's recurrent matrix, acts in continuous time: growth is a real part above 0.
-- I + epsilon A is one forward Euler step of it: growth is a modulus above 1.
-- J = ds'/ds is one step of the whole cell, gates included: growth over many steps is an exponent
-  above 0, which the eigenvalues of a single J do not settle. What makes it is found by replacing
-  one part of every J at a time (`replaced`).
+All is float64, batched over examples and streamed over steps.
 
 Torch's batched LU (`solve`, `det`, `slogdet`, `inv`) has no place here: on several threads it
 returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815).
@@ -30,94 +20,42 @@ from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.tasks import Task
 
 ERASED = 1e-12  # of a step's size: shrunk below it, a direction counts as erased by the step
+POINTS = 16  # dampings that are tried
 
 
-# Spectra: a recurrent matrix A by itself, without gates or input.
+def stability(matrix: Tensor, epsilon: Tensor) -> dict[str, float]:
+    """How a recurrent matrix A (H, H) grows, as a flow and by Euler steps of a size epsilon.
 
-
-def antisymmetric_part(matrix: Tensor) -> Tensor:
-    """S = (A - A^T) / 2, for A (..., H, H)."""
-    return (matrix - matrix.mT) / 2
-
-
-def defect(matrix: Tensor) -> Tensor:
-    """How far A (..., H, H) is from any S - gamma I, S antisymmetric: |A - S + gamma I| / |A|.
-
-    The norm is Frobenius', and gamma = -tr(A) / H is the nearest. 0 means that the eigenvalues are
-    -gamma +- i lambda; 1 that A is symmetric and has no trace.
-    """
-    damping = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]  # -gamma
-    rest = matrix - antisymmetric_part(matrix)
-    rest = rest - damping * torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-    return torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(matrix)
-
-
-def largest_stable_step(eigenvalues: Tensor) -> Tensor:
-    """The largest epsilon (...) at which an Euler step amplifies no mode, of A's modes (..., H).
-
-    |1 + epsilon lambda| = 1 at epsilon = -2 Re(lambda) / |lambda|^2, which is
-    2 gamma / (gamma^2 + omega^2) for -gamma +- i omega; 0 if the real part is 0 or above. The mode
-    lambda = 0 is neutral at any step.
-    """
-    step = -2 * eigenvalues.real / eigenvalues.abs() ** 2
-    return step.nan_to_num(nan=math.inf, posinf=math.inf).clamp(min=0).amin(-1)
-
-
-def stability(eigenvalues: Tensor, epsilon: Tensor) -> dict[str, Tensor]:
-    """The place of I + epsilon A in the stability region of the forward Euler step.
-
-    Args:
-        eigenvalues: Of A, complex (..., H): one spectrum, or one an epoch.
-        epsilon: Step size (...).
+    A mode lambda of A grows along the flow if Re(lambda) > 0, and along the step I + epsilon A if
+    |1 + epsilon lambda| > 1, which is so beyond epsilon = -2 Re(lambda) / |lambda|^2.
 
     Returns:
-        Columns (...): `epsilon`; `lambda_max`, the largest imaginary part; `epsilon_lambda_max`, at
-        most 1 if some damping stabilises the step (gamma = 1/epsilon is the best); `epsilon_max`,
-        the largest stable step; `modulus_max` of 1 + epsilon lambda; `share_outside`, the fraction
-        of modes with a modulus above 1.
+        `epsilon`; `lambda_max`, the largest imaginary part; `epsilon_lambda_max`, at most 1 if
+        some damping stabilises the step (gamma = 1/epsilon is the best); `epsilon_max`, the
+        largest step at which no mode grows; the largest modulus, `modulus_max`; `share_outside`,
+        the fraction of modes with one above 1; `abscissa`, the largest real part of an eigenvalue
+        of epsilon A, and `numerical_abscissa`, that of its symmetric part (above 0: the flow can
+        grow at once); `defect`, |A - S + gamma I| / |A| in Frobenius' norm for the nearest
+        S - gamma I, S antisymmetric (0: the eigenvalues are -gamma +- i omega).
     """
-    moduli = (1 + epsilon[..., None] * eigenvalues).abs()  # (..., H)
-    lambda_max = eigenvalues.imag.amax(-1)
-    return {
+    matrix, epsilon = matrix.cpu().double(), epsilon.cpu().double()
+    modes = torch.linalg.eigvals(matrix)
+    moduli = (1 + epsilon * modes).abs()
+    largest_steps = -2 * modes.real / modes.abs() ** 2  # 0 / 0 for the mode 0, always neutral
+    symmetric = (matrix + matrix.mT) / 2
+    rest = symmetric - matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype)
+    columns = {
         "epsilon": epsilon,
-        "lambda_max": lambda_max,
-        "epsilon_lambda_max": epsilon * lambda_max,
-        "epsilon_max": largest_stable_step(eigenvalues),
-        "modulus_max": moduli.amax(-1),
-        "share_outside": (moduli > 1).double().mean(-1),
+        "lambda_max": modes.imag.max(),
+        "epsilon_lambda_max": epsilon * modes.imag.max(),
+        "epsilon_max": largest_steps.nan_to_num(nan=math.inf, posinf=math.inf).clamp(min=0).min(),
+        "modulus_max": moduli.max(),
+        "share_outside": (moduli > 1).double().mean(),
+        "abscissa": (epsilon * modes.real).max(),
+        "numerical_abscissa": torch.linalg.eigvalsh(epsilon * symmetric)[-1],
+        "defect": torch.linalg.matrix_norm(rest) / torch.linalg.matrix_norm(matrix),
     }
-
-
-# Two ways to step along ds/dt = M s for one unit of time, M (..., n, n), such as epsilon A.
-
-
-def euler_step(operator: Tensor) -> Tensor:
-    """I + M: the forward Euler step, which is what a cell takes."""
-    return torch.eye(operator.shape[-1], dtype=operator.dtype) + operator
-
-
-def exact_step(operator: Tensor) -> Tensor:
-    """exp(M): the flow itself."""
-    return torch.linalg.matrix_exp(operator)
-
-
-def abscissas(operator: Tensor) -> dict[str, Tensor]:
-    """How the flow along M (..., n, n) grows.
-
-    Returns:
-        Columns (...): `abscissa`, the largest real part of an eigenvalue (above 0: it grows in the
-        long run), and `numerical_abscissa`, the largest eigenvalue of (M + M^T)/2 (above 0: it can
-        grow at once; the same number if M is normal).
-    """
-    return {
-        "abscissa": torch.linalg.eigvals(operator).real.amax(-1),
-        "numerical_abscissa": torch.linalg.eigvalsh((operator + operator.mT) / 2)[..., -1],
-    }
-
-
-def euler_radius(operator: Tensor) -> Tensor:
-    """The largest modulus (...) of an eigenvalue of I + M, M (..., n, n): above 1, it grows."""
-    return (1 + torch.linalg.eigvals(operator)).abs().amax(-1)
+    return {name: float(value) for name, value in columns.items()}
 
 
 # A cell along a sequence: its steps, and the exact Jacobian of each.
@@ -134,12 +72,9 @@ class Step(NamedTuple):
 
 
 def walk(cell: Cell, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
-    """Run a copy of a cell in float64 and yield its steps one by one.
+    """Run a copy of a cell in float64 over sequences (B, T, D) and yield its steps one by one.
 
-    Args:
-        cell: A cell.
-        inputs: Sequences (B, T, D), whatever the cell's `batch_first`.
-        start: First state (B, n); zeros if None. If it wants a gradient, so do all after it.
+    The start (B, n) is zeros if it is None; if it wants a gradient, so do all states after it.
     """
     cell = copy.deepcopy(cell).double().eval().requires_grad_(False)
     state = cell.zero_state(len(inputs)) if start is None else start.double()
@@ -155,27 +90,15 @@ def jacobian(step: Step) -> Tensor:
     return step.cell.jacobian(step.u, step.before, *step.prepared)
 
 
-# What makes a step grow: its Jacobian J = I + P + G with one part replaced, at the same state. The
-# path P = L A R is the recurrent matrix between frozen gates, L and R being diagonal and positive;
-# G is the gates' own dependence on the state.
+def parts_of(step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    """P and G (B, n, n) of J = I + P + G, and A (n, n), for a cell with `jacobian_terms`.
 
-
-class Parts(NamedTuple):
-    """The parts of the step Jacobian J = I + P + G, and the matrix in P."""
-
-    path: Tensor  # P (B, n, n)
-    gates: Tensor  # G (B, n, n)
-    matrix: Tensor  # A (n, n)
-
-
-def parts_of(step: Step) -> Parts:
-    """The parts of a step of a cell whose `jacobian_terms` are identity, path, and others."""
+    The path P = L A R is the recurrent matrix between frozen gates, L and R being diagonal and
+    positive; G is the gates' own dependence on the state.
+    """
     cell: Any = step.cell
     terms = cell.jacobian_terms(step.u, step.before, *step.prepared)
-    path = terms.pop("path")
-    del terms["identity"]
-    gates = sum(terms.values(), torch.zeros_like(path))
-    return Parts(path, gates, cell.recurrent_matrix())
+    return terms["path"], terms["gates"], cell.recurrent_matrix()
 
 
 def balanced(path: Tensor, matrix: Tensor) -> Tensor:
@@ -197,7 +120,7 @@ def abnormality(operator: Tensor) -> Tensor:
 
 
 CAUSES = ("Euler step", "non-normality", "gates")
-# What stands in the place of the step's Jacobian, and the causes of growth that are left in it.
+# What stands in the place of a step's Jacobian, and the causes of growth that are left in it.
 REPLACEMENTS: dict[str, set[str]] = {
     "whole": set(CAUSES),
     "step of the path": {"Euler step", "non-normality"},
@@ -210,72 +133,42 @@ REPLACEMENTS: dict[str, set[str]] = {
 }
 
 
-def replaced(parts: Parts) -> dict[str, Tensor]:
+def replaced(step: Step) -> dict[str, Tensor]:
     """The step Jacobian (B, n, n) and what stands in its place, by the names of `REPLACEMENTS`.
 
-    A step is I + M, a flow exp(M); "with gates" adds G.
+    A step is I + M, a flow exp(M); "with gates" adds G. A cell without `jacobian_terms` has the
+    whole alone.
     """
-    path, gates = parts.path, parts.gates
-    even = balanced(path, parts.matrix)
-    step, flow = euler_step(path), exact_step(path)
-    even_step, even_flow = euler_step(even), exact_step(even)
-    steps = (step, flow, even_step, even_flow)
-    found = [each for step in steps for each in (step + gates, step)]
+    if not hasattr(step.cell, "jacobian_terms"):
+        return {"whole": jacobian(step)}
+    path, gates, matrix = parts_of(step)
+    found = []
+    for operator in (path, balanced(path, matrix)):
+        euler = torch.eye(len(matrix), dtype=matrix.dtype) + operator
+        flow = torch.linalg.matrix_exp(operator)
+        found += [euler + gates, euler, flow + gates, flow]
     return dict(zip(REPLACEMENTS, found, strict=True))
 
 
-def end_to_end(product: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    """Growth from one end of a sequence to the other.
-
-    Args:
-        product: J_T ... J_1 (B, n, n).
-        gradient: Of the loss with respect to the last state (B, n).
-
-    Returns:
-        Columns (B,): `gradient`, the decades by which the gradient grows on its way back, and
-        `random`, those of a random direction (root mean square over all); `largest`, the natural
-        logarithm of the largest growth of any direction; `growing`, the share of singular values
-        above 1.
-    """
-    back = torch.einsum("bij,bi->bj", product, gradient)
-    singular = torch.linalg.svdvals(product).clamp(min=1e-300)
-    return {
-        "gradient": _decades(back.norm(dim=-1)) - _decades(gradient.norm(dim=-1)),
-        "random": _decades(singular.square().mean(-1).sqrt()),
-        "largest": singular[:, 0].log(),
-        "growing": (singular > 1).double().mean(-1),
-    }
-
-
-def _decades(size: Tensor) -> Tensor:
-    return size.clamp(min=1e-300).log10()
-
-
-def least_damping(parts: Parts, gamma: float, points: int = 16, halvings: int = 5) -> Tensor:
+def least_damping(path: Tensor, matrix: Tensor, gamma: float, halvings: int = 5) -> Tensor:
     """The smallest damping at which I + P has a spectral radius of at most 1, gates held fixed.
 
-    P(gamma) = L (S - gamma I) R, of which L R is read off the diagonals of P and A, so that no
-    entry there may be 0. `points` dampings are tried, evenly up to 2 / max(L R), beyond which the
-    largest of L R overshoots by itself; the first that serves is refined by bisection.
-
-    Args:
-        parts: With P (B, n, n).
-        gamma: The damping in A.
-        points: Dampings to try.
-        halvings: Of the interval between two of them.
+    `POINTS` dampings are tried, evenly up to 2 / max(L R), beyond which the largest of L R
+    overshoots by itself; the first that serves is refined by bisection.
 
     Returns:
-        Dampings (B,); inf where none serves.
+        Dampings (B,), inf where none serves, for P = L (S - gamma I) R (B, n, n), the matrix
+        S - gamma I (n, n), and the gamma in use, which is not 0.
     """
-    scale = parts.path.diagonal(dim1=-2, dim2=-1) / parts.matrix.diagonal()  # L R, (B, n)
+    scale = path.diagonal(dim1=-2, dim2=-1) / matrix.diagonal()  # L R, (B, n)
 
     def stable(damping: Tensor) -> Tensor:
-        change = (damping - gamma)[:, None] * scale
-        return euler_radius(parts.path - torch.diag_embed(change)) <= 1
+        change = torch.diag_embed((damping - gamma)[:, None] * scale)
+        return (1 + torch.linalg.eigvals(path - change)).abs().amax(-1) <= 1
 
-    width = 2 / scale.amax(-1) / points
+    width = 2 / scale.amax(-1) / POINTS
     least = torch.full_like(width, math.inf)
-    for k in range(points, 0, -1):
+    for k in range(POINTS, 0, -1):
         least = torch.where(stable(k * width), k * width, least)
     low, high = least - width, least
     for _ in range(halvings):
@@ -288,9 +181,8 @@ def least_damping(parts: Parts, gamma: float, points: int = 16, halvings: int = 
 def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16) -> Tensor:
     """What `measure` gives for `size` examples of the batches at a time, all together.
 
-    Batches and what `measure` returns have examples first. Memory grows with `size` alone, about
-    ten arrays (size, n, n) a thread. Each of torch's threads works on examples of its own, because
-    several threads inside one small factorisation only fight.
+    Memory grows with `size` alone, about ten arrays (size, n, n) a thread. Each of torch's threads
+    has examples of its own, because several inside one small factorisation only fight.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -301,14 +193,8 @@ def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 
         torch.set_num_threads(threads)
 
 
-# Along a sequence: products of Jacobians, gradients, states.
-
-
 def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I: J_T ... J_1 = Q_T R_T ... R_1.
-
-    With each comes the size (B, 1) up to which its entries are rounding, not data.
-    """
+    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I, and the size (B, 1) of its rounding."""
     q = None  # kept as Householder vectors, which is faster than forming it
     for j in jacobians:
         q = torch.geqrf(j if q is None else torch.ormqr(*q, j, left=False))
@@ -323,12 +209,9 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     (Front. Appl. Math. Stat. 8:818799). Their sum is the mean of log |det J_t| at any T; each by
     itself is off by the order of 1/T.
 
-    Args:
-        jacobians: J_t (B, n, n) for t = 1 ... T in this order, as `map(jacobian, walk(...))`.
-
     Returns:
-        Exponents (B, n) in nats a step, roughly descending; -inf for a direction that a step
-        erases to working precision.
+        Exponents (B, n) in nats a step, roughly descending, of J_t (B, n, n) for t = 1 ... T in
+        this order; -inf for a direction that a step erases to working precision.
     """
     total, steps = torch.zeros(()), 0  # no list of T tensors, which would fragment the memory
     for r, rounding in _triangular_factors(jacobians):
@@ -341,16 +224,12 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
 def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
     """Finite-time exponents log(sigma_i) / T of the product J_T ... J_1: for short sequences.
 
-    Its singular values sigma_i are the exact growth over T steps. They are taken from the
-    triangular factors, since the plain product loses all that is below 1e-16 of the largest:
-    half of a trained LSTM's at T = 28.
-
-    Args:
-        jacobians: As for `lyapunov_exponents`.
+    The singular values are taken from the triangular factors, since the plain product loses all
+    that is below 1e-16 of the largest: half of a trained LSTM's at T = 28.
 
     Returns:
-        Exponents (B, n) in nats a step, descending; -inf for a direction that a step erases to
-        working precision, or all steps together shrink below 1e-308.
+        As `lyapunov_exponents`, but descending; -inf also for a direction that all steps together
+        shrink below 1e-308.
     """
     total, steps = None, 0
     for r, rounding in _triangular_factors(jacobians):
@@ -364,20 +243,12 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
 def gradients(
     model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss's gradient with respect to every state and every input.
-
-    The loss is one example's, after the last step: no mean over a batch, no dropout. The gradients
-    are those of g_{t-1} = J_t^T g_t, by reverse differentiation.
-
-    Args:
-        model: A cell and its head.
-        task: Whose loss is taken.
-        inputs: Sequences (B, T, D).
-        targets: What is to be answered, (B, ...), or (B, T, ...) where every step is read.
+    """The gradient of each example's loss after the last step, by reverse differentiation.
 
     Returns:
         dL/ds_t for t = 0 ... T (B, T + 1, n), s_0 being the state before the first step, and
-        dL/dx_t for t = 1 ... T (B, T, D).
+        dL/dx_t for t = 1 ... T (B, T, D), for sequences (B, T, D) and targets (B, ...), or
+        (B, T, ...) where every step is read. There is no dropout.
     """
     inputs = inputs.detach().double().requires_grad_()
     start = model.cell.zero_state(len(inputs)).double().requires_grad_()
@@ -391,15 +262,7 @@ def gradients(
     return torch.stack(of_states, dim=1), of_inputs
 
 
-def sensitivities(
-    model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sizes of the `gradients`: |dL/ds_t| (B, T + 1) and |dL/dx_t| (B, T)."""
-    of_states, of_inputs = gradients(model, task, inputs, targets)
-    return _size(of_states), _size(of_inputs)
-
-
-def _size(vectors: Tensor) -> Tensor:
+def norm(vectors: Tensor) -> Tensor:
     """The norm over the last dimension, also of vectors whose squares would underflow."""
     largest = vectors.abs().amax(-1, keepdim=True)
     return largest[..., 0] * (vectors / largest.clamp(min=1e-300)).norm(dim=-1)

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.cells.base import draw
-from rnnbench_nb.errors import lookup
 from rnnbench_nb.protocol import RunParameters
 
 
@@ -50,28 +49,18 @@ def build_model(
     generator: torch.Generator,
     read: str = "last",
 ) -> SequenceModel:
-    """The model that the parameters describe, initialised by one policy for all cells.
+    """The model that the parameters describe, for `input_size` features a step, D.
 
     Every matrix is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU, or Xavier
     uniform, and every vector is 0. Then the cell changes its own start (the LSTM its forget bias,
     the A-GRU its step size).
-
-    Args:
-        parameters: The cell, its size and options.
-        input_size: Features a step, D.
-        outputs: Outputs of the head, K.
-        generator: The source of the initial weights.
-        read: "last" or "every".
-
-    Raises:
-        UserError: The cell is not in the table.
     """
-    kind = lookup(CELLS, "model", parameters.model)
+    units, policy = parameters.hidden_size, parameters.initialisation
     options = parameters.cell_options.model_dump()
-    cell = kind(input_size, parameters.hidden_size, batch_first=True, **options)
+    cell = CELLS[parameters.model](input_size, units, batch_first=True, **options)
     model = SequenceModel(cell, outputs, parameters.dropout, read)
-    cell.draw(generator, parameters.initialisation)
-    draw(model.head, parameters.hidden_size, generator, parameters.initialisation)
+    cell.draw(generator, policy)
+    draw(model.head, units, generator, policy)
     cell.initialise(generator)
     return model
 

@@ -1,15 +1,12 @@
 """A probe of the code: the numbers of a tiny training, which the record of each run keeps.
 
 A run is stale if the code of today gives other numbers than the code that trained it. The probe is
-three short epochs through the same `fit` and `evaluate`, with the run's own cell, task and
-settings, on made-up examples of the run's shape. It does not depend on the run's seed, and it runs
-on the CPU, wherever the run itself does.
-
-Rounding must not grow in it, or no tolerance would tell it from a change of the code. So sequences
-end after `STEPS` steps, over which no cell is chaotic yet, and the learning rate is a tenth.
+three short epochs on the CPU with the run's own cell, task and settings, but one seed for all, on
+made-up examples. Rounding must not grow in it, or no tolerance would tell it from a change of the
+code: sequences end after `STEPS` steps, over which no cell is chaotic, and the rate is a tenth.
 """
 
-import math
+import copy
 from typing import Any
 
 import numpy as np
@@ -21,15 +18,13 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.model import build_model
 from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
-from rnnbench_nb.tasks.base import Part, Split, Task
+from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import arithmetic, evaluate, fit
 
 Probe = dict[str, list[float]]  # numbers by kind
 
-EXAMPLES = 64
-STEPS = 32
-BATCH = 24  # so that the last batch of an epoch is incomplete
-OUTPUTS = 16  # numbers of the trained model's outputs that are kept
+EXAMPLES, BATCH = 64, 24  # so that the last batch of an epoch is incomplete
+STEPS, OUTPUTS = 32, 16  # of a sequence; numbers of the trained model's outputs that are kept
 NO_FALL = 1e6  # min_delta with which no epoch but the first lowers the validation loss
 
 # Ten times the largest relative difference that was seen, by `precision`: over ten cells and five
@@ -50,20 +45,6 @@ def shortened(parameters: RunParameters) -> RunParameters:
     return short.model_copy(update=changed)
 
 
-class _Short:
-    """A task whose sequences end after `STEPS` steps."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-    def inputs(self, stored: Tensor) -> Tensor:
-        """Convert stored examples to sequences (B, at most STEPS, D)."""
-        return self.task.inputs(stored)[:, :STEPS]
-
-
 def made_up(data: Split) -> Split:
     """Random examples with the shapes, types and ranges of the test part, equal for all seeds.
 
@@ -79,9 +60,8 @@ def made_up(data: Split) -> Split:
         return torch.randint(int(low), int(high) + 1, size, generator=random).to(like.dtype)
 
     def part(low: float, high: float) -> Part:
-        inputs = draw(
-            data.test.inputs, *(f(data.test.inputs).item() for f in (torch.min, torch.max))
-        )
+        like = data.test.inputs
+        inputs = draw(like, like.min().item(), like.max().item())
         return Part(inputs, draw(data.test.targets, low, high))
 
     low, high = data.test.targets.min().item(), data.test.targets.max().item()
@@ -91,19 +71,16 @@ def made_up(data: Split) -> Split:
 
 
 def probe(parameters: RunParameters, task: Any, data: Split) -> Probe:
-    """Train on made-up examples.
-
-    Args:
-        parameters: Of a run.
-        task: Of the run.
-        data: The run's data, of which shapes, types and ranges matter.
+    """Train on made-up examples like those of a run.
 
     Returns:
         For each epoch `training_loss`, `gradient_norm`, `learning_rate` and the validation `loss`;
         and some `outputs` of the best epoch, the number of which is the last of `best_epoch`. No
         numbers at all if the loss is not finite, which is for the run's own training to tell.
     """
-    parameters, task, data = shortened(parameters), _Short(task), made_up(data)
+    parameters, task, data = shortened(parameters), copy.copy(task), made_up(data)
+    whole = task.inputs
+    task.inputs = lambda stored: whole(stored)[:, :STEPS]
     with arithmetic(parameters.precision), torch.random.fork_rng(devices=[]):
         features = task.inputs(data.train.inputs[:1]).shape[2]
         random = generator(parameters.seed, "initialisation")
@@ -125,14 +102,10 @@ def probe(parameters: RunParameters, task: Any, data: Split) -> Probe:
     }
 
 
-def difference(a: Probe, b: Probe) -> float:
-    """The largest difference between two probes, relative to the largest number of its kind."""
-    if a.keys() != b.keys() or any(len(a[name]) != len(b[name]) for name in a):
-        return math.inf
-    kinds = [(np.array(a[name]), np.array(b[name])) for name in a]
-    return max((float(np.abs(x - y).max() / np.abs(x).max()) for x, y in kinds), default=0.0)
-
-
 def agrees(recorded: Probe | None, today: Probe, precision: str) -> bool:
-    """Whether a recorded probe and one of today's code are equal, up to rounding."""
-    return recorded is not None and difference(recorded, today) <= TOLERANCE[precision]
+    """Whether a recorded probe and today's are equal, up to rounding of the largest of a kind."""
+    if recorded is None or recorded.keys() != today.keys():
+        return False
+    limit = TOLERANCE[precision]
+    kinds = [(np.array(recorded[name]), np.array(today[name])) for name in today]
+    return all(x.size == y.size and abs(x - y).max() <= limit * abs(x).max() for x, y in kinds)

@@ -23,7 +23,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_file, write_json
 from rnnbench_nb.folders import FORMAT
 from rnnbench_nb.looks import labels, looks
-from rnnbench_nb.measures import measure
+from rnnbench_nb.measures import Finished, measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.probe import agrees, probe
@@ -274,8 +274,9 @@ def _trained(
     history = pd.DataFrame([keys | row for row in state.history], columns=columns)
     results.write_frame(folder / "history.csv", history)
     initial.load_state_dict(state.initial)
-    measured = measure(parameters, task, data, initial, model, outputs, state.tracked)
-    for name, table in measured.tables.items():
+    models = {"initial": initial, "trained": model}
+    tables, failures = measure(parameters, Finished(task, data, models, outputs, state.tracked))
+    for name, table in tables.items():
         results.write_frame(folder / f"measures/{name}.parquet", table)
     record |= {
         "status": COMPLETED,
@@ -283,7 +284,7 @@ def _trained(
         "epochs": state.progress["epoch"],
         "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unmeasured": measured.failures,
+        "unmeasured": failures,
     }
     write_json(folder / "run.json", record)
     return load_run(folder)

@@ -26,18 +26,14 @@ from rnnbench_nb.tasks.base import Part, Split, Task
 MOMENTUM = 0.9  # of SGD
 EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
 CHECKPOINT = "checkpoint.pt"
-PROGRESS = "progress.json"  # after each epoch, for whoever shows how far a run is
+PROGRESS = "progress.json"  # holds the last epoch, for whoever shows how far a run is
 
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Compute with matrix products of a precision, and with zero in place of denormal numbers.
+    """Compute with matrix products of a precision, as torch names it, and without denormal numbers.
 
-    Gradients that vanish over hundreds of steps end below 1.2e-38, where float32 has no more
-    normal numbers and a product may take a processor ten times as long.
-
-    Args:
-        precision: "highest" or "medium", as in `torch.set_float32_matmul_precision`.
+    Vanishing gradients end as such numbers, whose product may take a processor ten times as long.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
@@ -56,18 +52,18 @@ def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.opt
     decayed, others = model.cell.decayed()
     groups: list[dict[str, Any]] = [{"params": [*decayed, *model.head.parameters()]}]
     groups += [{"params": others, "weight_decay": 0.0}] if others else []
-    options: dict[str, Any] = {"lr": parameters.learning_rate, "fused": True}
-    options["weight_decay"] = parameters.weight_decay
+    rate, decay = parameters.learning_rate, parameters.weight_decay
+    options: dict[str, Any] = {"lr": rate, "weight_decay": decay, "fused": True}
     if parameters.optimiser == "sgd":
         return torch.optim.SGD(groups, momentum=MOMENTUM, **options)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[parameters.optimiser](groups, **options)
+    kind = torch.optim.AdamW if parameters.optimiser == "adamw" else torch.optim.Adam
+    return kind(groups, **options)
 
 
 def make_schedule(
     optimiser: torch.optim.Optimizer, parameters: RunParameters, epochs: int
 ) -> lr_scheduler.LRScheduler:
-    """The learning-rate schedule, which takes a step after each epoch."""
+    """The schedule of the learning rate, which takes a step after each epoch."""
     if parameters.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(
             optimiser,
@@ -96,15 +92,16 @@ class State:
     """Everything that training changes; a checkpoint holds it.
 
     Attributes:
-        history: One row for each epoch and split, without the columns that name the run.
+        history: A row for each epoch and split, without the columns that name the run.
         initial, best: The state dict before the first step and at the best epoch.
         tracked: What `SequenceModel.tracked` gave before training and after each epoch.
-        progress: `epoch`, `best_epoch`, `seconds`, the `path` that served the cell, and what
-            chooses the best epoch and stops early.
+        progress: `epoch`, `best_epoch`, `seconds`, the `path` that served the cell, and more.
     """
 
-    PLAIN = ("progress", "history", "initial", "best", "tracked")
     PARTS = ("model", "optimiser", "schedule")  # which have a state dict
+    PLAIN = ("progress", "history", "initial", "best", "tracked")
+    RANDOM = ("order", "dropout", "dropout_cuda")  # states of generators
+    KEPT = ("stamp", *PARTS, *PLAIN, *RANDOM)
 
     def __init__(self, model: SequenceModel, parameters: RunParameters, epochs: int) -> None:
         self.model = model
@@ -122,11 +119,10 @@ class State:
 
     def save(self, path: Path, stamp: Mapping[str, Any]) -> None:
         """Write a checkpoint; `stamp` says which run it belongs to."""
-        content = {"stamp": dict(stamp), "order": self.order.get_state()}
+        random = self.order.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
+        content = {"stamp": dict(stamp), **dict(zip(self.RANDOM, random, strict=True))}
         content |= {name: getattr(self, name).state_dict() for name in self.PARTS}
         content |= {name: getattr(self, name) for name in self.PLAIN}
-        content["dropout"] = torch.get_rng_state()
-        content["dropout_cuda"] = torch.cuda.get_rng_state_all()
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_file(path, buffer.getvalue())
@@ -137,10 +133,11 @@ class State:
             getattr(self, name).load_state_dict(content[name])
         for name in self.PLAIN:
             setattr(self, name, content[name])
-        self.order.set_state(content["order"])
-        torch.set_rng_state(content["dropout"])
-        if len(content["dropout_cuda"]) == torch.cuda.device_count():  # else they draw anew
-            torch.cuda.set_rng_state_all(content["dropout_cuda"])
+        order, dropout, dropout_cuda = (content[name] for name in self.RANDOM)
+        self.order.set_state(order)
+        torch.set_rng_state(dropout)
+        if len(dropout_cuda) == torch.cuda.device_count():  # else they draw anew
+            torch.cuda.set_rng_state_all(dropout_cuda)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -154,8 +151,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
-        wanted = {"stamp", "order", "dropout", "dropout_cuda", *State.PARTS, *State.PLAIN}
-        return {name: content[name] for name in wanted}
+        return {name: content[name] for name in State.KEPT}
     except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is damaged") from error
 
@@ -170,25 +166,13 @@ def fit(
     stamp: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
 ) -> State:
-    """Train a model, with one checkpoint an epoch in `folder`.
+    """Train a model, which changes in place, on the training and validation examples.
 
-    The schedule and early stopping follow the validation loss; the best epoch is the one with the
-    highest validation score, or with the lowest loss if `best_by` says so, the earliest of equals.
-    Losses are means over examples. The numbers of the training split are running means while the
-    model learns.
-
-    Args:
-        model: The model, on its device; changed in place.
-        data: Training and validation examples; the test examples are not touched.
-        task: What is learned.
-        parameters: The budget and the seed.
-        folder: The run's folder; without one nothing is written.
-        report: Takes one line an epoch.
-        stamp: What the checkpoint says of the run it belongs to.
-        checkpoint: A checkpoint of this run, from which training goes on.
-
-    Returns:
-        The state after the last epoch.
+    The schedule and early stopping follow the validation loss; the best epoch is the earliest with
+    the highest validation score, or with the lowest loss if `best_by` says so. Losses are means
+    over examples; those of the training split are taken while the model learns. `report` takes a
+    line an epoch. After each epoch a checkpoint with the `stamp` is written to `folder`; training
+    goes on from `checkpoint`.
 
     Raises:
         UserError: The loss is not finite.
@@ -207,8 +191,9 @@ def fit(
         middle = time.perf_counter()
         loss, score, _ = evaluate(model, data.validation, task)
         end = time.perf_counter()
-        _require_finite(loss, parameters, epoch, "in validation", training["loss"])
-
+        if not math.isfinite(training["loss"] + loss):
+            advice = "lower learning_rate or clip_norm"
+            raise UserError(f"{parameters.run}: the loss is not finite in epoch {epoch}; {advice}.")
         training |= {"seconds": middle - start, "learning_rate": rate}
         validation = {"loss": loss, name: score, "seconds": end - middle}
         state.history.append({"epoch": epoch, "split": "train", **training})
@@ -218,10 +203,9 @@ def fit(
         if worth > progress["best_score"]:
             progress |= {"best_score": worth, "best_epoch": epoch}
             state.best = copy.deepcopy(model.state_dict())
+        progress["epochs_without_fall"] += 1
         if loss < progress["lowest_loss"] - parameters.min_delta:
             progress |= {"lowest_loss": loss, "epochs_without_fall": 0}
-        else:
-            progress["epochs_without_fall"] += 1
         if isinstance(state.schedule, lr_scheduler.ReduceLROnPlateau):
             state.schedule.step(loss)
         else:
@@ -229,8 +213,7 @@ def fit(
         progress |= {"epoch": epoch, "seconds": progress["seconds"] + end - start}
         if folder:
             state.save(folder / CHECKPOINT, stamp or {})
-            told = {"epoch": epoch, "epochs": epochs, "seconds": progress["seconds"], "loss": loss}
-            write_file(folder / PROGRESS, json.dumps({**told, name: score}) + "\n")
+            write_file(folder / PROGRESS, json.dumps({"epoch": epoch}) + "\n")
         report(
             f"{parameters.run}  epoch {epoch:3d}  training loss {training['loss']:.4f}  "
             f"validation loss {loss:.4f}  {name} {task.score.scale * score:.4g}{task.score.unit}  "
@@ -242,11 +225,9 @@ def fit(
 def _train_epoch(
     state: State, part: Part, task: Task, parameters: RunParameters, epoch: int
 ) -> dict[str, float]:
-    """Train on all training examples once, or on what the budget of steps leaves of them.
+    """Train on the examples once, or on what the budget of steps leaves of them.
 
-    Returns:
-        Means over its examples of loss and score, and over its steps of the gradient's norm before
-        clipping.
+    Returns the means of loss and score over examples, and of the norm before clipping over steps.
     """
     state.model.train()
     device = next(state.model.parameters()).device
@@ -265,26 +246,13 @@ def _train_epoch(
         state.optimiser.step()
         losses.append(loss.detach())
         answers.append(task.answers(outputs.detach()))
-    last_finite, loss_sum, score_sum, examples = math.nan, 0.0, 0.0, 0
-    steps = zip(batches, torch.stack(losses).tolist(), answers, strict=True)
-    for number, (batch, value, predicted) in enumerate(steps, start=1):
-        _require_finite(value, parameters, epoch, f"at step {number}", last_finite)
-        last_finite = value
+    loss_sum, score_sum, examples = 0.0, 0.0, sum(map(len, batches))
+    values = torch.stack(losses).tolist()
+    for batch, value, predicted in zip(batches, values, answers, strict=True):
         loss_sum += value * len(batch)
         score_sum += task.scores(part.targets[batch].numpy(), predicted.cpu().numpy()).sum()
-        examples += len(batch)
     return {
         "loss": loss_sum / examples,
         task.score.name: float(score_sum / examples),
         "gradient_norm": sum(torch.stack(norms).tolist()) / len(batches),
     }
-
-
-def _require_finite(
-    loss: float, parameters: RunParameters, epoch: int, where: str, last_finite: float
-) -> None:
-    if not math.isfinite(loss):
-        raise UserError(
-            f"{parameters.run}: the loss is {loss} in epoch {epoch} {where} (the last finite loss "
-            f"was {last_finite:.4g}); lower learning_rate or clip_norm."
-        )

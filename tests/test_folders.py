@@ -93,7 +93,7 @@ def test_no_command_changes_a_file_that_it_did_not_make(place, files, form):
     os.chdir(theirs)
     before = content(theirs)
     (at, name), *_ = files
-    bench = ["bench", "--json", theirs / at / name, "--shape", "2,2,2,1"]
+    bench = ["bench", "--json", theirs / at / name]
     every = commands(where, place / "p.yaml")
     for command in every[:4] if form == "inside" else [*every, bench]:
         result = rnnbench_here(*command)

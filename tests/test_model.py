@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from rnnbench_nb.cells import CELLS
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS
 from rnnbench_nb.training import make_optimiser
 
-DATA = Path(__file__).parent / "data"
+DATA, PARAMS = Path(__file__).parent / "data", PROJECT / "params"
 RECORDED = json.loads((DATA / "before_the_house.json").read_text())
 WEIGHTS = json.loads((DATA / "start_weights.json").read_text())  # of version 0.1
 CONTROLS = ("frozen", "free")
@@ -28,6 +30,13 @@ def build(model, input_size=28, read="last", **values):
     parameters = run_parameters({"model": model, **values}, "the test")
     random = generator(parameters.seed, "initialisation")
     return build_model(parameters, input_size, 10, random, read)
+
+
+@cache
+def loaded(dataset, seed):
+    parameters = run_parameters({"model": "gru", "dataset": dataset}, "the test")
+    task = TASKS[parameters.task](parameters.task_options)
+    return task, task.load(seed)
 
 
 def digest(*tensors):
@@ -64,7 +73,7 @@ def test_a_seed_gives_the_weights_that_it_gave_to_the_last_bit(case):
     cell, _, setting = case.partition(" ")
     changes = {"xavier": {"initialisation": "xavier"}}
     changes["epsilon_itself"] = {"epsilon_itself": True, "epsilon": 0.3}
-    changes |= {f"recurrence={name}": {"recurrence": name} for name in ("frozen", "free")}
+    changes |= {f"recurrence={name}": {"recurrence": name} for name in CONTROLS}
     sha = hashlib.sha256()
     for input_size, hidden_size in ((28, 16), (1, 9)):
         values = {"hidden_size": hidden_size, "seed": 42, **changes.get(setting, {})}
@@ -82,7 +91,7 @@ def test_one_initialisation_for_all(model):
 
 
 def test_the_start_of_the_agrus_authors_is_xavier_but_for_w():
-    for parameters in load_protocol("params/agru_authors.yaml").parameterisations.values():
+    for parameters in load_protocol(PARAMS / "agru_authors.yaml").parameterisations.values():
         model = build_model(parameters, 28, 10, torch.Generator().manual_seed(0))
         for name, weight in model.named_parameters():
             if weight.dim() < 2:
@@ -99,8 +108,7 @@ def test_the_start_of_the_agrus_authors_is_xavier_but_for_w():
 @pytest.mark.parametrize("seed", [42, 7])
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist", marks=real)])
 def test_published_seeds_have_the_split_and_the_order_of_batches_that_they_had(dataset, seed):
-    parameters = run_parameters({"model": "gru", "dataset": dataset}, "the test")
-    data = TASKS[parameters.task](parameters.task_options).load(seed)
+    data = loaded(dataset, seed)[1]
     recorded = RECORDED[f"{dataset}-{seed}"]
     assert digest(*data.train, *data.validation) == recorded["split"]
     random = generator(seed, "order")
@@ -112,9 +120,8 @@ def test_published_seeds_have_the_split_and_the_order_of_batches_that_they_had(d
 @pytest.mark.parametrize("name", ["lstm", "gru", "agru", *CONTROLS])
 def test_published_seeds_learn_as_they_did(name):
     values = {"model": "agru", "recurrence": name} if name in CONTROLS else {"model": name}
-    parameters = run_parameters(values, "the test")
-    task = TASKS[parameters.task](parameters.task_options)
-    train, model = task.load(42).train, build(**values)
+    parameters, (task, data) = run_parameters(values, "the test"), loaded("mnist", 42)
+    train, model = data.train, build(**values)
     optimiser, losses = make_optimiser(model, parameters), []
     order = torch.randperm(len(train.targets), generator=generator(42, "order"))
     for batch in order.split(parameters.batch_size)[:15]:
@@ -163,11 +170,3 @@ def test_the_head_reads_the_last_state_or_every_state_after_dropout(model):
     dropping = build(model, dropout=0.5)
     assert not torch.equal(dropping(inputs), dropping(inputs))
     torch.testing.assert_close(dropping.eval()(inputs), built(inputs))
-
-
-def test_the_matrix_and_the_step_size_are_tracked():
-    built = build("agru", epsilon=0.5)
-    tracked, w = built.tracked(), built.cell.candidate_weight
-    torch.testing.assert_close(tracked["matrix"], w - w.T - 0.01 * torch.eye(128))
-    torch.testing.assert_close(tracked["step_size"], torch.tensor(0.5))
-    assert build("gru").tracked() == {}

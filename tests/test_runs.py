@@ -19,7 +19,6 @@ from conftest import TINY
 from rnnbench_nb import results, runs, training
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.measures import Measured
 from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, load_run
 from rnnbench_nb.runs import load_model, marker, stale_runs, task_of, train_run
@@ -38,7 +37,7 @@ def quiet(line):
 def project(monkeypatch, tmp_path):
     """A project of its own, whose runs are measured by one row."""
     table = pd.DataFrame({"variant": ["gru"], "seed": [42], "moment": ["trained"], "x": [0.5]})
-    measured = Measured({"stability": table}, {"growth": "ValueError: no Jacobian"})
+    measured = {"stability": table}, {"growth": "ValueError: no Jacobian"}
     monkeypatch.setattr(runs, "measure", lambda *args: measured)
     monkeypatch.setattr(runs, "PROJECT", tmp_path)
     return tmp_path / "reports"
