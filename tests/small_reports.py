@@ -1,7 +1,8 @@
-"""Small reports written without training: each run's accuracy is given."""
+"""Small reports written without training, by what each run answered or how accurate it was."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -10,66 +11,104 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from rnnbench_nb import folders, results
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import write_file, write_json
+from rnnbench_nb.looks import labels, looks
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
     "gg=="
 )
-EXAMPLES = 1000  # test examples of a run
+EXAMPLES = 1000  # test examples of a run whose accuracy is given
+DATA = {"dataset": "mnist", "reading": "row", "train": 51000, "validation": 9000, "steps": 28,
+        "input_size": 28, "outputs": 10, "class_names": list("0123456789")}  # fmt: skip
 
 
-def write_report(folder: Path, accuracies: dict[str, list[float]], note: str = "") -> Path:
-    """Write a report whose variants are cells, with one run for each accuracy.
+def write_report(
+    folder: Path,
+    variants: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[tuple[str, int], Any],
+    curves: Mapping[tuple[str, int], Any] | None = None,
+    metrics: str = "classification",
+    note: str = "",
+    stand_in: bool = False,
+) -> results.Report:
+    """Write a report.
 
-    A run without a number (None) did not finish; one with a text failed for that reason.
+    Args:
+        folder: Of the report.
+        variants: For each variant its `model`; its `group`, and other parameters.
+        runs: For each (variant, seed) the labels and the answers; None if the run did not finish,
+            a text if it failed for that reason.
+        curves: For each (variant, seed) the validation score of each epoch of 10 s.
+        metrics: The kind of metrics.
+        note: What readers must know.
+        stand_in: Whether other data stand in for those asked for.
     """
-    seeds = {name: list(range(42, 42 + len(each))) for name, each in accuracies.items()}
-    looks = {
-        name: {
-            **{key: getattr(CELLS[name], key) for key in ("label", "colour", "dashes", "marker")},
-            **{"model": name, "task": "image_sequence", "parameters": {"model": name}},
-            "group": "rows",
-        }
-        for name in accuracies
-    }
-    marker = {"format": 2, "protocol": folder.name, "metrics": "classification", "seeds": seeds}
-    marker |= {"models": dict.fromkeys(accuracies), "variants": looks}
-    marker |= {"note": note, "stand_in": bool(note)}
-    results.write_json(folder / folders.MARKER, marker)
+    runs = {key: answers for key, answers in runs.items() if key[0] in variants}
+    cells = {name: CELLS[own["model"]] for name, own in variants.items()}
+    names, styles = labels(cells), looks(cells)
+    described = {
+        name: {"label": names[name], **styles[name]._asdict(), "task": "image_sequence",
+               "model": own["model"], "group": own.get("group", "all"),
+               "parameters": {key: value for key, value in own.items() if key != "group"}}
+        for name, own in variants.items()
+    }  # fmt: skip
+    models = {cell.name: {"label": cell.label, "equation": ""} for cell in cells.values()}
+    marker = {"format": 2, "protocol": folder.name, "metrics": metrics, "models": models}
+    marker |= {"note": note, "stand_in": stand_in, "variants": described}
+    marker["seeds"] = dict.fromkeys(variants, sorted({seed for _, seed in runs}) or [1])
+    write_json(folder / folders.MARKER, marker)
     folders.own(folder, ["protocol.yaml", "runs/", "notebooks/03_compare.ipynb"])
     write_file(folder / "protocol.yaml", "models: [lstm]\n")
+    for (name, seed), answers in runs.items():
+        if answers is not None:
+            keys = {"variant": name, "model": variants[name]["model"], "seed": seed}
+            own = {**keys, "parameters": described[name]["parameters"] | {"seed": seed}}
+            curve = (curves or {}).get((name, seed), [0.5])
+            _write_run(folder / f"runs/{name}-seed{seed}", own, answers, curve, metrics)
+    return results.Report(folder)
+
+
+def write_small(
+    folder: Path, accuracies: Mapping[str, list[float | str | None]], note: str = ""
+) -> Path:
+    """Write a report of cells; `accuracies` are of runs from seed 42 on, None and texts as above.
+
+    If there is a note, it says that data stand in.
+    """
+    runs: dict[tuple[str, int], Any] = {}
     for name, each in accuracies.items():
-        for seed, accuracy in zip(seeds[name], each, strict=True):
-            if accuracy is not None:
-                _write_run(folder / f"runs/{name}-seed{seed}", name, seed, accuracy)
-    return folder
+        for seed, accuracy in enumerate(each, start=42):
+            runs[name, seed] = accuracy
+            if isinstance(accuracy, float):
+                right = np.random.default_rng(seed).permutation(EXAMPLES) < EXAMPLES * accuracy
+                runs[name, seed] = np.zeros(EXAMPLES, np.uint8), (~right).astype(np.uint8)
+    variants = {name: {"model": name} for name in accuracies}
+    return write_report(folder, variants, runs, note=note, stand_in=bool(note)).folder
 
 
-def _write_run(run: Path, name: str, seed: int, accuracy: float | str) -> None:
-    failed = isinstance(accuracy, str)
-    label = np.zeros(EXAMPLES, np.uint8)
-    predicted = np.ones_like(label)
-    right = np.random.default_rng(seed).permutation(EXAMPLES)
-    predicted[right[: 0 if failed else round(EXAMPLES * accuracy)]] = 0
-    keys = {"variant": name, "model": name, "seed": seed}
-    data = {"dataset": "mnist", "reading": "row", "train": 51000, "validation": 9000, "steps": 28}
-    data |= {"test": EXAMPLES, "input_size": 28, "outputs": 10, "class_names": list("0123456789")}
-    metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1"), accuracy)
-    record = {**keys, "format": 2, "metrics": "classification", "status": "completed", "data": data}
-    record |= {"parameters": {"model": name, "seed": seed}, "device": "cpu", "parameter_count": 20}
-    record |= {"free_parameter_count": 10, "epochs": 5, "best_epoch": 4}
-    record |= {"started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T04:05:06+00:00"}
-    record |= {"seconds": 61.0 + seed + len(name), "test": metrics | {"loss": 0.1}}
-    if failed:
-        record |= {"status": "failed", "reason": accuracy, "test": {}}
-    columns = results.history_columns("accuracy")
-    row = {**keys, "epoch": 1, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0}
-    history = [{**row, "split": split} for split in ("train", "validation")]
-    write_file(run / "run.json", json.dumps(record))
-    results.write_frame(run / "history.csv", pd.DataFrame(history, columns=columns))
-    tensors = {"label": label, "predicted": predicted}
-    results.write_tensors(run / "predictions.safetensors", tensors)
+def _write_run(run: Path, own: dict[str, Any], answers: Any, curve: Any, kind: str) -> None:
+    record = {**own, "format": 2, "metrics": kind, "device": "cpu", "data": DATA}
+    record |= {"status": "failed", "reason": answers}
+    if not isinstance(answers, str):
+        metrics, size = results.METRICS[kind], own["parameters"].get("hidden_size", 128)
+        tensors = {"label": np.asarray(answers[0]), "predicted": np.asarray(answers[1])}
+        results.write_tensors(run / "predictions.safetensors", tensors)
+        rows = [
+            {**own, "epoch": epoch, "split": split, "loss": 1.0, metrics.score.name: at}
+            | {"seconds": 9.0 if split == "train" else 1.0}
+            for epoch, at in enumerate(curve, start=1)
+            for split in ("train", "validation")
+        ]
+        history = pd.DataFrame(rows, columns=results.history_columns(metrics.score.name))
+        results.write_frame(run / "history.csv", history)
+        record |= {"status": "completed", "test": metrics.values(**tensors) | {"loss": 1.0}}
+        record |= {"parameter_count": 10 * size, "free_parameter_count": 9 * size, "reason": ""}
+        record |= {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1}
+        record |= {"seconds": 10.0 * len(curve) + len(own["variant"]) / 10}
+        record |= {"data": DATA | {"test": len(tensors["label"])}}
+        record |= {"started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T04:05:06+00:00"}
+    write_json(run / "run.json", record)
 
 
 def ran(source: str, *outputs: dict, **metadata: object) -> dict:

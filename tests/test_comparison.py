@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from by_hand import write_report
 from in_process import execute
 from scipy import stats as scipy_stats
+from small_reports import write_report
 
 from rnnbench_nb import statistics
 from rnnbench_nb.errors import UserError
@@ -152,8 +152,8 @@ def test_an_ablation_of_five_seeds_recommends(tmp_path):
     curves = {(v, s): [0.1, m] for v, ms in levels.items() for s, m in enumerate(ms)}
     report = write_report(tmp_path, CHANGES, {key: (TRUTH, TRUTH) for key in curves}, curves)
     executed = execute("06_ablation", tmp_path / "out.ipynb", output_dir=str(report.folder))
-    assert "**Take hidden_size 256.** WIDE is better than BASE by 5.00 points" in texts(executed)
-    assert "BASE: 90.00 on validation; the highest mean of 3 is 95.00, of WIDE." in texts(executed)
+    assert "**Take hidden_size 256.** wide is better than base by 5.00 points" in texts(executed)
+    assert "base: 90.00 on validation; the highest mean of 3 is 95.00, of wide." in texts(executed)
 
 
 @pytest.mark.parametrize("name", [pytest.param("ablation", marks=SLOW), "noise_search"])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_reports import write_report
+from small_reports import write_small
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.model import build_model
@@ -27,7 +27,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 def write_runs(folder):
     """Runs of the cells that can read, of which only the head has learned, by least squares."""
-    report = write_report(folder, {name: [0.9] for name in drawing.READERS})
+    report = write_small(folder, {name: [0.9] for name in drawing.READERS})
     images, targets = digits()
     for name in drawing.READERS:
         path = report / f"runs/{name}-seed42"
@@ -132,7 +132,7 @@ def test_what_cannot_read_is_refused(tmp_path):
     (tmp_path / "models.js").write_text("const MODELS = {;\n")
     with pytest.raises(UserError, match=r"models\.js is damaged; write it again"):
         drawing.build(tmp_path)
-    runs = Report(write_report(tmp_path / "made", {"lem": [0.9], "gru": [0.9]})).runs
+    runs = Report(write_small(tmp_path / "made", {"lem": [0.9], "gru": [0.9]})).runs
     with pytest.raises(UserError, match="lem-seed42: the page reads with finished runs of lstm"):
         drawing.write(tmp_path, runs)
     with pytest.raises(UserError, match=r"best\.safetensors"):

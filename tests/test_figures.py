@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from by_hand import write_report
 from matplotlib.colors import to_hex
+from small_reports import write_report
 
 from rnnbench_nb import figures, looks
 from rnnbench_nb import statistics as stats
@@ -84,7 +84,7 @@ def test_long_names_leave_room_for_the_axes(tmp_path):
     figure = figures.paired_differences(stats.compare(both, 0.002), both, report)
     figure.canvas.draw()  # a layout without room is a warning, which is an error here
     (tick,) = figure.axes[0].get_yticklabels()
-    assert tick.get_text().split("\n") == [f"{names[0].upper()} −", names[1].upper()]
+    assert tick.get_text().split("\n") == [f"{report.labels[names[0]]} −", report.labels[names[1]]]
     assert tick.get_window_extent().x0 >= 0
 
 
@@ -114,7 +114,7 @@ def test_curves_are_on_a_log_scale(report):
     assert ax.lines[0].get_ydata() == pytest.approx([10, 2, 1]) and ax.get_yscale() == "log"
     ax = figures.training_curves(curves, report).axes[1]
     assert ax.lines[0].get_ydata() == pytest.approx([0.1, 0.02, 0.01]) and ax.get_yscale() == "log"
-    assert to_hex(ax.lines[0].get_color()) == figures.look(report, "colour")["AGRU"].lower()
+    assert to_hex(ax.lines[0].get_color()) == figures.look(report, "colour")["A-GRU"].lower()
     assert len(ax.collections) == 1
 
 

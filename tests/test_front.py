@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from markupsafe import Markup
-from small_reports import write_report
+from small_reports import write_small
 from test_site import Links
 
 from rnnbench_nb.errors import UserError
@@ -86,7 +86,7 @@ def test_a_row_that_loses_a_seed_loses_its_verdict_and_its_interval(changed):
 def small(tmp_path_factory) -> Path:
     """A folder with one published report of a GRU and a worse A-GRU."""
     folder = tmp_path_factory.mktemp("front")
-    write_published(Report(write_report(folder / "work", {"gru": FIVE, "agru": LOWER})),
+    write_published(Report(write_small(folder / "work", {"gru": FIVE, "agru": LOWER})),
                     folder / "rows")  # fmt: skip
     return folder
 

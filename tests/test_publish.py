@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from markupsafe import Markup
 from nbformat.v4 import new_code_cell, new_markdown_cell
-from small_reports import save_notebook, write_report
+from small_reports import save_notebook, write_small
 
 from rnnbench_nb import folders
 from rnnbench_nb.errors import UserError
@@ -29,7 +29,7 @@ def _pages(monkeypatch, request):
 @pytest.fixture
 def made(tmp_path):
     """A finished report, with what a user keeps there and a table that was measured."""
-    report = write_report(tmp_path / "made", RUNS)
+    report = write_small(tmp_path / "made", RUNS)
     (report / "speed.json").write_text("{}")
     (report / "thesis.tex").write_text("mine")
     for name in ("gru-seed42", "agru-seed42"):

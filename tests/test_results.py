@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from by_hand import write_report
+from small_reports import write_report
 
 from rnnbench_nb import results
 from rnnbench_nb.errors import UserError

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from conftest import rnnbench, write_tiny
-from small_reports import write_report
+from small_reports import write_small
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.results import Report, summary, write_tables
@@ -26,7 +26,7 @@ def test_a_thousand_runs_are_planned_and_read_without_pain(tmp_path, capsys):
     assert "1000" in planned.stdout and not (tmp_path / "planned").exists()
     marks.append(time.monotonic())
     accuracies = {name: [0.9 + i / 2000 for i in range(SEEDS)] for name in NAMES}
-    folder = write_report(tmp_path / "report", accuracies)
+    folder = write_small(tmp_path / "report", accuracies)
     marks.append(time.monotonic())
     report = Report(folder)
     assert len(report.results.query("status == 'completed'")) == len(NAMES) * SEEDS

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
-from small_reports import figure, ran, save_notebook, write_report
+from small_reports import figure, ran, save_notebook, write_small
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.results import write_published
@@ -22,7 +22,7 @@ FIVE = [0.96, 0.97, 0.98, 0.97, 0.96]
 def report(tmp_path: Path) -> Path:
     """Two seeds of an LSTM and a GRU; of the GRU's runs one failed and one is missing."""
     runs = {"lstm": [0.97, 0.99], "gru": [f"loss is nan {NASTY}", None]}
-    report = write_report(tmp_path / "small", runs)
+    report = write_small(tmp_path / "small", runs)
     save_notebook(report / "notebooks/01_data.ipynb", new_markdown_cell("# Which digits?"))
     save_notebook(
         report / "notebooks/03_compare.ipynb",
@@ -82,7 +82,7 @@ def test_a_link_to_a_notebook_leads_to_its_page_or_else_to_the_index(report):
 
 def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
     worse = [0.91, 0.92, 0.93, 0.92, 0.92]
-    text = index.build(write_report(tmp_path / "five", {"lstm": FIVE, "gru": worse})).read_text()
+    text = index.build(write_small(tmp_path / "five", {"lstm": FIVE, "gru": worse})).read_text()
     answer = text.partition('class="answer"')[2].partition("</section>")[0]
     assert "LSTM is better than GRU by 4.80 points" in answer
     assert text.index('class="answer"') < text.index("96.80 ± 0.84") < text.index("<h2>How it was")
@@ -97,14 +97,14 @@ def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
 ])  # fmt: skip
 def test_where_no_verdict_can_stand_there_is_none(seeds, note, reason, tmp_path):
     worse = [accuracy - 0.05 for accuracy in seeds]
-    report = write_report(tmp_path / "weak", {"lstm": seeds, "gru": worse}, note)
+    report = write_small(tmp_path / "weak", {"lstm": seeds, "gru": worse}, note)
     text = index.build(report).read_text()
     assert reason in text and "is better" not in text
 
 
 def test_data_that_stand_in_are_named_on_every_page(report):
     assert "stands in" not in index.build(report).read_text()
-    write_report(report, {"lstm": [0.97, 0.99]}, f"mnist_5k stands in {NASTY}")
+    write_small(report, {"lstm": [0.97, 0.99]}, f"mnist_5k stands in {NASTY}")
     index.build(report)
     for path in [report / "index.html", *(report / "pages").glob("*.html")]:
         warning = path.read_text().partition('<p class="warning">')[2]
@@ -120,12 +120,12 @@ def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):
 
 
 def test_a_report_without_a_finished_run_has_an_index_that_says_so(tmp_path):
-    text = index.build(write_report(tmp_path / "none", {"lstm": [None]})).read_text()
+    text = index.build(write_small(tmp_path / "none", {"lstm": [None]})).read_text()
     assert "No run finished, so there are no results." in text
 
 
 def test_devices_that_differ_as_variants_do_are_named_after_the_results(report, monkeypatch):
-    write_report(report, {"lstm": [0.97], "gru": [0.96]})
+    write_small(report, {"lstm": [0.97], "gru": [0.96]})
     path = report / "runs/gru-seed42/run.json"
     path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     text = index.build(report).read_text()

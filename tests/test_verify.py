@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from by_hand import write_report
 from conftest import TINY
+from small_reports import write_report
 
 from rnnbench_nb import results
 from rnnbench_nb.errors import UserError
