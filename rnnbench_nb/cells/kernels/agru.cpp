@@ -19,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -53,11 +54,6 @@ constexpr int kVectorBytes = 16, kTileRows = 8;
 #define NAME "128-bit vectors"
 constexpr int kVectorBytes = 16, kTileRows = 4;
 #endif
-#if defined(_OPENMP)
-#define THREADS ""
-#else
-#define THREADS ", one thread"
-#endif
 #define UNROLL _Pragma("GCC unroll 16")
 
 using Index = std::int64_t;
@@ -71,7 +67,7 @@ constexpr Index kChunkRows = 4 * kBlockRows;  // rows (steps x batch) in a weigh
 constexpr Index kPartials = 16;               // at most so many partial weight gradients
 
 template <int... lane>
-static constexpr Integers counting(std::integer_sequence<int, lane...>) { return Integers{lane...}; }
+constexpr Integers counting(std::integer_sequence<int, lane...>) { return Integers{lane...}; }
 constexpr Integers kLane = counting(std::make_integer_sequence<int, kLanes>{});
 
 static Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -97,9 +93,7 @@ static Vector expm1(Vector x) {
   const Vector p = q * (f * f) + f, power = (Vector)(((Integers)shifted << 23) + 0x3f800000);
   return p * power + (power - 1.f);
 }
-static Vector sigmoid(Vector x) {
-  return x < -87.f ? Vector{} : 1.f / (2.f + expm1(-x));
-}
+static Vector sigmoid(Vector x) { return x < -87.f ? Vector{} : 1.f / (2.f + expm1(-x)); }
 static Vector tanh(Vector x) {
   const Vector e = expm1(x + x);
   return e / (e + 2.f);
@@ -240,8 +234,8 @@ static void product(Index rows, Index columns, Index depth, Left left, Right rig
       constexpr int n = decltype(height)::value;
       for (; row + n <= rows; row += n) {
         const float* a = left.data + row * left.row_stride;
-        columns - column < kPanel ? tile<Arithmetic, n, 1>(depth, a, left, right, shifted)
-                                  : tile<Arithmetic, n, kTileVectors>(depth, a, left, right, shifted);
+        if (columns - column < kPanel) tile<Arithmetic, n, 1>(depth, a, left, right, shifted);
+        else tile<Arithmetic, n, kTileVectors>(depth, a, left, right, shifted);
       }
     };
     strip(std::integral_constant<int, kTileRows>{});
@@ -267,9 +261,11 @@ template <class Arithmetic>
 struct Packed {
   Index words;
   Scratch data;
-  Packed(const Rows& rows, Index depth, Index columns)
+  Packed(const float* rows, Index stride, Index depth, Index columns)
       : words(Arithmetic::words(depth)), data(scratch(words * round_up(columns, kPanel))) {
-    auto row = [&](Index k, Index column) { return k < depth ? load(rows[k] + column) : Vector{}; };
+    auto row = [&](Index k, Index column) {
+      return k < depth ? load(rows + k * stride + column) : Vector{};
+    };
     for (Index column = 0; column < columns; column += kLanes)
       for (Index k = 0; k < words; k++)
         store(data.get() + (column / kPanel * words + k) * kPanel + column % kPanel,
@@ -300,7 +296,7 @@ struct Layer {
   const float* x;        // (T, B, D), 1 between features, any strides between the rest
   Index x_step, x_row;
   const float* h_0;      // (B, H)
-  const float* weights;  // (3H, H + D + 1): U_z, W_z, b_z; U_r, W_r, b_r; A, V, b side by side
+  const float* weights;  // (H + D + 1, 3, padded H), transposed: [U_z W_z b_z], [U_r ...], [A V b]
   float epsilon;
   Index threads;
   Index bfloat16;  // whether its products are in bfloat16
@@ -321,10 +317,9 @@ struct Gradients {
   Index output_step, output_row;
   const float* last;    // (B, H), to be added at the last step; null for zero
   float *x, *h_0, *weights;  // as in Layer; x and h_0 null where they are not wanted
-  double epsilon;
 };
 
-extern "C" const char* agru_name() { return NAME THREADS; }
+extern "C" const char* agru_name() { return NAME; }
 extern "C" const char* agru_bfloat16() { return BFLOAT16; }
 extern "C" Index agru_lanes() { return kLanes; }
 
@@ -333,17 +328,13 @@ template <class Arithmetic>
 static void forward(const Layer& layer, float* output, float* gates) {
   const Index batch = layer.batch, hidden = layer.hidden;
   const Index padded = layer.padded(), depth = layer.depth();
-  const Rows weights(depth, 3 * padded, true);  // columns of z, r, c
-  for (Index unit = 0; unit < 3 * hidden; unit++)
-    for (Index k = 0; k < depth; k++)
-      weights[k][unit / hidden * padded + unit % hidden] = layer.weights[unit * depth + k];
-  const Packed<Arithmetic> packed(weights, depth, 3 * padded);
+  const Packed<Arithmetic> packed(layer.weights, 3 * padded, depth, 3 * padded);
   const Index share = round_up((batch + layer.threads - 1) / layer.threads, kTileRows);
   const Index block = std::min(kBlockRows, std::max<Index>(share, 1));
 
   parallel((batch + block - 1) / block, layer.threads, [&, output, gates](Index task) {
     const Index first = task * block, rows = std::min(block, batch - first);
-    const Rows state(rows, layer.width()), reset(rows, layer.width());  // [h | x | 1], [r h | x | 1]
+    const Rows state(rows, layer.width()), reset(rows, layer.width());  // [h|x|1], [r h|x|1]
     const Rows only_step(gates ? 0 : rows, 3 * padded);
     const float epsilon = layer.epsilon;
     for (Index i = 0; i < rows; i++) copy(state[i], layer.h_0 + (first + i) * hidden, hidden);
@@ -382,20 +373,21 @@ static void forward(const Layer& layer, float* output, float* gates) {
 //   dh = g + q r + U_z^T dz + U_r^T dr
 //
 // The sums of [dz | dr] [h | x | 1]^T and dc [r h | x | 1]^T over steps and rows are the gradients
-// of the weights, that of g z c is epsilon's.
+// of the weights, that of g z c is epsilon's, which is returned.
 template <class Arithmetic>
-static void backward(const Layer& layer, const float* output, const float* gates, Gradients& grad) {
+static double backward(const Layer& layer, const float* output, const float* gates,
+                       const Gradients& grad) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
-  const Index padded = layer.padded(), depth = layer.depth(), input_padded = round_up(input, kLanes);
+  const Index padded = layer.padded(), input_padded = round_up(input, kLanes);
+  const Index depth = layer.depth();
   std::vector<Packed<Arithmetic>> u, w;  // recurrent and input weights of z, r, c
   for (Index gate = 0; gate < 3; gate++) {
     const Rows of_h(hidden, hidden, true), of_x(hidden, input, true);
-    for (Index i = 0; i < hidden; i++) {
-      copy(of_h[i], layer.weights + (gate * hidden + i) * depth, hidden);
-      copy(of_x[i], layer.weights + (gate * hidden + i) * depth + hidden, input);
-    }
-    u.emplace_back(of_h, hidden, hidden);
-    w.emplace_back(of_x, hidden, input);
+    for (Index i = 0; i < hidden; i++)
+      for (Index k = 0; k < hidden + input; k++)
+        (k < hidden ? of_h[i] : of_x[i] - hidden)[k] = layer.weights[(3 * k + gate) * padded + i];
+    u.emplace_back(of_h[0], of_h.stride, hidden, hidden);
+    w.emplace_back(of_x[0], of_x.stride, hidden, input);
   }
 
   // Which rows make a block, and which blocks a partial sum, follows from the batch size alone.
@@ -426,7 +418,7 @@ static void backward(const Layer& layer, const float* output, const float* gates
         const float* z = gates + (t * batch + first) * 3 * padded;
         const float* h = (t ? output + (t - 1) * batch * hidden : layer.h_0) + first * hidden;
         const Index next = t ? -batch * 3 * padded : 0, next_h = t > 1 ? -batch * hidden : 0;
-        float *const d = delta[filled], *const state_t = state[filled], *const reset_t = reset[filled];
+        float *const d = delta[filled], *state_t = state[filled], *reset_t = reset[filled];
 
         for (Index i = 0; i < rows; i++) {
           copy(state_t + i * state.stride, h + i * hidden, hidden);
@@ -476,7 +468,7 @@ static void backward(const Layer& layer, const float* output, const float* gates
 
         filled += rows;
         if (filled + rows <= chunk_rows && t > 0) continue;
-        const Packed<Arithmetic> deltas(delta, filled, 3 * padded);
+        const Packed<Arithmetic> deltas(delta[0], delta.stride, filled, 3 * padded);
         auto add_up = [&](const Rows& left, Index from, Index columns) {
           product<Arithmetic>(depth, columns, filled, {left[0], 1, left.stride}, deltas.from(from),
                               [&](Index k, Index column, Vector sum) {
@@ -494,20 +486,18 @@ static void backward(const Layer& layer, const float* output, const float* gates
     partial_epsilon[task] = epsilon_sum;
   });
 
+  std::copy_n(partial.get(), partial_size, grad.weights);
   for (Index p = 1; p < partials; p++)
-    for (Index j = 0; j < partial_size; j++) partial[j] += partial[p * partial_size + j];
-  for (Index unit = 0; unit < 3 * hidden; unit++)
-    for (Index k = 0; k < depth; k++)
-      grad.weights[unit * depth + k] =
-          partial[k * 3 * padded + unit / hidden * padded + unit % hidden];
-  grad.epsilon = 0;
-  for (double sum : partial_epsilon) grad.epsilon += sum;
+    for (Index j = 0; j < partial_size; j++) grad.weights[j] += partial[p * partial_size + j];
+  return std::accumulate(partial_epsilon.begin(), partial_epsilon.end(), 0.0);
 }
 
 extern "C" void agru_forward(const Layer* layer, float* output, float* gates) {
   (layer->bfloat16 ? forward<Bfloat16> : forward<Float32>)(*layer, output, gates);
 }
-extern "C" void agru_backward(const Layer* layer, const float* output, const float* gates,
-                              Gradients* gradients) {
-  (layer->bfloat16 ? backward<Bfloat16> : backward<Float32>)(*layer, output, gates, *gradients);
+extern "C" double agru_backward(const Layer* layer, const float* output, const float* gates,
+                                const float* of_output, Index step, Index row, const float* of_last,
+                                float* of_x, float* of_h_0, float* of_weights) {
+  const auto run = layer->bfloat16 ? backward<Bfloat16> : backward<Float32>;
+  return run(*layer, output, gates, {of_output, step, row, of_last, of_x, of_h_0, of_weights});
 }

@@ -1,7 +1,6 @@
 """Compiling a C++ source into a library in a user cache, once for each compiler and processor.
 
-The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. A library is built again
-when the source, the compiler, its flags or the processor differ. RNNBENCH_ISA chooses its
+The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. RNNBENCH_ISA chooses the
 instructions: ``native`` (those of this processor, the default), ``no-amx`` (all but its matrix
 tiles), ``avx2``, or ``baseline`` (the compiler's own default).
 """
@@ -16,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
@@ -29,20 +27,11 @@ ISA_FLAGS = {
     "baseline": [],
 }
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
-BUILD_SECONDS = 300  # longest wait for the compiler, or for another process that runs it
+BUILD_SECONDS = 300
 
 
 class Unavailable(Exception):
     """There is no kernel; the message says why in a few words."""
-
-
-def _compiler() -> list[str]:
-    """Return the C++ compiler as a command: $CXX, otherwise the first of the usual names."""
-    commands = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
-    for command in commands[:1] if commands[0] else commands[1:]:
-        if shutil.which(command[0]):
-            return command
-    raise Unavailable("no C++ compiler found")
 
 
 def _run(command: list[str]) -> str:
@@ -59,11 +48,17 @@ def _run(command: list[str]) -> str:
 
 
 def build(source: Path) -> Path:
-    """Return the path of a C++ source's library, for one thread where there is no OpenMP."""
+    """The path of a C++ source's library, for one thread where there is no OpenMP.
+
+    Raises:
+        Unavailable: There is no compiler, or it fails, or the cache cannot be used.
+        UserError: RNNBENCH_ISA is none of `ISA_FLAGS`.
+    """
     isa = os.environ.get("RNNBENCH_ISA", "native")
     if isa not in ISA_FLAGS:
         raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
-    command = [*_compiler(), *FLAGS, *ISA_FLAGS[isa]]
+    usual = next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
+    command = [*shlex.split(os.environ.get("CXX") or usual), *FLAGS, *ISA_FLAGS[isa]]
     try:
         return _build_by([*command, "-fopenmp"], source)
     except Unavailable:
@@ -71,7 +66,7 @@ def build(source: Path) -> Path:
 
 
 def _build_by(command: list[str], source: Path) -> Path:
-    """Return the path of the library by a compiler command, which runs unless the cache has it.
+    """The path of the library by a compiler command, which runs unless the cache has it.
 
     Its name is a hash of the source, the command and all macros that the compiler predefines, which
     name its version and the instructions that it may use on this processor.
@@ -80,16 +75,12 @@ def _build_by(command: list[str], source: Path) -> Path:
     key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
     folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
     library = folder / f"{source.stem}-{key[:20]}.so"
-    if library.exists():
-        return library
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(library.with_suffix(".lock"), timeout=BUILD_SECONDS):
-            if not library.exists():
-                with tempfile.TemporaryDirectory() as scratch:
-                    built = Path(scratch) / library.name
-                    _run([*command, str(source), "-o", str(built)])
-                    write_file(library, built.read_bytes())
-    except (OSError, Timeout, UserError) as error:
-        raise Unavailable(f"the cache {folder} cannot be used: {error}") from error
+    if not library.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            built = Path(scratch) / library.name
+            _run([*command, str(source), "-o", str(built)])
+            try:
+                write_file(library, built.read_bytes())
+            except (OSError, UserError) as error:
+                raise Unavailable(f"the cache {folder} cannot be used: {error}") from error
     return library

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
@@ -22,39 +22,12 @@ WARM_UP = 3  # calls before a capture, in which libraries set themselves up
 _captured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by cell, then by shapes
 
 
-def refusal(tensors: list[Tensor]) -> str:
-    """Say why a graph cannot run these tensors here and now; return "" if it can."""
-    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
-        return "no gradient is wanted"
-    for tensor in tensors:
-        if not tensor.is_cuda:
-            return f"it runs on a GPU, not on {tensor.device.type}"
-    if torch.cuda.is_current_stream_capturing():
-        return "another graph is being captured"
-    return transformed(tensors, "cuda")
-
-
-class _Loop(nn.Module):
-    """The states (T, B, n) of a cell by its loop, for x (T, B, D) and a start (B, n)."""
-
-    def __init__(self, cell: Any):
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return self.cell.loop(x, state, *self.cell.prepare())
-
-
 class Captured:
     """A function of tensors and its gradient, captured as two graphs on memory of their own.
 
-    Attributes:
-        inputs: Memory for a call's tensors.
-        states: Memory in which `replay` leaves the result.
-        outer: Memory for the gradient of the result.
-        gradients: Memory in which `replay_backward` leaves the gradients of the inputs that want
-            one; None for an input that does not act.
-        owner: Returns the call whose backward needs the memory, or None.
+    A call's tensors go to `inputs` before `replay` leaves the result in `states`; its gradient goes
+    to `outer` before `replay_backward` leaves those of the inputs that want one in `gradients`,
+    None for one that does not act. `owner` returns the call whose backward needs the memory.
     """
 
     def __init__(self, function: Callable[..., Tensor], tensors: list[Tensor]):
@@ -118,7 +91,9 @@ def run(cell: Any, x: Tensor, state: Tensor, *_: Tensor) -> Served | str:
     """Run the cell on x (T, B, D) from a state (B, n), or say why no graph can."""
     named = dict(cell.named_parameters()) | dict(cell.named_buffers())
     tensors = [x, state, *named.values()]
-    if reason := refusal(tensors):
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        return "no gradient is wanted"
+    if reason := transformed(tensors, x.device.type):
         return reason
     kinds = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
     key = torch.get_float32_matmul_precision(), kinds
@@ -126,11 +101,11 @@ def run(cell: Any, x: Tensor, state: Tensor, *_: Tensor) -> Served | str:
     if key not in of_cell:
         if len(of_cell) == SHAPES:
             return f"graphs of {SHAPES} other shapes are kept already"
-        loop = _Loop(copy.deepcopy(cell))  # a twin, which keeps no hold on the cell
-        places = [f"cell.{name}" for name in named]
+        twin = copy.deepcopy(cell)  # keeps no hold on the cell
+        twin.forward = lambda x, state: twin.loop(x, state, *twin.prepare())
 
         def function(x: Tensor, state: Tensor, *weights: Tensor) -> Tensor:
-            return functional_call(loop, dict(zip(places, weights, strict=True)), (x, state))
+            return functional_call(twin, dict(zip(named, weights, strict=True)), (x, state))
 
         of_cell[key] = Captured(function, tensors)
     captured = of_cell[key]
