@@ -194,12 +194,12 @@ def check(params: str, hours: bool) -> None:
 def data(params: str) -> None:
     """Fetch and verify the data of PARAMS."""
     from rnnbench_nb.protocol import load_protocol
-    from rnnbench_nb.tasks import TASKS
+    from rnnbench_nb.tasks.data import data_folder
 
-    variants = load_protocol(params).parameterisations.values()
-    tasks = [TASKS[variant.task](variant.task_options) for variant in variants]
-    for sentence in dict.fromkeys(task.fetch() for task in tasks):
-        click.echo(sentence)
+    protocol = load_protocol(params).resolved()
+    if protocol.stand_in:
+        raise UserError(f"{params}: {protocol.note}.")
+    click.echo(f"The data of {params} are complete and verified; files lie in {data_folder()}.")
 
 
 @main.command("list")

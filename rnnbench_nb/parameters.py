@@ -1,27 +1,22 @@
-"""Values that people write: YAML is read strictly, and frozen classes check what it says."""
+"""Values that people write: YAML is read strictly, frozen classes check it; what a budget holds."""
 
 import difflib
+import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rnnbench_nb.errors import UserError
 
 LIMIT = 100_000  # characters of a YAML file
 
 
-def _whole(value: object) -> object:
-    """Convert a float without a fraction, such as `1e2`, to the integer that it means."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Integer = Annotated[int, BeforeValidator(_whole)]
-Size = Annotated[Integer, Field(ge=1, le=1_000_000)]
-Count = Annotated[Integer, Field(ge=0, le=1_000_000)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,13 +37,8 @@ Kind = TypeVar("Kind", bound=Frozen)
 def parse_yaml(text: str, where: str) -> Any:
     """Return the value that a piece of YAML 1.2 without aliases stands for.
 
-    Args:
-        text: The YAML.
-        where: Names its source in an error.
-
     Raises:
-        UserError: The text is not valid YAML, has an alias, gives a key twice, or is longer than
-            `LIMIT`.
+        UserError: The text, from `where`, cannot be read, gives a key twice, or is too long.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -94,16 +84,10 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Quotes text that a reader may take for something else, and writes no aliases."""
+        """Quotes text that version 1.2 alone takes for a number."""
 
-        def ignore_aliases(self, data: object) -> bool:
-            return True
-
-    def text(dumper: Dumper, value: str) -> yaml.Node:
-        style = None if re.fullmatch(r"[^\W\d_][\w./-]*", value) else '"'
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
-
-    Dumper.add_representer(str, text)
+    number = re.compile(r"[-+]?[\d_]*\.?[\d_]*[eE][-+]?\d+$|0o[0-7]+$")
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", number, [*"+-.0123456789"])
     options = {"sort_keys": False, "allow_unicode": True, "width": 1_000_000}
     return yaml.dump(dict(values), Dumper=Dumper, **options)
 
@@ -131,3 +115,16 @@ def unknown(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"the nearest known key is {near[0]!r}" if near else "`rnnbench check` prints the known"
     return f"unknown key {key!r}; {hint}."
+
+
+def batches_of(parameters: Any, examples: int) -> int:
+    """The number of batches in a whole epoch; the last may be incomplete, unless it is dropped."""
+    whole, rest = divmod(examples, parameters.batch_size)
+    return whole + (rest > 0 and not (parameters.drop_last and whole))
+
+
+def epochs_of(parameters: Any, examples: int) -> int:
+    """The number of epochs in the budget; if steps end it, the last epoch may be short."""
+    if not parameters.steps:
+        return parameters.epochs
+    return min(parameters.epochs, math.ceil(parameters.steps / batches_of(parameters, examples)))

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
+from rnnbench_nb.parameters import batches_of, epochs_of
 from rnnbench_nb.protocol import Protocol, RunParameters
-from rnnbench_nb.runs import device_of, started
-from rnnbench_nb.tasks import TASKS
+from rnnbench_nb.runs import device_of, started, task_of
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import batches_of, epochs_of, fit
+from rnnbench_nb.training import fit
 
 STEPS = 3  # measured, after as many that are not
 VALIDATED = 200  # examples
@@ -21,27 +21,23 @@ def hours(protocol: Protocol) -> pd.DataFrame:
         stopping may end them before.
     """
     table = pd.DataFrame([_row(own) for own in protocol.parameterisations.values()])
-    table["seeds"] = [len(protocol.seeds_of(name)) for name in table["variant"]]
+    table["seeds"] = table["variant"].map(protocol.runs)
     seconds = table["steps"] * table["step"] + table["epochs"] * table["validation"]
     return table.assign(hours=table["seeds"] * seconds / 3600)
 
 
 def _row(parameters: RunParameters) -> dict[str, str | float]:
-    task = TASKS[parameters.task](parameters.task_options)
-    data = task.load(parameters.seed)
-    train = _first(data.train, STEPS * parameters.batch_size)
-    validation = _first(data.validation, VALIDATED)
+    task = task_of(parameters)
+    train, validation, test = task.load(parameters.seed)
+    sizes = (train, STEPS * parameters.batch_size), (validation, VALIDATED), (test, None)
+    small = Split(*(Part(part.inputs[:n], part.targets[:n]) for part, n in sizes))
     few = parameters.changed(steps=STEPS, epochs=STEPS, patience=None)
-    model = started(parameters, task, data.train).to(device_of(parameters))
+    model = started(parameters, task, train).to(device_of(parameters))
     for _ in range(2):  # the first time may build a kernel
-        state = fit(model, Split(train, validation, data.test), task, few, report=lambda line: None)
+        state = fit(model, small, task, few, report=lambda line: None)
     seconds = pd.DataFrame(state.history).groupby("split")["seconds"].sum()
-    share = len(data.validation.targets) / len(validation.targets) / state.progress["epoch"]
-    epochs, examples = epochs_of(parameters, len(data.train.targets)), len(data.train.targets)
-    steps = min(epochs * batches_of(parameters, examples), parameters.steps or 10**12)
+    share = len(validation.targets) / len(small.validation.targets) / state.progress["epoch"]
+    epochs, batches = (each(parameters, len(train.targets)) for each in (epochs_of, batches_of))
+    steps = min(epochs * batches, parameters.steps or 10**12)
     row = {"variant": parameters.name, "step": seconds["train"] / STEPS, "steps": steps}
     return row | {"validation": share * seconds["validation"], "epochs": epochs}
-
-
-def _first(part: Part, count: int) -> Part:
-    return Part(*(tensor[:count] for tensor in part))

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnnbench_nb.budget import batches_of
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.model import build_model
+from rnnbench_nb.parameters import batches_of
 from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split

@@ -20,7 +20,6 @@ from rnnbench_nb.looks import labels
 from rnnbench_nb.parameters import (
     Fraction,
     Frozen,
-    Integer,
     Name,
     NotNegative,
     Positive,
@@ -58,9 +57,9 @@ class RunParameters(Frozen):
     clip_norm: Positive | None = 1.0
     schedule: Schedule = "plateau"
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    plateau_patience: Annotated[Integer, Field(ge=0)] = 5
+    plateau_patience: Annotated[int, Field(ge=0)] = 5
     plateau_minimum: NotNegative = 0.0
-    seed: Annotated[Integer, Field(ge=0, lt=SEEDS)] = 42
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 42
     epochs: Size = 50
     steps: Size | None = None
     batch_size: Size = 128
@@ -125,15 +124,11 @@ def _some(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
 def run_parameters(
     values: Mapping[str, Any], where: str, lenient: Collection[str] = ()
 ) -> RunParameters:
-    """Check the parameters of a run.
-
-    Args:
-        values: By flat keys, or as `RunParameters.grouped` gives them.
-        where: Names their source in an error.
-        lenient: Options that need not be read.
+    """Check the parameters of a run, by flat keys or as `RunParameters.grouped` gives them.
 
     Raises:
-        UserError: A key is unknown, or read neither by the cell nor by the task, or wrong.
+        UserError: A key is unknown, or wrong, or an option that is not in `lenient` and that
+            neither the cell nor the task reads; `where` names the source of the values.
     """
     values = dict(values)
     options = values.pop("options", {})
@@ -176,7 +171,7 @@ class _Sweep(Frozen):
     """
 
     models: list[str] = []
-    runs: Annotated[Integer, Field(ge=1, le=10_000)] = 1
+    runs: Annotated[int, Field(ge=1, le=10_000)] = 1
     variants: dict[Name, dict[str, Any]] = {}
     quick: dict[str, Any] = {}
     note: str = ""
@@ -226,13 +221,7 @@ class Protocol:
         return replace(self, parameterisations=short, short={})
 
     def resolved(self, download: bool = True) -> "Protocol":
-        """This protocol with what its tasks settle on this machine, and a note about that.
-
-        Missing data are downloaded if `download` is true.
-
-        Raises:
-            UserError: The data of a task are not there and cannot be had.
-        """
+        """This protocol with what `Task.resolve` settles on this machine, and its notes."""
         variants, notes, stand_in = {}, [self.note], self.stand_in
         for name, own in self.parameterisations.items():
             settled, note = TASKS[own.task](own.task_options).resolve(download)
@@ -294,10 +283,8 @@ def _protocol(
         if variants[name].seed + runs[name] > SEEDS:
             raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
     if not variants:
-        raise UserError(
-            f"{where}: models: none of the variants uses {' or '.join(models)}; name a model that "
-            "one of them uses."
-        )
+        used = " or ".join(models)
+        raise UserError(f"{where}: models: no variant uses {used}; name a model that one uses.")
     _refuse_alike(variants, where)
     read = {key for own in variants.values() for key in own.flat()}
     _require_read(sweep.quick, read - {"variant"}, f"{where}: quick")
@@ -350,11 +337,8 @@ def _layers(path: Path, remedy: str, above: tuple[Path, ...] = ()) -> list[dict[
 def load_protocol(name: Path | str, overrides: Mapping[str, Any] | None = None) -> Protocol:
     """Load the protocol in a parameter file, with `overrides` laid over it.
 
-    Nobody needs to read the options of its base, nor those of the file beside overrides.
-
-    Args:
-        name: The path of the file, or its name alone in the project's params/.
-        overrides: Values by flat keys.
+    The file may be named alone if it is in the project's params/. Nobody needs to read the options
+    of its base, nor those of the file beside overrides.
 
     Raises:
         UserError: The file cannot be read or is empty, or a key or value in it is wrong.

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from rnnbench_nb.budget import batches_of, epochs_of
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
+from rnnbench_nb.parameters import batches_of, epochs_of
 from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split, Task

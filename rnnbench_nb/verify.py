@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from rnnbench_nb.budget import epochs_of
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.parameters import epochs_of
 from rnnbench_nb.results import KEYS, Report, Run, read_csv, result_columns, summary_text
 
 UNCHECKED = (

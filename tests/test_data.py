@@ -1,6 +1,5 @@
 """Data sets: downloads from good and bad servers, folders of any layout, files that are wrong."""
 
-import dataclasses
 import gzip
 import hashlib
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import rnnbench_here
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import to_yaml
@@ -56,7 +56,7 @@ class Server(BaseHTTPRequestHandler):
 def tiny(monkeypatch, tmp_path):
     """Tiny files in the name of MNIST; the project's data folder is `data` in `tmp_path`."""
     hashes = tuple(hashlib.sha256(content).hexdigest() for content in CONTENT.values())
-    source = dataclasses.replace(data.DATASETS["mnist"], sha256=hashes)
+    source = data.DATASETS["mnist"]._replace(sha256=hashes)
     monkeypatch.setitem(data.DATASETS, "mnist", source)
     monkeypatch.delenv("RNNBENCH_DATA", raising=False)
     monkeypatch.setattr(data, "PROJECT", tmp_path)
@@ -75,7 +75,7 @@ def server(tiny, monkeypatch):
         def behave(how):
             port = closed.getsockname()[1] if how == "closed" else server.server_port
             address = f"http://127.0.0.1:{port}/{how}/"
-            source = dataclasses.replace(data.DATASETS["mnist"], address=address)
+            source = data.DATASETS["mnist"]._replace(address=address)
             monkeypatch.setitem(data.DATASETS, "mnist", source)
 
         server.behave = behave
@@ -191,7 +191,7 @@ def test_a_named_folder_without_the_data_is_named_and_left_alone(
     monkeypatch.setenv("RNNBENCH_DATA", str(named))
     there = sorted(tmp_path.rglob("*"))
     fact = "MNIST is incomplete in it" if kind in ("empty", "partial") else "it is no folder"
-    for action in (with_fallback.fetch, with_fallback.resolve):
+    for action in (with_fallback.resolve, lambda: with_fallback.load(0)):
         with pytest.raises(UserError) as caught:
             action()
         assert not isinstance(caught.value, data.FetchError)
@@ -225,7 +225,7 @@ def test_wrong_contents_are_named_and_kept_and_never_fall_back(
         path = raw / form.format("train-labels-idx1-ubyte")
         path.write_bytes(content)
     before = files(raw)
-    for action in (with_fallback.fetch, with_fallback.resolve, lambda: with_fallback.load(0)):
+    for action in (with_fallback.resolve, lambda: with_fallback.load(0)):
         path = f"{raw}/{file.replace('_', '-')}"
         with pytest.raises(UserError, match=f"{path}.*{fact}.*put the published") as caught:
             action()
@@ -289,10 +289,9 @@ def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, ti
     assert settled == {} and "not on this machine" in note
     assert server.asked == [] and not tiny.exists()
     assert with_fallback.resolve() == ({"offline_fallback": None}, "")
-    assert str(tiny) in with_fallback.fetch()
 
 
-def test_a_fallback_changes_its_own_variants_alone(server, tmp_path):
+def test_a_fallback_changes_its_own_variants_alone(server, tiny, tmp_path):
     server.behave("absent")
     path = tmp_path / "p.yaml"
     path.write_text(
@@ -303,8 +302,11 @@ def test_a_fallback_changes_its_own_variants_alone(server, tmp_path):
     assert protocol.note.count("stand in") == 1 and protocol.stand_in
     settled = [(p.task_options.dataset, p.epochs) for p in protocol.parameterisations.values()]
     assert settled == [("mnist_5k", 20), ("digits", 2)]
-    path.write_text(to_yaml(protocol.dump()))
-    assert load_protocol(path) == protocol
+    assert "stand in" in rnnbench_here("data", path).stderr
+    (tmp_path / "protocol.yaml").write_text(to_yaml(protocol.dump()))
+    assert load_protocol(tmp_path / "protocol.yaml") == protocol
+    server.behave("good")
+    assert f"complete and verified; files lie in {tiny}" in rnnbench_here("data", path).stdout
 
 
 def test_real_mnist_is_the_known_one():

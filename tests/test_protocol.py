@@ -81,7 +81,7 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("variants: {a: {gama: 1}}", "variant 'a': unknown key 'gama'"),
         ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set 'seed'"),
         ("variants: {a: {runs: 0}}", "variant 'a': runs: input should be greater"),
-        ("models: [gru]\nvariants: {a: {model: lstm}}", "none of the variants uses gru"),
+        ("models: [gru]\nvariants: {a: {model: lstm}}", "no variant uses gru; name a model"),
         ("models: [gru, lstm]\nvariants: {a: {epochs: 3}}", "variant 'a': model: None is unknown"),
         ("models: [gru]\ngamma: 0.5", "gamma is an option of agru"),
         ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),

@@ -50,8 +50,7 @@ class Task(ABC):
         """A task without options of its own."""
 
     def __init__(self, options: Any) -> None:
-        """Make the task with an instance of its `Options`."""
-        self.options = options
+        self.options = options  # an instance of its `Options`
 
     @property
     def score(self) -> Score:
@@ -62,17 +61,14 @@ class Task(ABC):
         """The score of each example (N,) from targets and answers."""
         return METRICS[self.metrics].scores(label, predicted)
 
-    def fetch(self) -> str:
-        """Download the data if they are not on this machine, and return a sentence about them.
-
-        Raises UserError if the data are missing and cannot be downloaded, or are damaged.
-        """
-        return f"The data of {self.label} need no download."
-
     def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
-        """Settle the parameters that depend on the data of this machine; errors as in `fetch`.
+        """Fetch and verify the data, and settle the parameters that depend on them.
 
-        Returns the settled parameters, and a sentence if other data stand in.
+        Returns:
+            The settled parameters, and a sentence if other data stand in.
+
+        Raises:
+            UserError: The data are missing and cannot be downloaded, or they are damaged.
         """
         return {}, ""
 

@@ -7,10 +7,10 @@ import gzip
 import hashlib
 import os
 import zlib
-from dataclasses import dataclass
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,12 +34,11 @@ class FetchError(UserError):
     """The data set is missing and cannot be downloaded, so a fallback may stand in."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a data set comes from.
+class Source(NamedTuple):
+    """A data set; those that come with a package have only the first three.
 
     `folder` is what torchvision calls its folder, `address` where its gzipped files lie, and
-    `sha256` the hash of each of `FILES`, uncompressed; data that come with a package have none.
+    `sha256` the hash of each of `FILES`, uncompressed.
     """
 
     title: str
@@ -117,10 +116,8 @@ def fetch(dataset: str, download: bool = True) -> dict[str, bytes]:
     contents = {name: _read(path, source, name) for name, path in paths.items() if path}
     missing = [name for name in paths if name not in contents]
     if missing and os.environ.get(NAMED):
-        is_folder = os.path.isdir(folder)
-        fault = (
-            f"{source.title} is incomplete in it or unreadable" if is_folder else "it is no folder"
-        )
+        inside = f"{source.title} is incomplete in it or unreadable"
+        fault = inside if os.path.isdir(folder) else "it is no folder"
         raise UserError(
             f"{NAMED} names {folder}, but {fault}: {', '.join(missing)}, plain or .gz, must lie in "
             f"it or in {source.folder}/raw, {source.folder} or raw below it. Name the folder that "

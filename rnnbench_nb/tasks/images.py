@@ -81,12 +81,6 @@ class ImageSequence(Task):
         """Where the images come from."""
         return data.DATASETS[self.options.dataset]
 
-    def fetch(self) -> str:
-        """Download and verify what is missing of the data set."""
-        data.fetch(self.options.dataset)
-        where = f" in {data.data_folder()}" if self.source.sha256 else ""
-        return f"{self.source.title} is complete and verified{where}."
-
     def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
         """Settle on the data set, or on its fallback if it cannot be downloaded."""
         fallback, settled = self.options.offline_fallback, {"offline_fallback": None}
@@ -112,10 +106,8 @@ class ImageSequence(Task):
         parts, count = split(*data.load(self.options.dataset), seed), self.options.training_examples
         available = len(parts.train.targets)
         if (count or 0) > available:
-            raise UserError(
-                f"training_examples: {self.options.dataset} has {available:,}, not {count:,}; "
-                "give fewer, or null for all."
-            )
+            has = f"{self.options.dataset} has {available:,}, not {count:,}"
+            raise UserError(f"training_examples: {has}; give fewer, or null for all.")
         return parts._replace(train=Part(*(tensor[:count] for tensor in parts.train)))
 
     def inputs(self, stored: Tensor) -> Tensor:
