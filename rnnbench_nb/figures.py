@@ -1,7 +1,6 @@
 """One function a figure: a tidy frame and its report in, a figure out. Nothing here needs torch.
 
-The report knows each variant's label and look; a variant has one colour, dashes and marker
-everywhere. Saving is the caller's job (`save`), as is showing in a notebook (`show`).
+The report knows each variant's label and look. The caller saves or shows a figure.
 """
 
 import base64
@@ -125,11 +124,8 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
 def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: Report) -> Figure:
     """Each pair's difference in every common seed, its mean, interval and verdict.
 
-    The interval is the one that decides; there is none where there is no verdict.
-
     Args:
-        comparison: Rows of `statistics.compare`, or of `statistics.effects`, whose rows are named
-            by their `change`.
+        comparison: Rows of `statistics.compare`, or of `statistics.effects`, named by `change`.
         results: The runs compared: `variant, seed` and the score.
         report: The report that they are of.
     """
@@ -217,11 +213,8 @@ def save(figure: Figure, path: Path | str) -> None:
 def show(figure: Figure, alt: str, caption: str = "", **place: Any) -> None:
     """Show a figure in a notebook as PNG, and close it.
 
-    Args:
-        figure: The figure.
-        alt: What it shows, for those who cannot see it.
-        caption: What stands under it on a page.
-        place: `display_id` and `update` of IPython's `display`, for a figure that changes.
+    `alt` says what it shows, for those who cannot see it; `caption` stands under it on a page;
+    `place` is `display_id` and `update` of IPython's `display`, for a figure that changes.
     """
     data = {"image/png": base64.b64encode(as_png(figure)).decode(), "text/plain": alt}
     words = {"alt": alt, "width": round(100 * figure.get_figwidth())}  # pixels on the page

@@ -1,9 +1,7 @@
 """Intervals and verdicts on scores, of which more is better, without torch.
 
-One interval decides on a pair of variants, corrected for all comparisons that are made together: a
-difference is better or worse if the interval excludes 0, equivalent if the interval lies inside the
-margin, and undecided otherwise. All intervals over seeds treat runs as independent. Runs share one
-training pool, so the spread over new training sets is wider than any of these intervals.
+All intervals over seeds treat runs as independent. Runs share one training pool, so the spread over
+new training sets is wider than any of these intervals.
 """
 
 from collections.abc import Hashable, Mapping
@@ -51,13 +49,9 @@ OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 
 
 def shown(value: float, score: Score, sign: str = "", unit: str = "") -> str:
-    """Format a score or a difference in the score's unit, with a real minus sign.
+    """Format an unscaled score (0.9884), or with the sign `+` a difference, in the score's unit.
 
-    Args:
-        value: The score, unscaled (0.9884).
-        score: The task's.
-        sign: `+` for a difference.
-        unit: What follows: `score.unit` for a score, `score.difference` for a difference.
+    `unit` follows it: `score.unit` for a score, `score.difference` for a difference.
     """
     if np.isnan(value):
         return "unknown"
@@ -73,47 +67,42 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def example_interval(scores: np.ndarray) -> tuple[float, float]:
-    """Interval of one fitted model's mean score over new examples, from those of N examples.
+    """Interval of a fitted model's mean over new examples, from scores (N,): Wilson's or Student's.
 
-    Wilson's where each score is 0 or 1, Student's elsewhere.
+    Wilson's is for scores of 0 and 1.
     """
     if np.isin(scores, (0, 1)).all():
         return proportion_confint(scores.sum(), scores.size, 1 - LEVEL, method="wilson")
     return t_interval(scores)
 
 
-def two_way_interval(
-    scores_a: np.ndarray, scores_b: np.ndarray, level: float = LEVEL
-) -> tuple[float, float]:
-    """Interval of the difference in mean score over new seeds and new examples together.
+def two_way_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of the mean difference over new seeds and new examples together.
 
-    With D[s, i] = scores_a - scores_b and the mean squares of the two-way layout without
-    replication, var(mean D) = (MS_seed + MS_example - MS_rest) / (S N), with Satterthwaite's
-    degrees of freedom: the multi-reader multi-case design of Dorfman, Berbaum and Metz (1992,
-    Invest. Radiol. 27:723), seeds as readers. Never taken below the variance over seeds alone.
+    With the mean squares of the two-way layout without replication, var(mean) = (MS_seed +
+    MS_example - MS_rest) / (S N), with Satterthwaite's degrees of freedom: the multi-reader
+    multi-case design of Dorfman, Berbaum and Metz (1992, Invest. Radiol. 27:723), seeds as readers.
+    Never taken below the variance over seeds alone.
 
     Args:
-        scores_a: (S, N), one row a seed, the seeds paired with those of `scores_b`.
-        scores_b: (S, N).
+        differences: (S, N), of the scores of two models: one row a seed, one column an example.
         level: Coverage.
 
     Returns:
         The ends, in the unit of the scores; NaN where nothing varies over the seeds or S < 2.
     """
-    d = np.asarray(scores_a, float) - np.asarray(scores_b, float)  # (S, N)
-    s, n = d.shape
-    mean, by_seed, by_example = d.mean(), d.mean(1), d.mean(0)
+    s, n = differences.shape
+    mean, by_seed, by_example = (differences.mean(axis) for axis in (None, 1, 0))
     if np.isnan(t_interval(by_seed)[0]):
         return np.nan, np.nan
-    sums = np.array([n * ((by_seed - mean) ** 2).sum(), s * ((by_example - mean) ** 2).sum()])
-    sums = np.append(sums, (d**2).sum() - s * n * mean**2 - sums.sum())
-    freedom = np.array([s - 1, n - 1, (s - 1) * (n - 1)])
-    squares = sums / freedom
-    if squares[1] < squares[2]:  # no sign of examples that favour one model
-        total, df = squares[0], s - 1
-    else:
-        total = squares @ [1, 1, -1]
-        df = total**2 / (squares**2 / freedom).sum()
+    seed, example = n * by_seed.var(ddof=1), s * by_example.var(ddof=1)  # mean squares
+    rest = differences - by_seed[:, None] - by_example + mean
+    rest = (rest**2).sum() / ((s - 1) * (n - 1))
+    total, df = seed, s - 1
+    if example >= rest:  # else there is no sign of examples that favour one model
+        total = seed + example - rest
+        squares = np.array([seed, example, rest]) ** 2
+        df = total**2 / (squares / [s - 1, n - 1, (s - 1) * (n - 1)]).sum()
     return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
 
 
@@ -139,13 +128,14 @@ def compare(
 ) -> pd.DataFrame:
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
-    The interval that decides is Student's of the paired differences, corrected over the pairs
-    (Bonferroni). Few seeds hardly know their spread, so each variance is moderated by that of the
-    family, the pairs of one group (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3): (f F + d v) /
-    (f + d) with f + d degrees of freedom, v being the pair's own variance with d = n - 1, F the
-    mean over the family, and f = `LENT`, or less where it has less to lend: (variants - 2) d. With
-    two variants this is the paired t test. Simulations with the spreads of published runs (in the
-    tests) hold the error rates at 5%.
+    A difference is better or worse if the interval that decides excludes 0, equivalent if that lies
+    inside the margin, and undecided otherwise. It is Student's of the paired differences, corrected
+    over the pairs (Bonferroni). Few seeds hardly know their spread, so each variance is moderated
+    by that of the family, the pairs of one group (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
+    (f F + d v) / (f + d) with f + d degrees of freedom, v being the pair's own variance with
+    d = n - 1, F the mean over the family, and f = `LENT`, or less where it has less to lend:
+    (variants - 2) d. With two variants this is the paired t test. Simulations with the spreads of
+    published runs (in the tests) hold the error rates at 5%.
 
     With `examples` the verdict covers new examples too, on which equal models differ by chance: the
     interval is the wider at each end of this one and of `two_way_interval`.
@@ -162,11 +152,11 @@ def compare(
 
     Returns:
         `COLUMNS`, one row a pair: `n` common seeds; mean `difference` a - b; `low, high` its paired
-        t interval; `family_low, family_high`, which decides; `resolution`, its half: the smallest
-        difference that can be told from none; `seeds_needed` (at most `MOST_SEEDS`) for one of the
-        margin; `correlation` of the paired scores; `p` of the sign flips, uncorrected; `level`, the
-        coverage of an interval, or of all that decide together; `verdict`, a `Verdict`; `small`,
-        whether a better or worse difference is below the margin; `reason` why there is no verdict.
+        t interval; `family_low, family_high`, which decides; `resolution`, its half;
+        `seeds_needed` (at most `MOST_SEEDS`) for one of the margin; `correlation` of the scores;
+        `p` of the sign flips, uncorrected; `level`, the coverage of an interval, or of all that
+        decide together; `verdict`, a `Verdict`; `small`, whether a better or worse difference is
+        below the margin; `reason` why there is no verdict.
 
     Raises:
         UserError: The margin is not positive, or the reference is no variant.
@@ -199,8 +189,8 @@ def compare(
     low, high = table["difference"] - half, table["difference"] + half
     for i, (frame, (a, b)) in enumerate(zip(both, pairs, strict=True)):
         if examples and len(frame) > 1:
-            a_scores, b_scores = (np.stack([examples[v, s] for s in frame.index]) for v in (a, b))
-            ends = two_way_interval(a_scores, b_scores, family)
+            d = np.stack([1.0 * examples[a, s] - examples[b, s] for s in frame.index])  # (S, N)
+            ends = two_way_interval(d, family)
             low[i], high[i] = np.fmin(low[i], ends[0]), np.fmax(high[i], ends[1])
     table["family_low"], table["family_high"], table["resolution"] = low, high, (high - low) / 2
     seeds = np.arange(2, MOST_SEEDS + 1)
@@ -293,16 +283,10 @@ def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = A
 
 
 def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
-    """Compare the variants of a report on their test examples, within each group.
+    """Compare the variants of a report within each group, by the mean over each run's predictions.
 
-    Args:
-        report: The report.
-        margin: Differences within it count as equivalent, in the unit of the score.
-        reference: Compare with this variant alone; empty: every pair, of more than `PAIRS` variants
-            in a group each with the first.
-
-    Returns:
-        As `compare`, with `split`; the score of a run is the mean over its predictions.
+    Without a `reference` every pair is compared, and of more than `PAIRS` variants in a group each
+    with the first. Arguments and columns are those of `compare`, with `split`.
     """
     examples = {run.key: run.scores for run in report.runs}
     results = report.results[["variant", "seed"]].copy()
@@ -319,15 +303,11 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
     """Compare each variant with the reference of its family, at the epoch that each run chose.
 
     All is judged on validation examples, so that the test set can still judge what is chosen.
-
-    Args:
-        report: The report.
-        margin: Effects within it count as equivalent, in the unit of the score.
-        reference: As in `families`.
+    Arguments are those of `compare` and `families`.
 
     Returns:
         As `compare`, with `split`, `change` (the parameters that differ from the reference, with
-        their values) and `keys` (their names). Variants that change the same are neighbours.
+        their values) and `keys` (their names).
 
     Raises:
         UserError: Fewer than two variants have a finished run, or the reference has none.
@@ -336,8 +316,6 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
     for base, *others in families(report, reference):
         own = {name: report.variants[name]["parameters"] for name in (base, *others)}
         changed = {name: changes(own[name], own[base]) for name in others}
-        alike = list(dict.fromkeys(tuple(change) for change in changed.values()))
-        others.sort(key=lambda name: alike.index(tuple(changed[name])))
         family = scores.set_index("variant").loc[[base, *others]].reset_index()
         table = compare(family, margin, report.score, base, stand_in=report.stand_in)
         text = {name: ", ".join(f"{k} {v}" for k, v in changed[name].items()) for name in others}
@@ -355,9 +333,7 @@ def families(report: Report, reference: str = "") -> list[list[str]]:
     The variants of a group are one family. If every model of the group has several variants, as in
     a search for each model's best, its models are families. A variant alone is in no family.
 
-    Args:
-        report: The report.
-        reference: The reference of its family; every other family's is its first variant.
+    The reference of a family is `reference` if that is in it, and else its first variant.
 
     Raises:
         UserError: The reference has no finished run.
@@ -367,12 +343,12 @@ def families(report: Report, reference: str = "") -> list[list[str]]:
         names = ", ".join(name for name in report.variants if name in finished)
         raise UserError(f"The reference {reference!r} has no finished run; name one of {names}.")
     result: list[list[str]] = []
-    for group in report.groups:
+    for everyone in report.groups:
+        group = [name for name in everyone if name in finished]
         models: dict[str, list[str]] = {}
-        for name in (name for name in group if name in finished):
+        for name in group:
             models.setdefault(report.variants[name]["model"], []).append(name)
-        several = min(map(len, models.values()), default=0) > 1
-        result += models.values() if several else [sum(models.values(), [])]
+        result += models.values() if min(map(len, models.values()), default=0) > 1 else [group]
     return [sorted(family, key=lambda name: name != reference) for family in result if family[1:]]
 
 
@@ -382,11 +358,7 @@ def changes(own: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validation_scores(results: pd.DataFrame, history: pd.DataFrame, score: str) -> pd.DataFrame:
-    """The validation score of each finished run of a report at the epoch that it chose.
-
-    Returns:
-        `variant, seed`, the score (named `score`), `free_parameters`.
-    """
+    """`variant, seed, free_parameters` and validation `score` of each run at its chosen epoch."""
     done = results[results["status"] == COMPLETED].drop(columns=score)
     chosen = history[history["split"] == "validation"].rename(columns={"epoch": "best_epoch"})
     keys = ["variant", "seed", "best_epoch"]

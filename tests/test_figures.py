@@ -27,10 +27,8 @@ def report(tmp_path_factory):
 
 
 def runs(**accuracies):
-    return pd.DataFrame(
-        [(v, s, a, "completed") for v, values in accuracies.items() for s, a in enumerate(values)],
-        columns=["variant", "seed", "accuracy", "status"],
-    )
+    rows = [(v, s, a, "completed") for v, each in accuracies.items() for s, a in enumerate(each)]
+    return pd.DataFrame(rows, columns=["variant", "seed", "accuracy", "status"])
 
 
 LSTM = 0.98 + 1e-3 * np.array([1, 2, 4, 2, 1])
@@ -97,15 +95,14 @@ def test_test_errors_draw_every_run_and_intervals_from_three_seeds_on(report):
     assert bars[0] == pytest.approx([low, high])
 
 
-def history(**accuracies):
+def history(score="accuracy", **scores):
     rows = [
-        (v, v, 0, epoch, split, 1 - a, a, 2.0)
-        for v, values in accuracies.items()
+        (v, 0, epoch, split, 1 - a, a)
+        for v, values in scores.items()
         for epoch, a in enumerate(values, start=1)
         for split in ("train", "validation")
     ]
-    columns = ["variant", "model", "seed", "epoch", "split", "loss", "accuracy", "seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["variant", "seed", "epoch", "split", "loss", score])
 
 
 def test_curves_are_on_a_log_scale(report):
@@ -122,7 +119,7 @@ def test_a_score_that_is_no_percentage_is_drawn_as_it_is(tmp_path):
     report = write_report(tmp_path, {"gru": {"model": "gru"}}, {}, metrics="regression")
     values, label = figures.errors(pd.Series([-0.5]), report)
     assert values.tolist() == [-0.5] and label == "Negative MSE"
-    curves = history(gru=[-0.5]).rename(columns={"accuracy": "negative_mse"})
+    curves = history("negative_mse", gru=[-0.5])
     assert figures.error_curves(curves, report).axes[0].get_yscale() == "linear"
 
 

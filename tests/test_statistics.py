@@ -9,7 +9,6 @@ import statsmodels.api as sm
 from scipy import stats as scipy_stats
 from scipy.special import expit
 from statsmodels.formula.api import ols
-from statsmodels.stats.weightstats import ttost_paired
 
 from rnnbench_nb import statistics as stats
 from rnnbench_nb.errors import UserError
@@ -29,8 +28,8 @@ def tidy(scores):
     )
 
 
-def made_example(seed, n=10):
-    generator = np.random.default_rng(seed)
+def made_example(n=10):
+    generator = np.random.default_rng(0)
     pool = generator.normal(0, 5e-4, n)  # what a seed's split does to all models alike
     means = generator.normal(0.988, 5e-4, 3)
     return {k: m + pool + generator.normal(0, 1e-3, n) for k, m in zip(NAMES, means, strict=True)}
@@ -39,9 +38,8 @@ def made_example(seed, n=10):
 # Intervals
 
 
-@pytest.mark.parametrize("example", [0, 1])
-def test_the_interval_that_decides_by_hand(example):
-    scores = made_example(example)
+def test_the_interval_that_decides_by_hand():
+    scores = made_example()
     table = stats.compare(tidy(scores), margin=0.001)
     pairs = [("lstm", "gru"), ("lstm", "agru"), ("gru", "agru")]
     assert list(zip(table["a"], table["b"], strict=True)) == pairs
@@ -66,6 +64,9 @@ def test_two_variants_are_the_paired_t_test_and_few_seeds_are_lent_less():
     paired = tuple(scipy_stats.ttest_rel(a, b).confidence_interval())
     assert (row["low"], row["high"]) == pytest.approx(paired)
     assert (row["family_low"], row["family_high"]) == pytest.approx(paired)
+    spread, needed = (a - b).std(ddof=1), row["seeds_needed"]
+    half = [scipy_stats.t.ppf(0.975, n - 1) * spread / n**0.5 for n in (needed - 1, needed)]
+    assert half[0] > 0.002 >= half[1]
     c = np.array([0.97, 0.97, 0.98, 0.98])
     row = stats.compare(tidy({"a": a[:2], "b": b[:2], "c": c[:2]}), 0.002, reference="b").iloc[0]
     own, other = (a - b)[:2].var(ddof=1), (c - b)[:2].var(ddof=1)
@@ -74,19 +75,8 @@ def test_two_variants_are_the_paired_t_test_and_few_seeds_are_lent_less():
     assert row["resolution"] == pytest.approx(half)
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.0006, 0.0015])
-def test_equivalence_is_the_two_one_sided_tests(gap):
-    generator = np.random.default_rng(1)
-    a = generator.normal(0.98, 1e-3, 8)
-    b = a - gap + generator.normal(0, 4e-4, 8)
-    row = stats.compare(tidy({"a": a, "b": b}), 1e-3).iloc[0]
-    p = ttost_paired(a, b, -1e-3, 1e-3)[0]
-    inside = -1e-3 < row["family_low"] and row["family_high"] < 1e-3
-    assert inside == (p < 0.025)
-
-
 def test_a_family_lends_only_within_its_group():
-    scores = made_example(0, 3) | {"far": np.array([0.1, 0.9, 0.5])}
+    scores = made_example(3) | {"far": np.array([0.1, 0.9, 0.5])}
     scores["near"] = scores["far"] + np.array([0.1, -0.1, 0.2])
     table = stats.compare(tidy(scores), 0.001, groups={name: name in NAMES for name in scores})
     alone = stats.compare(tidy({name: scores[name] for name in NAMES}), 0.001)
@@ -108,10 +98,10 @@ def test_two_way_interval_has_the_mean_squares_of_statsmodels():
     total = squares[0] + squares[1] - squares[2]
     freedom = total**2 / (squares**2 / df).sum()
     half = scipy_stats.t.ppf(0.975, freedom) * np.sqrt(total / d.size)
-    np.testing.assert_allclose(stats.two_way_interval(a, b), [d.mean() - half, d.mean() + half])
+    np.testing.assert_allclose(stats.two_way_interval(d), [d.mean() - half, d.mean() + half])
     even = np.eye(4, 8, dtype=bool) | (np.arange(4)[:, None] == 0)  # no image is special
     interval = scipy_stats.ttest_1samp(even.mean(1), 0).confidence_interval()
-    np.testing.assert_allclose(stats.two_way_interval(even, ~even & even), interval)
+    np.testing.assert_allclose(stats.two_way_interval(even.astype(float)), interval)
 
 
 def test_the_interval_of_one_fitted_model_over_examples():
@@ -157,33 +147,26 @@ def rate(name, seeds, gap, count):
     return hits / count
 
 
-def keeps_its_promise(report, seeds, gap, count):
-    allowed = 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
-    share = rate(report, seeds, gap, count)
-    return share >= 0.95 if gap == GAP else share <= allowed
-
-
 @pytest.fixture
 def no_flips(monkeypatch):
     monkeypatch.setattr(stats, "sign_flip_p", lambda differences: 1.0)  # decides nothing
 
 
+MANY = [
+    pytest.param(report, seeds, gap, 500 if report == "row_mnist" else 150, marks=pytest.mark.slow)
+    for report in FAMILIES
+    for seeds, gap in [(s, g) for s in (2, 3, 7, 10) for g in (0.0, MARGIN)] + [(10, GAP)]
+    if not (report == "ablation" and gap == GAP)  # too many changes for such a gap
+]
+
+
 @pytest.mark.parametrize(
     ("report", "seeds", "gap", "count"),
-    [("row_mnist", 3, 0.0, 40), ("row_mnist", 10, GAP, 40), ("ablation", 3, 0.0, 15)],
+    [("row_mnist", 3, 0.0, 40), ("row_mnist", 10, GAP, 40), ("ablation", 3, 0.0, 15), *MANY],
 )
 def test_simulated_families_keep_their_promises(report, seeds, gap, count, no_flips):
-    assert keeps_its_promise(report, seeds, gap, count)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("report", FAMILIES)
-@pytest.mark.parametrize(
-    ("seeds", "gap"), [(s, g) for s in (2, 3, 7, 10) for g in (0.0, MARGIN)] + [(10, GAP)]
-)
-def test_many_simulated_families_keep_their_promises(report, seeds, gap, no_flips):
-    if not (report == "ablation" and gap == GAP):  # too many changes for such a gap
-        assert keeps_its_promise(report, seeds, gap, 500 if report == "row_mnist" else 150)
+    share = rate(report, seeds, gap, count)
+    assert share >= 0.95 if gap == GAP else share <= 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
 
 
 @pytest.mark.slow
@@ -208,16 +191,12 @@ def test_simulated_models_equal_on_all_digits_are_seldom_called_different(no_fli
 # Verdicts
 
 
-def test_the_rule():
-    for low, high, verdict in [
-        (0.001, 0.004, "better"),
-        (-0.004, -0.001, "worse"),
-        (0.0001, 0.0019, "better"),
-        (-0.001, 0.0019, "equivalent"),
-        (-0.001, 0.0021, "undecided"),
-        (np.nan, np.nan, "none"),
-    ]:
-        assert stats.verdict(low, high, 0.002) == verdict
+@pytest.mark.parametrize(("low", "high", "verdict"), [
+    (0.001, 0.004, "better"), (0.0001, 0.0019, "better"), (-0.004, -0.001, "worse"),
+    (-0.001, 0.0019, "equivalent"), (-0.001, 0.0021, "undecided"), (np.nan, np.nan, "none"),
+])  # fmt: skip
+def test_the_rule(low, high, verdict):
+    assert stats.verdict(low, high, 0.002) == verdict
 
 
 WAVE = 1e-3 * np.array([1, -1, 2, -2, 1, -1, 2, -2, 0, 0])
@@ -233,7 +212,7 @@ def test_one_short_sentence_for_each_verdict():
     assert "LSTM and GRU are equivalent within 0.5 points" in equal
     assert "LSTM is better than A-GRU by 1.00 points (0.7" in better and "10 seeds" in better
     assert "GRU is better than A-GRU" in sentences(0.005, dict(reversed(SCORES.items())))[0]
-    assert "less than the margin of 2 points" in sentences(0.02)[1]
+    assert "less than the margin of 1.1 points" in sentences(0.011)[1]  # wherever the interval ends
     assert "LSTM and GRU cannot be told apart" in sentences(5e-4)[0]
     few = sentences(0.005, {name: values[:2] for name, values in SCORES.items()})
     assert few[1] == "LSTM minus A-GRU is +1.00 points; two seeds: no verdict."
@@ -246,13 +225,6 @@ def test_under_five_seeds_there_is_no_verdict(n):
     assert (table["verdict"] == "none").all() == (n < 5)
     assert table["reason"].ne("").all() == (n < 5)
     assert np.isfinite(table["family_low"]).all() == (n > 1)  # the numbers stay
-
-
-def test_a_difference_below_the_margin_is_small():
-    table = stats.compare(tidy(SCORES), margin=0.011)
-    assert table["verdict"].tolist() == ["equivalent", "better", "better"]
-    assert table["small"].tolist() == [False, True, True]
-    assert table["family_high"][1] > 0.0109  # wherever its interval ends
 
 
 def test_new_images_can_take_a_verdict_away():
@@ -273,15 +245,6 @@ def test_new_images_can_take_a_verdict_away():
         assert (row["family_low"] > 0) == (extra == 0)
 
 
-def test_resolution_and_seeds_needed():
-    wave = np.array([1, -1, 0]) * 1e-3
-    table = stats.compare(tidy({"a": 0.98 + wave, "b": 0.97 - wave}), margin=0.002)  # sd 0.2 points
-    half = scipy_stats.t.ppf(0.975, 2) * 0.002 / np.sqrt(3)
-    assert table["resolution"][0] == pytest.approx(half)
-    needed = next(n for n in range(2, 99) if scipy_stats.t.ppf(0.975, n - 1) <= np.sqrt(n))
-    assert table["seeds_needed"][0] == needed
-
-
 def test_ties_count_whatever_the_rounding_of_floats():
     # differences of 7, -4, 21, 0, -7 images: |sum| >= 17 in 24 of 32 sign patterns, 8 of them tied
     a, b = [0.9887, 0.9870, 0.9888, 0.9880, 0.9887], [0.9880, 0.9874, 0.9867, 0.9880, 0.9894]
@@ -296,10 +259,7 @@ def test_many_seeds_get_sampled_signs():
 
 
 def test_one_seed_no_spread_and_no_common_seed_are_no_crash_and_no_claim():
-    results = pd.DataFrame(
-        [("a", 1, 0.9), ("b", 1, 0.8), ("b", 2, 0.8), ("c", 2, 0.8), ("c", 3, np.nan)],
-        columns=["variant", "seed", "accuracy"],
-    )
+    results = tidy({"a": [0.9], "b": [0.8, 0.8], "c": [np.nan, 0.8, np.nan]})
     table = stats.compare(results, 0.01)
     assert list(table["n"]) == [1, 0, 1] and list(table["p"]) == [1, 1, 1]
     assert table["reason"].tolist() == ["one seed", "no common seed", "one seed"]
@@ -311,15 +271,15 @@ def test_one_seed_no_spread_and_no_common_seed_are_no_crash_and_no_claim():
 
 
 def test_references_groups_and_wrong_input():
-    results = tidy(made_example(0))
+    results = tidy(made_example())
     table = stats.compare(results, 0.001, reference="gru")
     assert table[["a", "b"]].to_numpy().tolist() == [["lstm", "gru"], ["agru", "gru"]]
     assert (table["comparisons"] == 2).all()
     scores = tidy({name: [0.9, 0.8] for name in "abcde"})
     groups = {"a": 1, "b": 2, "c": 1, "d": 2, "e": 3}
     pairs = {"": ["ac", "bd"], "a": ["ca", "db"], "d": ["bd", "ca"]}
-    for reference, expected in pairs.items():
-        table = stats.compare(scores, 0.01, reference=reference, groups=groups)
+    for first, expected in pairs.items():
+        table = stats.compare(scores, 0.01, reference=first, groups=groups)
         assert (table["a"] + table["b"]).tolist() == expected
     with pytest.raises(UserError, match="'rnn' is none of the variants"):
         stats.compare(results, 0.001, reference="rnn")

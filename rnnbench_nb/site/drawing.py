@@ -1,7 +1,6 @@
-"""The page on which one draws a digit, and the script beside it with the models that read it.
+"""The page on which one draws a digit, and the script `models.js` with what reads it.
 
-The script `models.js` holds one run of each model (its record, and its weights as float16 in
-base64), test images, and what the models made of one of them, row by row.
+It holds one run of each model, with weights as float16 in base64, and test images.
 """
 
 import base64
@@ -54,8 +53,8 @@ def describe(run: Run, model: SequenceModel) -> dict[str, Any]:
 def write(folder: Path, runs: list[Run]) -> Path:
     """Write the script with these runs, and return its path.
 
-    Of the test images the first ones come on which the models disagree, then others. The replay
-    holds, for the first image, the probability of the right class after each row.
+    The test images on which the models disagree come first. The replay holds, for the first image,
+    the probability of the right class after each row.
 
     Raises:
         UserError: A run has no weights, or is none with which the page can read.
@@ -103,11 +102,7 @@ def _test_examples(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The content of the script in a folder; None where there is none.
-
-    Raises:
-        UserError: It is damaged.
-    """
+    """The content of the script in a folder; None where there is none."""
     path = folder / SCRIPT
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
-"""The front page over published reports: an article whose numbers come from the reports.
+"""The front page over published reports, whose words are in `front.html.j2` beside them.
 
-Its words are in `front.html.j2` beside the reports. That template calls the methods of `Evidence`
-for numbers, and puts each sentence that data could make false into a `claim` with its condition.
+That template calls the methods of `Evidence` for numbers, and puts each sentence that data could
+make false into a `claim` with its condition.
 """
 
 import base64
@@ -60,9 +60,7 @@ class Evidence:
     def __init__(self, folder: Path):
         self.folder = folder
         self.report = cache(lambda name: Report(folder / name))
-        self._comparison = cache(
-            lambda name: statistics.comparison(self.report(name)).to_dict("records")
-        )
+        self._comparison = cache(lambda name: statistics.comparison(self.report(name)))
 
     def compare(self, name: str, a: str, b: str) -> Row:
         """The difference a minus b between two variants of the report `name`.
@@ -71,10 +69,10 @@ class Evidence:
             UserError: The report does not compare the two.
         """
         report = self.report(name)
-        rows = [row for row in self._comparison(name) if {row["a"], row["b"]} == {a, b}]
-        if not rows:
+        table = self._comparison(name).set_index(["a", "b"], drop=False).to_dict("index")
+        if (a, b) not in table and (b, a) not in table:
             raise UserError(f"{self.folder / name} does not compare {a} and {b}; see {FRONT}.")
-        row = rows[0] if rows[0]["a"] == a else statistics.turned(rows[0])
+        row = table[a, b] if (a, b) in table else statistics.turned(table[b, a])
         small = ", below the margin" if row["small"] else ""
         words = {
             Verdict.BETTER: f"{report.labels[a]} better{small}",
@@ -92,9 +90,8 @@ class Evidence:
 
     def mean(self, name: str, variant: str) -> float:
         """The mean test score of a variant over its seeds, as people read it (per cent)."""
-        report = self.report(name)
-        results = report.results[report.results["variant"] == variant]
-        return report.score.scale * results[report.score.name].mean()
+        score, results = self.report(name).score, self.report(name).results
+        return score.scale * results.query("variant == @variant")[score.name].mean()
 
     def seeds(self, name: str) -> str:
         """The number of seeds of the variants of a report, such as `1 to 3`."""
@@ -200,11 +197,7 @@ def render(folder: Path) -> str:
 
 
 def build(folder: Path) -> Path:
-    """Write index.html of a folder of published reports, and the drawing page beside it.
-
-    Returns:
-        The path of index.html.
-    """
+    """Write index.html of a folder of published reports, and the drawing page; return its path."""
     text = render(folder)
     drawing.build(folder)
     folders.own(folder, ["index.html"])

@@ -1,7 +1,5 @@
 """Executed notebooks as HTML that needs no network and no script: formulas are MathML."""
 
-import base64
-import io
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +10,6 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from PIL import Image
 from traitlets.config import Config
 
 from rnnbench_nb.errors import UserError
@@ -33,8 +30,6 @@ CONFIG = Config(
     # the page has its own words for what papermill reports
     TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["papermill-error-cell-tag"]},
 )
-# Elements whose text stays as it is, tags, and other text.
-PARTS = re.compile(r"<(pre|code|math|svg|style|script|title)\b.*?</\1>|<[^>]+>|[^<]+", re.DOTALL)
 
 
 class Page(NamedTuple):
@@ -112,16 +107,15 @@ ENVIRONMENT.filters["markdown"] = markdown
 
 
 def typeset(html: str) -> str:
-    """Set minus signs before numbers, and keep `A-GRU` and `8 × 8` on one line, outside of code."""
+    """Set minus signs before numbers, and keep `A-GRU` on one line, outside of code and tags."""
 
     def part(match: re.Match[str]) -> str:
-        if match[0].startswith("<"):
-            return match[0]
-        text = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", match[0])
-        text = re.sub(r"(?<=\d) × (?=\d)", "\u00a0×\u00a0", text)
-        return re.sub(r"\b[A-Z]-[A-Z]+(?:-\w+)*", r'<span class="name">\g<0></span>', text)
+        text = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", match["text"] or "")
+        text = re.sub(r"\b[A-Z]-[A-Z]+(?:-\w+)*", r'<span class="name">\g<0></span>', text)
+        return text or match[0]
 
-    return PARTS.sub(part, html)
+    verbatim = r"<(pre|code|math|svg|style|script|title)\b.*?</\1>"
+    return re.sub(rf"(?s){verbatim}|<[^>]+>|(?P<text>[^<]+)", part, html)
 
 
 def fill(template: str | jinja2.Template, **values: Any) -> str:
@@ -155,19 +149,11 @@ def render(path: Path) -> Page:
 
 
 def light(body: str) -> str:
-    """Leave out what is not seen, such as names of cells and of plain code; PNG is WebP."""
-
-    def webp(match: re.Match[str]) -> str:
-        packed = io.BytesIO()
-        picture = Image.open(io.BytesIO(base64.b64decode(match[1])))
-        picture.save(packed, "webp", lossless=True, quality=100)
-        return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
-
+    """Leave out what is not seen, such as names of cells and of plain code."""
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
     body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)
-    body = re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm)">([^<]*)</span>', r"\1", body)
-    return re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
+    return re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm|m[if])">([^<]*)</span>', r"\1", body)
 
 
 def link_pages(body: str, names: set[str]) -> Markup:

@@ -133,6 +133,7 @@ const answer = (given, number) => {
 
 let from = null;
 const line = (event) => {
+  if (!event.isPrimary) return;
   const to = [event.offsetX, event.offsetY].map((at) => (at * pad.width) / pad.clientWidth);
   from ??= to;
   pen.beginPath();
@@ -141,21 +142,14 @@ const line = (event) => {
   pen.stroke();
   from = to;
 };
-pad.onpointerdown = (event) => {
-  if (!event.isPrimary) return;
-  pad.setPointerCapture(event.pointerId);
-  line(event);
-};
-pad.onpointermove = (event) => { if (from && event.isPrimary) line(event); };
+pad.onpointerdown = (event) => { pad.setPointerCapture(event.pointerId); line(event); };
+pad.onpointermove = (event) => { if (from) line(event); };
 pad.onpointerup = pad.onpointercancel = (event) => {
   if (!from || !event.isPrimary) return;
   from = null;
   answer(centred(pad, MODELS.side), null);
 };
-clear.onclick = () => {
-  pen.clearRect(0, 0, pad.width, pad.height);
-  answer(null, null);
-};
+clear.onclick = () => { pen.clearRect(0, 0, pad.width, pad.height); answer(null, null); };
 take.onclick = () => {
   const number = image === null ? 0 : (image + 1) % MODELS.images.length;
   answer(Float64Array.from(bytesOf(MODELS.images[number]), (byte) => byte / 255), number);
