@@ -1,4 +1,6 @@
-"""How a cell is called: as torch.nn.GRU is."""
+"""The interface of torch.nn.GRU, which every cell has."""
+
+import inspect
 
 import pytest
 import torch
@@ -41,11 +43,30 @@ def test_layouts_hold_the_same_numbers(kind, batch_first, batched, with_state):
     torch.testing.assert_close(flat(last)[0, ..., :4], want[-1])
 
 
+@each_cell
+def test_arguments_stand_where_torch_has_them(kind):
+    torchs = list(inspect.signature(nn.RNNBase).parameters)
+    expected = [name for name in torchs if name not in ("mode", "proj_size")]
+    assert [*inspect.signature(kind).parameters] == [*expected, "options"]
+    made = kind(5, 8, 1, True, True, 0.0, False, "cpu", torch.float64)
+    assert made.batch_first and {p.dtype for p in made.parameters()} == {torch.float64}
+    made.flatten_parameters()
+    output, state = made(torch.rand(2, 3, 5, dtype=torch.float64), hx=None)
+    assert output.shape == (2, 3, 8) and flat(state).shape == (1, 2, made.state_size)
+    assert next(kind(5, 8, device="meta").parameters()).is_meta
+
+
 @pytest.mark.parametrize("kind", [AGRU, GRU])
-@pytest.mark.parametrize("name", ["num_layers", "bidirectional", "proj_size"])
-def test_what_is_not_served_is_refused(kind, name):
-    with pytest.raises(UserError, match=f"{kind.label}: unknown key '{name}'"):
-        kind(2, 3, **{name: 2})
+@pytest.mark.parametrize(
+    "arguments",
+    [{"num_layers": 2}, {"bias": False}, {"dropout": 0.5}, {"bidirectional": True}],
+    ids=str,
+)
+def test_what_is_not_served_is_refused(kind, arguments):
+    with pytest.raises(UserError, match=f"{kind.label} has one layer, one direction, biases"):
+        kind(2, 3, **arguments)
+    with pytest.raises(UserError, match=f"{kind.label}: unknown key 'proj_size'"):
+        kind(2, 3, proj_size=2)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +76,8 @@ def test_what_is_not_served_is_refused(kind, name):
         (torch.zeros(5, 2, 4), None, r"steps of 3 features, got \(5, 2, 4\)"),
         (torch.zeros(0, 2, 3), None, r"steps of 3 features, got \(0, 2, 3\)"),
         (torch.zeros(5, 2, 3), torch.zeros(1, 1, 4), r"shape \(1, 2, 4\), got \(1, 1, 4\)"),
+        (torch.zeros(5, 2, 3), torch.zeros(1, 2, 4).double(), "must be torch.float32 as the weig"),
+        (nn.utils.rnn.pack_sequence([torch.rand(2, 3)]), None, "takes a tensor, not a PackedSeq"),
         (torch.zeros(5, 3), torch.zeros(2, 1, 4), r"shape \(1, 4\), got \(2, 1, 4\)"),
     ],
 )

@@ -76,7 +76,7 @@ class Chrono(Frozen):
 
 
 class Cell(nn.Module):
-    """A recurrent cell that is called like torch.nn.GRU: one layer, one direction.
+    """A recurrent cell with the interface of torch.nn.GRU: one layer, one direction.
 
     A subclass is one file. It declares its parameters (`declare`) and `step(u, state, *prepared)`,
     which computes the state (B, n) after a step from u (B, blocks H), the state before it, and the
@@ -85,6 +85,7 @@ class Cell(nn.Module):
     Args:
         input_size: Number of input features D.
         hidden_size: Number of hidden units H.
+        num_layers, bias, dropout, bidirectional: The defaults of torch.nn.GRU alone are served.
         batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
         device, dtype: Of the parameters.
         options: The cell's own options, as its `Options` describes them.
@@ -100,7 +101,7 @@ class Cell(nn.Module):
         served: The path of the last call: a kernel, or the loop and why no kernel served it.
 
     Raises:
-        UserError: An option is out of its range, or the cell does not have it.
+        UserError: An argument is out of its range, or the cell does not have it.
     """
 
     name: ClassVar[str]
@@ -121,12 +122,17 @@ class Cell(nn.Module):
         self,
         input_size: int,
         hidden_size: int,
-        *,
+        num_layers: int = 1,
+        bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        if (num_layers, bias, dropout, bidirectional) != (1, True, 0, False):
+            raise UserError(f"{self.label} has one layer, one direction, biases and no dropout.")
         self.options = validate(self.Options, options, self.label)
         self.served = "not called yet"
         self._build(input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype)
@@ -194,6 +200,10 @@ class Cell(nn.Module):
         self.draw(generator)
         self.initialise(generator)
 
+    def flatten_parameters(self) -> None:
+        """Lay out the weights for cuDNN where torch.nn runs the cell; else do nothing."""
+        getattr(super(), "flatten_parameters", lambda: None)()
+
     def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters with weight decay, and those without."""
         parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
@@ -214,8 +224,10 @@ class Cell(nn.Module):
             and the last state, laid out like h_0.
 
         Raises:
-            UserError: The input or h_0 has another shape, or there is no time step.
+            UserError: The input or h_0 has another kind, shape or dtype, or there is no time step.
         """
+        if not isinstance(input, Tensor):
+            raise UserError(f"{self.label} takes a tensor, not a {type(input).__name__}.")
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)
         x = x.transpose(0, 1) if batched and self.batch_first else x  # (T, B, D)
@@ -227,6 +239,8 @@ class Cell(nn.Module):
             expected = (1, *state.shape) if batched else tuple(state.shape)
             if hx.shape != expected:
                 raise UserError(f"h_0 must have the shape {expected}, got {tuple(hx.shape)}")
+            if hx.dtype != state.dtype:
+                raise UserError(f"h_0 must be {state.dtype} as the weights are, got {hx.dtype}")
             state = hx[0] if batched else hx
         states, last = self._run(x, state)
         output = states[..., : self.hidden_size]
