@@ -7,10 +7,7 @@ Entry = TypeVar("Entry")
 
 
 class UserError(ValueError):
-    """One clear sentence, which the command line prints without a traceback.
-
-    It says which file, key or run it is, what is wrong, and what would be right.
-    """
+    """One clear sentence: which file, key or run it is, what is wrong, and what would be right."""
 
 
 def lookup(table: Mapping[str, Entry], key: str, name: object) -> Entry:

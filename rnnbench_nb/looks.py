@@ -37,11 +37,7 @@ def labels(cells: Mapping[str, Any]) -> dict[str, str]:
 
 
 def looks(cells: Mapping[str, Any]) -> dict[str, Look]:
-    """A different look for each variant, from the cell class of each.
-
-    The variant named after its cell, or the only one of its cell, has the cell's look; other
-    variants, and cells without a look, have the next spare one.
-    """
+    """A different look for each variant, from its cell class: the cell's own, or a spare one."""
     names = [cell.name for cell in cells.values()]
     result, spare = {}, 0
     for name, cell in cells.items():

@@ -63,11 +63,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the values of a YAML file of KEY: VALUE lines.
-
-    Raises:
-        UserError: The file cannot be read, or holds something else; `remedy` says what to do.
-    """
+    """Return the values of a YAML file of KEY: VALUE lines, or raise a UserError with `remedy`."""
     try:
         with path.open(encoding="utf-8") as file:
             values = parse_yaml(file.read(LIMIT + 1), str(path))
@@ -93,11 +89,7 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def validate(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
-    """Return an instance of `kind` with these values.
-
-    Raises:
-        UserError: One sentence on the first key that is wrong.
-    """
+    """Return a `kind` with these values, or raise a UserError on the first wrong key."""
     try:
         return kind(**values)
     except ValidationError as error:

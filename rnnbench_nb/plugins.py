@@ -17,9 +17,7 @@ def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
         UserError: A file cannot be imported, or a name is taken twice.
     """
     entries: dict[str, type[T]] = {}
-    for _, file, is_folder in pkgutil.iter_modules(package.__path__):
-        if is_folder:
-            continue
+    for _, file, _ in pkgutil.iter_modules(package.__path__):
         path = f"{package.__path__[0]}/{file}.py"
         try:
             module = importlib.import_module(f"{package.__name__}.{file}")

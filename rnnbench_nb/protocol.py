@@ -41,10 +41,8 @@ class RunParameters(Frozen):
     """Everything that one run depends on; params/row_mnist.yaml says what each key means.
 
     `variant` names the parameterisation; `cell_options` and `task_options` are instances of the
-    `Options` of its cell and its task. Every matrix starts uniform on +-1/sqrt(H), or as Xavier has
-    it (Glorot and Bengio 2010). `best_by` chooses the epoch whose weights are tested; patience
-    counts epochs without a fall of `min_delta` in the validation loss. `precision` is that of
-    `torch.set_float32_matmul_precision`.
+    `Options` of its cell and its task. Matrices start uniform on +-1/sqrt(H), or as Xavier has it
+    (Glorot and Bengio 2010). `precision` is that of `torch.set_float32_matmul_precision`.
     """
 
     model: str
@@ -103,12 +101,6 @@ class RunParameters(Frozen):
         """These parameters with other values, given by flat keys."""
         return run_parameters({**self.flat(), **values}, self.run)
 
-    def short(self, quick: Mapping[str, Any], where: str) -> "RunParameters":
-        """These parameters with those of the quick form that they read, and a few epochs."""
-        flat = self.flat()
-        own = run_parameters(flat | _some(quick, flat), where)
-        return own.model_copy(update={"epochs": min(own.epochs, QUICK_EPOCHS)})
-
     def same_as(self, other: "RunParameters") -> bool:
         """Whether two runs are alike in all but the variant's name."""
         return self.flat() | {"variant": None} == other.flat() | {"variant": None}
@@ -165,9 +157,8 @@ def _require_read(
 class _Sweep(Frozen):
     """What a parameter file says beside a run's parameters.
 
-    A variant is a named set of values laid over the file's own, and may have `runs` of its own.
-    `quick` holds what the quick form has instead. `note` is shown with the results; `stand_in` says
-    that other data stand in for those asked for.
+    A variant is a named set of values laid over the file's own, `runs` among them; `quick` holds
+    what the quick form has instead.
     """
 
     models: list[str] = []
@@ -180,14 +171,10 @@ class _Sweep(Frozen):
 
 @dataclass(frozen=True)
 class Protocol:
-    """A sweep: variants, which are parameterisations of cells on tasks, and seeds.
+    """A sweep: for each variant its parameters at the first seed, and its number of seeds.
 
-    Attributes:
-        parameterisations: The parameters of each variant, by its name, at the first seed.
-        runs: The number of seeds of each variant, from the first on.
-        note: What the report says at its top, such as that other data stand in.
-        stand_in: Whether other data stand in, so that the report can give no verdict.
-        short: The values of the quick form, for every variant that reads them.
+    `note` stands at the top of the report, which gives no verdict if other data `stand_in`. `short`
+    holds the values of the quick form, for every variant that reads them.
     """
 
     parameterisations: dict[str, RunParameters]
@@ -214,11 +201,13 @@ class Protocol:
             if seed in self.seeds_of(name)
         ]
 
-    def quick(self) -> "Protocol":
+    def quick(self, where: str = "quick") -> "Protocol":
         """The quick form: `short`, and at most `QUICK_EPOCHS` epochs, in every variant."""
-        own = self.parameterisations.items()
-        short = {name: each.short(self.short, "quick") for name, each in own}
-        return replace(self, parameterisations=short, short={})
+        variants = {}
+        for name, own in self.parameterisations.items():
+            short = run_parameters(own.flat() | _some(self.short, own.flat()), where)
+            variants[name] = short.model_copy(update={"epochs": min(short.epochs, QUICK_EPOCHS)})
+        return replace(self, parameterisations=variants, short={})
 
     def resolved(self, download: bool = True) -> "Protocol":
         """This protocol with what `Task.resolve` settles on this machine, and its notes."""
@@ -236,13 +225,12 @@ class Protocol:
         flat = {name: own.flat() for name, own in self.parameterisations.items()}
         values = {key: value for own in flat.values() for key, value in own.items()}
         del values["variant"]
-        differing = [
-            key
+        shared = {
+            key: value
             for key, value in values.items()
-            if any(own.get(key, value) != value for own in flat.values())
-        ]
-        shared = _some(values, set(values) - set(differing))
-        variants = {name: _some(own, differing) for name, own in flat.items()}
+            if all(own.get(key, value) == value for own in flat.values())
+        }
+        variants = {name: _some(own, set(values) - set(shared)) for name, own in flat.items()}
         for name, own in variants.items():
             own |= {"runs": self.runs[name]} if self.runs[name] < len(self.seeds) else {}
         models = list(dict.fromkeys(own["model"] for own in flat.values()))
@@ -254,10 +242,7 @@ class Protocol:
 def _protocol(
     values: Mapping[str, Any], where: str, lenient: Collection[str], capped: bool = False
 ) -> Protocol:
-    """Check a whole file's values.
-
-    Nobody needs to read the options in `lenient`; if `capped`, no variant has more than `runs`.
-    """
+    """Check a file's values; if `capped`, no variant has more seeds than `runs` says."""
     sweep = validate(_Sweep, _some(values, _Sweep.model_fields), where)
     rest = _some(values, set(values) - set(_Sweep.model_fields))
     layers = [rest, *sweep.variants.values()]
@@ -279,7 +264,6 @@ def _protocol(
         runs[name] = min(count, sweep.runs) if capped else count
         whole = {**rest, **own, "variant": name}
         variants[name] = run_parameters(whole, place, set(rest) - set(own))
-        variants[name].short(sweep.quick, f"{where}: quick")
         if variants[name].seed + runs[name] > SEEDS:
             raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
     if not variants:
@@ -289,7 +273,9 @@ def _protocol(
     read = {key for own in variants.values() for key in own.flat()}
     _require_read(sweep.quick, read - {"variant"}, f"{where}: quick")
     _require_read(rest, read, where, lenient)
-    return Protocol(variants, runs, sweep.note, sweep.stand_in, sweep.quick)
+    protocol = Protocol(variants, runs, sweep.note, sweep.stand_in, sweep.quick)
+    protocol.quick(f"{where}: quick")
+    return protocol
 
 
 def _taking_part(

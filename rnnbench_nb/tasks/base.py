@@ -36,7 +36,6 @@ class Task(ABC):
         metrics: What judges the answers, a name in `METRICS`.
         tiny: Options that make it small enough for a test.
         data_page: The notebook that shows the data, given the task's options and `seed`.
-        Options: The task's own parameters with types, limits and defaults.
     """
 
     name: ClassVar[str]
@@ -47,7 +46,7 @@ class Task(ABC):
     data_page: ClassVar[str | None] = None
 
     class Options(Frozen):
-        """A task without options of its own."""
+        """The task's own parameters with types, limits and defaults."""
 
     def __init__(self, options: Any) -> None:
         self.options = options  # an instance of its `Options`

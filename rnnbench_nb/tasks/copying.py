@@ -16,9 +16,8 @@ class CopyingMemory(Synthetic):
     """Which ten symbols were shown at the start?
 
     The inputs are ten symbols, T - 1 blanks, a sign to answer and ten blanks; the targets are
-    T + 10 blanks, then the symbols. The loss is the mean cross entropy over all T + 20 steps.
-    Without memory it is at least 10 ln 8 / (T + 20), since ten steps can only be guessed and
-    the others are certain.
+    T + 10 blanks, then the symbols. The loss is the mean cross entropy over all T + 20 steps,
+    without memory at least 10 ln 8 / (T + 20), since ten steps can only be guessed.
     """
 
     name, label, read = "copying_memory", "copying memory", "every"

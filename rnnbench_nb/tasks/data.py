@@ -8,7 +8,6 @@ import hashlib
 import os
 import zlib
 from importlib import resources
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +21,8 @@ from rnnbench_nb.tasks.base import Part
 
 SILENT_SECONDS = 10.0  # after which a server is given up
 NAMED = "RNNBENCH_DATA"
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+KINDS = ("images-idx3", "labels-idx1")
+FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in KINDS)
 
 
 class FetchError(UserError):
@@ -98,13 +93,9 @@ def data_folder() -> Path:
 
 
 def fetch(dataset: str, download: bool = True) -> dict[str, bytes]:
-    """Read the files of a data set, after downloading those that are missing.
+    """Return the verified content of each of `FILES`; nothing for the data of a package.
 
-    Files have the names and folders of torchvision or Kaggle, plain or gzipped. A download appears
-    under its name whole and verified, or not at all, so several processes may fetch at once.
-
-    Returns:
-        The verified, uncompressed content of each of `FILES`; nothing for the data of a package.
+    What is missing is downloaded, whole or not at all, so several processes may fetch at once.
 
     Raises:
         FetchError: Files are missing and could not be downloaded.
@@ -146,7 +137,7 @@ def load(dataset: str) -> tuple[Part, Part]:
 
 
 def _find(folder: Path, source: Source, name: str) -> Path | None:
-    """Find a file under the names that torchvision and Kaggle give it."""
+    """Find a file under the names that torchvision and Kaggle give it, plain or gzipped."""
     places = [folder / source.folder / "raw", folder / source.folder, folder / "raw", folder]
     forms = [
         form.format(kind)
@@ -178,12 +169,13 @@ def _read(path: Path, source: Source, name: str) -> bytes:
 
 def _download(source: Source, name: str, folder: Path) -> bytes:
     """Download a file and keep it in the data folder."""
-    from pooch import HTTPDownloader
+    import requests
 
-    url, compressed = f"{source.address}{name}.gz", BytesIO()
+    url = f"{source.address}{name}.gz"
     try:
-        HTTPDownloader(timeout=SILENT_SECONDS, stream=False)(url, compressed, None)
-        content = _verified(compressed.getvalue(), source, name)
+        answer = requests.get(url, timeout=SILENT_SECONDS)
+        answer.raise_for_status()
+        content = _verified(answer.content, source, name)
     except Exception as error:  # of requests, urllib3, the system or gzip
         while isinstance(error.__context__, Exception):  # the first of a chain is the plainest
             error = error.__context__

@@ -19,12 +19,6 @@ FITTED = 6000  # training images that are enough for a logistic regression
 BATCH = 500  # images that are converted to sequences at once, since long ones take memory
 
 
-def permutation(name: str, n: int) -> Tensor:
-    """The order (n,), int64, in which n pixels are read: step t reads pixel `order[t]`."""
-    seed = int(name.removeprefix("torch_"))
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
 def split(train: Part, test: Part, seed: int) -> Split:
     """Draw round(0.15 N) validation images from the N training images; keep all test images.
 
@@ -116,8 +110,10 @@ class ImageSequence(Task):
         if self.options.reading == "row":
             return images  # (B, h, w): T = h steps of D = w pixels, from the top
         pixels = images.flatten(1).unsqueeze(2)  # (B, h w, 1)
-        name = self.options.permutation
-        return pixels if name == "none" else pixels[:, permutation(name, pixels.shape[1])]
+        if self.options.permutation == "none":
+            return pixels
+        random = torch.Generator().manual_seed(int(self.options.permutation.split("_")[1]))
+        return pixels[:, torch.randperm(pixels.shape[1], generator=random)]
 
     def pictures(self, stored: Tensor) -> Tensor:
         """Convert images uint8 (B, h, w) to float32 with values from 0 to 1."""

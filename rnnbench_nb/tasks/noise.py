@@ -59,10 +59,7 @@ class NoisePadded(ImageSequence):
 
 
 def _with_keys(images: Tensor, seed: int, part: int) -> Tensor:
-    """Append to images uint8 (N, h, w) a row that begins with a key of 64 bits each.
-
-    A key is the seed in 32 bits, the part's number in 2 and the place of the image in 30.
-    """
+    """Append to images uint8 (N, h, w) a row: a key with 32 bits of seed, 2 of part, 30 of place."""
     size, _, width = images.shape
     row = np.zeros((size, 1, width), np.uint8)
     keys = np.uint64(seed << 32 | part << 30) | np.arange(size, dtype=np.uint64)
