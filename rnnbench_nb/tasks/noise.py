@@ -59,7 +59,7 @@ class NoisePadded(ImageSequence):
 
 
 def _with_keys(images: Tensor, seed: int, part: int) -> Tensor:
-    """Append to images uint8 (N, h, w) a row: a key with 32 bits of seed, 2 of part, 30 of place."""
+    """Append a row to images uint8 (N, h, w): 32 bits of seed, 2 of part, 30 of place."""
     size, _, width = images.shape
     row = np.zeros((size, 1, width), np.uint8)
     keys = np.uint64(seed << 32 | part << 30) | np.arange(size, dtype=np.uint64)
