@@ -1,80 +1,94 @@
 """The README's page "Add a cell", followed word for word."""
 
+import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import write_tiny
+import test_battery as battery
+from conftest import rnnbench_here, write_tiny
 
+from rnnbench_nb import cells
+from rnnbench_nb.cells import CELLS, Cell
 from rnnbench_nb.files import PROJECT
+from rnnbench_nb.plugins import discover
+from rnnbench_nb.tasks import DEFAULT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-FILES = dict(
-    re.findall(r"`(rnnbench_nb/cells/(?!base)\w+\.py)`[^`]*```python\n(.*?)```", README, re.DOTALL)
+((FILE, TEXT),) = re.findall(
+    r"`(rnnbench_nb/cells/(?!base)\w+\.py)`[^`]*```python\n(.*?)```", README, re.DOTALL
 )
+CONTRACT = [
+    test
+    for name, test in vars(battery).items()
+    if name.startswith("test_") and [*inspect.signature(test).parameters] == ["cell"]
+]
 
 
-def python(folder: Path, *arguments, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=folder,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(folder), **environment},
-    )
+@pytest.fixture
+def add(monkeypatch, tmp_path):
+    """Finds a cell's file as if it lay beside the others."""
+
+    def found(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setattr(cells, "__path__", [*cells.__path__, str(tmp_path)])
+        monkeypatch.setitem(CELLS, name, discover(cells, Cell)[name])
+        sys.modules.pop(f"{cells.__name__}.{name}")
+
+    return found
 
 
-def rnnbench(folder: Path, *arguments) -> subprocess.CompletedProcess:
-    return python(folder, "-c", "from rnnbench_nb.cli import main; main()", *arguments)
+def test_the_cell_is_one_short_file_that_keeps_the_contract_of_every_cell(add, tmp_path):
+    assert FILE == "rnnbench_nb/cells/elman.py" and len(TEXT.splitlines()) <= 40
+    add("elman", TEXT)
+    assert len(CONTRACT) >= 8
+    for test in CONTRACT:
+        test("elman")
+    battery.test_every_cell_learns_every_task("elman", DEFAULT)
+    battery.test_training_that_was_killed_goes_on_to_the_same_weights("elman", tmp_path)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A copy of the project with the cells of the README, and no other change."""
-    ours = tmp_path_factory.mktemp("project") / "rnnbench"
-    skipped = shutil.ignore_patterns(".*", "published", "__pycache__", "*.egg-info")
-    shutil.copytree(PROJECT, ours, ignore=skipped)
-    for file, text in FILES.items():
-        (ours / file).write_text(text)
-    return ours
+def test_a_broken_cell_does_not(add):
+    bad = TEXT.replace('name, label = "elman"', 'name, label = "deaf"')
+    add("deaf", bad.replace("class Elman", "class Deaf").replace(" + h @ self.recurrent.T", ""))
+    with pytest.raises(AssertionError, match="recurrent never learns"):
+        battery.test_every_trained_parameter_has_a_gradient_and_is_counted("deaf")
 
 
-def test_the_cell_is_one_short_file():
-    assert list(FILES) == ["rnnbench_nb/cells/elman.py"]
-    assert all(len(text.splitlines()) <= 40 for text in FILES.values())
+def test_the_command_runs_the_battery_for_one_cell(monkeypatch):
+    calls = []
 
+    def run(command, env, **_):
+        calls.append((command[-1], env["RNNBENCH_CELL"]))
+        return SimpleNamespace(returncode=3)
 
-def test_the_cell_keeps_the_contract_of_every_cell(project):
-    done = rnnbench(project, "test-cell", "elman")
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\b1\d passed", done.stdout)
-
-
-def test_a_broken_cell_does_not(project):
-    good = (project / "rnnbench_nb/cells/elman.py").read_text()
-    bad = good.replace('name, label = "elman"', 'name, label = "deaf"')
-    bad = bad.replace("class Elman", "class Deaf").replace(" + h @ self.recurrent.T", "")
-    (project / "rnnbench_nb/cells/deaf.py").write_text(bad)
-    try:
-        only = ("-m", "pytest", "-p", "no:xdist", "tests/test_battery.py", "-k", "gradient")
-        done = python(project, *only, RNNBENCH_CELL="deaf")
-        assert done.returncode == 1 and "recurrent never learns" in done.stdout
-    finally:
-        (project / "rnnbench_nb/cells/deaf.py").unlink()
+    monkeypatch.setattr(subprocess, "run", run)
+    assert rnnbench_here("test-cell", "gru").returncode == 3
+    assert calls == [("tests/test_battery.py", "gru")]
 
 
 @pytest.mark.slow
-def test_a_report_with_it_and_a_foreign_module_beside_the_gru_is_whole(project, tmp_path):
+def test_a_report_with_it_and_a_foreign_module_beside_the_gru_is_whole(tmp_path):
+    project, out = tmp_path / "rnnbench", tmp_path / "out"
+    skipped = shutil.ignore_patterns(".*", "published", "__pycache__", "*.egg-info")
+    shutil.copytree(PROJECT, project, ignore=skipped)
+    (project / FILE).write_text(TEXT)
     models, variants = "[elman, gru, mine]", "{mine: {module: 'torch.nn:RNN'}}"
     parameters = write_tiny(tmp_path / "p.yaml", models=models, variants=variants)
-    out = tmp_path / "out"
-    done = rnnbench(project, "run", parameters, "--output-dir", out)
-    assert done.returncode == 0, done.stderr
+
+    def rnnbench(*arguments):
+        call = [sys.executable, "-c", "from rnnbench_nb.cli import main; main()", *arguments]
+        done = subprocess.run(call, cwd=project, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(project)})  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    rnnbench("test-cell", "elman")
+    rnnbench("run", str(parameters), "--output-dir", str(out))
     results = pd.read_csv(out / "results.csv").set_index("variant")
     assert results["status"].eq("completed").all() and len(results) == 3
     head = 8 * 10 + 10

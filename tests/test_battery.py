@@ -29,7 +29,7 @@ OPTIONS = [(cell, option) for cell in CHOSEN for option in CELLS[cell].Options.m
 
 def make(cell, dtype=torch.float64, **options):
     torch.manual_seed(5)
-    made = CELLS[cell](D, H, batch_first=True, **options).to(dtype)
+    made = CELLS[cell](D, H, **{"batch_first": True, **options}).to(dtype)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 1:  # biases that matter
@@ -55,14 +55,54 @@ def test_a_cell_says_what_it_is(cell):
     assert set(entry.no_decay) <= dict(make(cell).named_parameters()).keys()
 
 
+def flat(state):
+    return torch.cat(state, -1) if isinstance(state, tuple) else state
+
+
 @each_cell
-def test_shapes_are_those_of_torch(cell):
-    made, theirs = make(cell), torch.nn.GRU(D, H, batch_first=True).double()
-    output, last = made(sequence())
-    assert output.shape == theirs(sequence())[0].shape == (B, T, H)
-    last = torch.cat(last, -1) if isinstance(last, tuple) else last
-    assert last.shape == (1, B, made.states * H)
-    torch.testing.assert_close(last[0, :, :H], output[:, -1])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_layouts_are_those_of_torch_and_hold_the_same_numbers(cell, with_state):
+    made, plain, x = make(cell), make(cell, batch_first=False), sequence()
+    parts = made.states if isinstance(made, torch.nn.LSTM) else 1  # which takes (h, c)
+
+    def given(*tensors):
+        return (tensors if parts > 1 else tensors[0]) if with_state else None
+
+    h_0 = start(made)[None].chunk(parts, -1)
+    output, last = made(x, given(*h_0))
+    assert output.shape == (B, T, H) and flat(last).shape == (1, B, made.state_size)
+    torch.testing.assert_close(flat(last)[0, :, :H], output[:, -1])
+    steps_first, end = plain(x.transpose(0, 1), given(*h_0))
+    torch.testing.assert_close(steps_first, output.transpose(0, 1))
+    torch.testing.assert_close(flat(end), flat(last))
+    alone, end = made(x[0], given(*(h[:, 0] for h in h_0)))
+    torch.testing.assert_close(alone, output[0])
+    torch.testing.assert_close(flat(end), flat(last)[:, 0])
+
+
+@each_cell
+def test_a_cell_says_what_served_the_last_call(cell):
+    made = make(cell, torch.float32)
+    assert made.served == "not called yet"
+    made(sequence(torch.float32))
+    first = made.served
+    made.double()(sequence())
+    if first.startswith("kernel ("):
+        assert made.served == "loop: it computes in float32, not float64"
+    else:
+        assert made.served == first and first.startswith(("loop", "torch.nn"))
+
+
+@each_cell
+def test_a_reset_draws_again_and_leaves_frozen_what_was_frozen(cell):
+    made = make(cell)
+    for index, tensor in enumerate(made.parameters()):
+        tensor.requires_grad_(index % 2 == 0)
+    before = [(tensor.clone(), tensor.requires_grad) for tensor in made.parameters()]
+    made.reset_parameters()
+    after = list(made.parameters())
+    assert [trained for _, trained in before] == [tensor.requires_grad for tensor in after]
+    assert any(not torch.equal(old, new) for (old, _), new in zip(before, after, strict=True))
 
 
 @each_cell

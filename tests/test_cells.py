@@ -8,7 +8,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from rnnbench_nb.cells import CELLS
+from rnnbench_nb.cells import AGRU, CELLS, GRU
+from rnnbench_nb.errors import UserError
 
 # A reading takes the weights by name, x (T, B, D), the start (B, n) and the options, and gives the
 # states (T, B, n). It is written from the source and by other means than the cell's file.
@@ -219,7 +220,7 @@ def test_the_matrix_in_use_is_that_of_the_current_weights(cell):
 
 
 def test_the_gradient_of_the_agrus_w_is_exactly_antisymmetric():
-    made = CELLS["agru"](3, 5)
+    made = AGRU(3, 5)
     made(torch.randn(6, 4, 3))[0].square().sum().backward()
     gradient = made.candidate_weight.grad
     assert gradient.any() and torch.equal(gradient, -gradient.T)
@@ -227,7 +228,7 @@ def test_the_gradient_of_the_agrus_w_is_exactly_antisymmetric():
 
 @pytest.mark.parametrize("learnable", [True, False])
 def test_the_step_size_starts_as_given_is_trained_if_wanted_and_stays_positive(learnable):
-    made = CELLS["agru"](1, 2, epsilon=2, learnable_epsilon=learnable)
+    made = AGRU(1, 2, epsilon=2, learnable_epsilon=learnable)
     assert made.step_size().item() == pytest.approx(2)
     made(torch.ones(2, 1, 1))[0].sum().backward()
     assert bool(made.log_epsilon.grad) == learnable and made.weight_ih.grad.any()
@@ -238,7 +239,7 @@ def test_the_step_size_starts_as_given_is_trained_if_wanted_and_stays_positive(l
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_what_the_old_onnx_exporter_writes_answers_its_input_too():
-    made, file, (first, second) = CELLS["agru"](3, 4).eval(), BytesIO(), torch.randn(2, 5, 2, 3)
+    made, file, (first, second) = AGRU(3, 4).eval(), BytesIO(), torch.randn(2, 5, 2, 3)
     with torch.no_grad():
         torch.onnx.export(made, (first,), file, dynamo=False)
         session = ReferenceEvaluator(onnx.load_from_string(file.getvalue()))
@@ -261,6 +262,34 @@ def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled):
     ours = dict(twice.named_parameters())
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter * (1 + (name in scaled)), ours[name]), name
+
+
+@pytest.mark.parametrize("kind", [AGRU, GRU])
+@pytest.mark.parametrize("name", ["num_layers", "bidirectional", "proj_size"])
+def test_arguments_of_torch_that_are_not_served_are_refused(kind, name):
+    with pytest.raises(UserError, match=f"{kind.label}: unknown key '{name}'"):
+        kind(2, 3, **{name: 2})
+
+
+@pytest.mark.parametrize(
+    ("x", "h_0", "message"),
+    [
+        (torch.zeros(3), None, r"steps of 3 features, got \(3,\)"),
+        (torch.zeros(5, 2, 4), None, r"steps of 3 features, got \(5, 2, 4\)"),
+        (torch.zeros(0, 2, 3), None, r"steps of 3 features, got \(0, 2, 3\)"),
+        (torch.zeros(5, 2, 3), torch.zeros(1, 1, 4), r"shape \(1, 2, 4\), got \(1, 1, 4\)"),
+        (torch.zeros(5, 3), torch.zeros(2, 1, 4), r"shape \(1, 4\), got \(2, 1, 4\)"),
+    ],
+)
+def test_wrong_calls_are_refused(x, h_0, message):
+    with pytest.raises(UserError, match=message):
+        AGRU(3, 4)(x, h_0)
+
+
+def test_the_description_names_what_is_not_default():
+    assert repr(AGRU(2, 3)) == "AGRU(2, 3)" and repr(GRU(2, 3, chrono=7)) == "GRU(2, 3, chrono=7)"
+    made = AGRU(2, 3, batch_first=True, gamma=2, learnable_epsilon=False)
+    assert repr(made) == "AGRU(2, 3, batch_first=True, gamma=2.0, learnable_epsilon=False)"
 
 
 @each_cell

@@ -44,24 +44,13 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
 """
 
     class Options(Frozen):
-        """The options of the A-GRU.
-
-        Attributes:
-            gamma: Damping: a hyperparameter, never part of the state dict.
-            epsilon: Step size at the start.
-            learnable_epsilon: Whether the step size is trained.
-            epsilon_itself: Whether it is trained as it is, with weight decay, not as its logarithm.
-            recurrence: antisymmetric, or a control: frozen leaves W as it was drawn, free takes
-                A = W - gamma I.
-            initial_scale: Factor on the initial W.
-        """
-
-        gamma: Finite = 0.01
-        epsilon: Positive = 1.0
+        gamma: Finite = 0.01  # damping
+        epsilon: Positive = 1.0  # step size at the start
         learnable_epsilon: bool = True
-        epsilon_itself: bool = False
+        epsilon_itself: bool = False  # trained as it is, with weight decay, not as its logarithm
+        # A control, frozen, leaves W as it was drawn; another, free, takes A = W - gamma I.
         recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
-        initial_scale: NotNegative = 1.0
+        initial_scale: NotNegative = 1.0  # factor on the initial W
 
     options: Options
 

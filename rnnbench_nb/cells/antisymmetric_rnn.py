@@ -27,17 +27,9 @@ $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s 
 """
 
     class Options(Frozen):
-        """The options of the AntisymmetricRNN.
-
-        Attributes:
-            gamma: Damping.
-            epsilon: Step size, never trained.
-            initial_scale: Factor on the initial W; the authors searched from 0 to 16.
-        """
-
-        gamma: Finite = 0.01
-        epsilon: Positive = 0.1
-        initial_scale: NotNegative = 1.0
+        gamma: Finite = 0.01  # damping
+        epsilon: Positive = 0.1  # step size, never trained
+        initial_scale: NotNegative = 1.0  # factor on the initial W; the authors searched 0 to 16
 
     options: Options
 

@@ -61,12 +61,10 @@ def draw(
 class Chrono(Frozen):
     """The option of a cell with a gate that keeps the state (Tallec and Ollivier 2018).
 
-    Attributes:
-        chrono: The longest memory of the gates at the start, in steps; 0 leaves them as the other
-            options say. Sequences of hundreds of steps may teach nothing without it.
+    Sequences of hundreds of steps may teach nothing without it.
     """
 
-    chrono: Count = 0
+    chrono: Count = 0  # the longest memory of the gates at the start, in steps; 0 for none
 
     def draw_chrono(self, bias: Tensor, generator: torch.Generator | None) -> None:
         """Set the bias (H,) of a gate to log u, u uniform on 1 to chrono - 1 (eq. 14 and 16)."""

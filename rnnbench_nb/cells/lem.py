@@ -31,13 +31,7 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
 """
 
     class Options(Frozen):
-        """The options of LEM.
-
-        Attributes:
-            dt: The largest time step, never trained.
-        """
-
-        dt: Positive = 1.0
+        dt: Positive = 1.0  # the largest time step, never trained
 
     options: Options
 

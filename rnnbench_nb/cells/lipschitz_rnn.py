@@ -34,19 +34,11 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
 """
 
     class Options(Frozen):
-        """The options of the LipschitzRNN; the defaults are its authors' for pixel MNIST.
-
-        Attributes:
-            beta: Share of the antisymmetric part, between 0 and 1.
-            gamma: Damping.
-            epsilon: Step size, never trained.
-            initial_scale: Factor on the initial B and C; the authors' commands have 6 to 32.
-        """
-
-        beta: Annotated[float, Field(gt=0, lt=1)] = 0.75
-        gamma: Finite = 0.001
-        epsilon: Positive = 0.03
-        initial_scale: NotNegative = 1.0
+        # The authors' for pixel MNIST, but for the scale, which is 6 to 32 in their commands.
+        beta: Annotated[float, Field(gt=0, lt=1)] = 0.75  # share of the antisymmetric part
+        gamma: Finite = 0.001  # damping
+        epsilon: Positive = 0.03  # step size, never trained
+        initial_scale: NotNegative = 1.0  # factor on the initial B and C
 
     options: Options
 

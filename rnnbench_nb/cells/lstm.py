@@ -27,13 +27,7 @@ $$h_s = o_s \odot \tanh c_s$$
 """
 
     class Options(Chrono):
-        """The options of the LSTM.
-
-        Attributes:
-            forget_bias: The forget gate's bias at the start, the sum of torch's two vectors
-                (Jozefowicz et al. 2015).
-        """
-
+        # Of the forget gate at the start, the sum of torch's two vectors (Jozefowicz et al. 2015).
         forget_bias: Finite = 1.0
 
     options: Options

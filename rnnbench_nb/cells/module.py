@@ -28,16 +28,8 @@ class Module(Cell):
     equation = "(any torch module), a step of which is $h_s = f(x_s, h_{s-1})$."
 
     class Options(Frozen):
-        """The module and its arguments.
-
-        Attributes:
-            module: "package.module:Class", or "path/to/file.py:Class" from the project's folder;
-                by default torch's plain tanh network.
-            arguments: Arguments of the class beside the sizes and `batch_first`.
-        """
-
-        module: str = "torch.nn:RNN"
-        arguments: dict[str, Any] = {}
+        module: str = "torch.nn:RNN"  # or "path/to/file.py:Class", from the project's folder
+        arguments: dict[str, Any] = {}  # beside the sizes and `batch_first`
 
     options: Options
 
