@@ -11,12 +11,12 @@ from torch import nn
 from rnnbench_nb.cells import AGRU, CELLS, GRU
 from rnnbench_nb.errors import UserError
 
-# A reading takes the weights by name, x (T, B, D), the start (B, n) and the options, and gives the
-# states (T, B, n). It is written from the source and by other means than the cell's file.
+# A reading takes the weights by name, inputs x (B, D), the state (B, n) and the options, and gives
+# the next state. It is written from the source and by other means than the cell's file.
 
 
-def layer(weight, bias, value):
-    return value @ weight.T + bias
+def sigmoid(v):
+    return 1 / (1 + torch.exp(-v))
 
 
 def elman(w_x, w_h, bias, x, h):
@@ -32,52 +32,34 @@ def damped(w, gamma):
 
 def antisymmetric_rnn(w, x, h, o):
     a = damped(w["recurrent"], o.gamma)
-    states = [h]
-    for x_t in x:
-        states.append(states[-1] + o.epsilon * elman(w["weight_ih"], a, w["bias"], x_t, states[-1]))
-    return torch.stack(states[1:])
+    return h + o.epsilon * elman(w["weight_ih"], a, w["bias"], x, h)
 
 
 def gated_antisymmetric_rnn(w, x, h, o):
     """The gate is a network too: sigma(v) = (1 + tanh(v / 2)) / 2."""
     a, n = damped(w["recurrent"], o.gamma), h.shape[1]
-    states = [h]
-    for x_t in x:
-        half = [part / 2 for part in (w["weight_ih"][:n], a, w["bias"][:n])]
-        z = (1 + elman(*half, x_t, states[-1])) / 2
-        c = elman(w["weight_ih"][n:], a, w["bias"][n:], x_t, states[-1])
-        states.append(states[-1] + o.epsilon * z * c)
-    return torch.stack(states[1:])
+    z = (1 + elman(*(part / 2 for part in (w["weight_ih"][:n], a, w["bias"][:n])), x, h)) / 2
+    return h + o.epsilon * z * elman(w["weight_ih"][n:], a, w["bias"][n:], x, h)
 
 
 def cornn(w, x, state, o):
     """Its authors' code: one layer of [x, z, y], the velocities first."""
-    n = state.shape[1] // 2
-    y, z = state[:, :n], state[:, n:]
-    w_y, w_z = w["recurrent"][:, :n], w["recurrent"][:, n:]
-    joint, states = torch.cat([w["weight_ih"], w_z, w_y], 1), []
-    for x_t in x:
-        force = layer(joint, w["bias"], torch.cat([x_t, z, y], 1)).tanh()
-        z = z + o.dt * (force - o.stiffness * y - o.damping * z)
-        y = y + o.dt * z
-        states.append(torch.cat([y, z], 1))
-    return torch.stack(states)
+    (y, z), (w_y, w_z) = state.chunk(2, 1), w["recurrent"].chunk(2, 1)
+    joint = torch.cat([w["weight_ih"], w_z, w_y], 1)
+    force = torch.tanh(torch.cat([x, z, y], 1) @ joint.T + w["bias"])
+    z = z + o.dt * (force - o.stiffness * y - o.damping * z)
+    return torch.cat([y + o.dt * z, z], 1)
 
 
 def lem(w, x, state, o):
     """The paper's equation 3, every block by itself."""
-    n = state.shape[1] // 2
-    y, z = state[:, :n], state[:, n:]
-    v, b = w["weight_ih"].split(n), w["bias"].split(n)
+    (y, z), n = state.chunk(2, 1), state.shape[1] // 2
+    fed = [x @ v.T + b for v, b in zip(w["weight_ih"].split(n), w["bias"].split(n), strict=True)]
     u, d = (*w["recurrent"].split(n), w["memory_weight"]), w["recurrent_bias"].split(n)
-    states = []
-    for x_t in x:
-        fed = [layer(v[i], b[i], x_t) + layer(u[i], d[i], y) for i in range(3)]
-        slow, fast = o.dt / (1 + torch.exp(-fed[0])), o.dt / (1 + torch.exp(-fed[1]))
-        z = z - fast * z + fast * torch.tanh(fed[2])
-        y = y - slow * y + slow * torch.tanh(layer(v[3], b[3], x_t) + layer(u[3], d[3], z))
-        states.append(torch.cat([y, z], 1))
-    return torch.stack(states)
+    slow, fast = (o.dt * sigmoid(fed[i] + y @ u[i].T + d[i]) for i in range(2))
+    z = z - fast * z + fast * torch.tanh(fed[2] + y @ u[2].T + d[2])
+    y = y - slow * y + slow * torch.tanh(fed[3] + z @ u[3].T + d[3])
+    return torch.cat([y, z], 1)
 
 
 def mixed(w, o):
@@ -88,48 +70,27 @@ def mixed(w, o):
 
 
 def lipschitz_rnn(w, x, h, o):
-    """Its authors' code, rows as states: B and C there are the transposes."""
-    linear, bounded = mixed(w["linear_weight"], o).T, mixed(w["tanh_weight"], o)
-    states = [h]
-    for x_t in x:
-        flow = states[-1] @ linear + elman(w["weight_ih"], bounded, w["bias"], x_t, states[-1])
-        states.append(states[-1] + o.epsilon * flow)
-    return torch.stack(states[1:])
+    linear, bounded = mixed(w["linear_weight"], o), mixed(w["tanh_weight"], o)
+    return h + o.epsilon * (h @ linear.T + elman(w["weight_ih"], bounded, w["bias"], x, h))
 
 
 def mingru(w, x, h, o):
-    """In closed form: h_0 and each z_i c_i, every one times the product of the later 1 - z_j."""
-    n = h.shape[1]
-    k, v = layer(w["weight_ih"], w["bias"], x).split(n, -1)
-    keep = nn.functional.logsigmoid(-k)  # log(1 - z)
-    c = torch.where(v < 0, 1 / (1 + torch.exp(-v)), 0.5 + v)
-    states = []
-    for t in range(len(x)):
-        terms = [
-            (keep[i + 1 : t + 1].sum(0).exp() - keep[i : t + 1].sum(0).exp()) * c[i]
-            for i in range(t + 1)
-        ]
-        states.append(keep[: t + 1].sum(0).exp() * h + torch.stack(terms).sum(0))
-    return torch.stack(states)
+    k, v = (x @ w["weight_ih"].T + w["bias"]).chunk(2, 1)
+    return sigmoid(-k) * h + sigmoid(k) * torch.maximum(v + 0.5, sigmoid(v).clamp(max=0.5))
 
 
-def reset_before(w, matrix, x, h, mix):
-    """A GRU block by block, with its candidate's matrix and what it makes of old, z and c."""
+def reset_before(w, matrix, x, h):
+    """The update gate, and the candidate by a matrix, of a GRU that resets before the product."""
     n = h.shape[1]
     (w_z, w_r, v), (b_z, b_r, b) = w["weight_ih"].split(n), w["bias"].split(n)
     u_z, u_r = w["gate_weight"].split(n)
-    states = [h]
-    for x_t in x:
-        old = states[-1]
-        z = 1 / (1 + torch.exp(-x_t @ w_z.T - old @ u_z.T - b_z))
-        r = 1 / (1 + torch.exp(-x_t @ w_r.T - old @ u_r.T - b_r))
-        states.append(mix(old, z, elman(v, matrix, b, x_t, r * old)))
-    return torch.stack(states[1:])
+    r = sigmoid(x @ w_r.T + h @ u_r.T + b_r)
+    return sigmoid(x @ w_z.T + h @ u_z.T + b_z), elman(v, matrix, b, x, r * h)
 
 
 def gru_reset_before(w, x, h, o):
-    """Cho et al. 2014, z being the share of the new state."""
-    return reset_before(w, w["candidate_weight"], x, h, lambda old, z, c: old - z * old + z * c)
+    z, c = reset_before(w, w["candidate_weight"], x, h)
+    return h - z * h + z * c
 
 
 def agru(w, x, h, o):
@@ -138,8 +99,8 @@ def agru(w, x, h, o):
         matrix = matrix - o.gamma * torch.eye(len(matrix), dtype=x.dtype)
     else:
         matrix = damped(matrix, o.gamma)
-    step = w["epsilon"] if o.epsilon_itself else torch.exp(w["log_epsilon"])
-    return reset_before(w, matrix, x, h, lambda old, z, c: old + step * c * z)
+    z, c = reset_before(w, matrix, x, h)
+    return h + (w["epsilon"] if o.epsilon_itself else torch.exp(w["log_epsilon"])) * c * z
 
 
 READINGS = {
@@ -166,12 +127,14 @@ def make(cell, features=4, units=6, **options):
 
 def agrees(made, reading, x, h_0):
     """The output, the last state and all gradients of a module are those of the reading."""
-    x, start = x.requires_grad_(), None if h_0 is None else h_0.requires_grad_()
-    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
-    inputs = [x, *trained, *([] if h_0 is None else [start])]
-    output, last = made(x, None if h_0 is None else start[None])
-    begin = made.zero_state(x.shape[1]) if h_0 is None else start
-    states = reading(dict(made.named_parameters()), x, begin, made.options)
+    leaves = [x] if h_0 is None else [x, h_0]
+    inputs = [leaf.requires_grad_() for leaf in leaves]
+    inputs += [parameter for parameter in made.parameters() if parameter.requires_grad]
+    output, last = made(x, None if h_0 is None else h_0[None])
+    states = [made.zero_state(x.shape[1]) if h_0 is None else h_0]
+    for x_t in x:
+        states.append(reading(dict(made.named_parameters()), x_t, states[-1], made.options))
+    states = torch.stack(states[1:])
     torch.testing.assert_close(output, states[..., : made.hidden_size], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(last[0], states[-1], rtol=1e-10, atol=1e-12)
     random = torch.Generator().manual_seed(4)

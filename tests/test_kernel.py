@@ -4,6 +4,8 @@ import copy
 import logging
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,18 +246,6 @@ def test_backward_has_the_precision_of_its_forward(products):
     assert torch.equal(model.candidate_weight.grad, want["gradient of candidate_weight"])
 
 
-@needs_kernel
-def test_a_processor_without_bfloat16_stays_in_float32_and_says_so(load_for, medium):
-    load_for("baseline")
-    model, x, h_0 = make(40, 37)
-    assert_exact(model, x, h_0)
-    model(x)
-    assert model.served.endswith(", float32 products)")
-    torch.set_float32_matmul_precision("high")
-    model(x)
-    assert model.served.startswith("kernel (") and "products" not in model.served
-
-
 # Safe to call
 
 
@@ -282,17 +272,14 @@ def test_threads_flush_tiny_numbers_as_their_caller_does():
     model, x, h_0 = make(40, 150, n_steps=1)
     with torch.no_grad():
         model.log_epsilon.fill_(-95.0)  # exp(-95) is below the normal numbers of float32
-    outputs = {}
-    for threads in (2, 1):
-        torch.set_num_threads(threads)
         for flush in (False, True):
             torch.set_flush_denormal(flush)
-            with torch.no_grad():
-                outputs[threads, flush] = model(x, torch.zeros_like(h_0))[0]
-    torch.set_flush_denormal(False)
-    assert outputs[2, False].any() and not outputs[2, True].any()
-    assert torch.equal(outputs[1, False], outputs[2, False])
-    assert torch.equal(outputs[1, True], outputs[2, True])
+            outputs = []
+            for threads in (2, 1):
+                torch.set_num_threads(threads)
+                outputs.append(model(x, torch.zeros_like(h_0))[0])
+            torch.set_flush_denormal(False)
+            assert torch.equal(*outputs) and bool(outputs[0].any()) != flush
 
 
 def test_two_forwards_before_backward():
@@ -304,16 +291,6 @@ def test_two_forwards_before_backward():
         model.zero_grad()
         losses[which].backward(retain_graph=True)
         assert torch.equal(model.candidate_weight.grad, want[which])
-
-
-@needs_kernel  # the loop's output is a copy of what it keeps
-def test_changed_output_is_refused_in_backward():
-    model, x, _ = make(20, 3)
-    output, h_n = model(x)
-    with torch.no_grad():
-        output.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h_n.sum().backward()
 
 
 def test_python_threads():
@@ -396,8 +373,7 @@ def test_a_second_derivative_is_refused():
 # How it is compiled, and where it cannot be
 
 
-HALF = 'case "$*" in *-E*) ;; *) echo half > $(echo "$*" | sed "s/.*-o //"); '
-FAILS = f"#!/bin/sh\n{HALF}echo 'error: no such header' >&2; exit 1;; esac\n"
+FAILS = "#!/bin/sh\necho 'error: no such header' >&2; exit 1\n"
 
 
 @pytest.mark.parametrize(
@@ -431,12 +407,17 @@ def test_without_compiler_or_cache_the_loop_runs_and_one_line_says_so(
     ("isa", "name"),
     [pytest.param("avx2", "AVX2", marks=pytest.mark.slow), ("baseline", "128-bit vectors")],
 )
-def test_narrower_vectors(load_for, isa, name):
+def test_narrower_vectors_have_float32_alone_and_say_so(load_for, medium, isa, name):
     if isa == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("these are instructions of x86")
-    assert load_for(isa).agru_name().decode() == name
+    load_for(isa)
     for case in (make(130, 33, 28, 28), make(100, 150), make(1, 1)):
         assert_exact(*case)
+    model, x, _ = make(40, 3)
+    for precision, products in (("medium", ", float32 products"), ("high", "")):
+        torch.set_float32_matmul_precision(precision)
+        model(x)
+        assert model.served == f"kernel ({name}{products})"
 
 
 def test_unknown_instruction_set_is_refused(load_for):
@@ -444,41 +425,31 @@ def test_unknown_instruction_set_is_refused(load_for):
         load_for("avx9")
 
 
-@pytest.fixture
-def stub_compiler(monkeypatch, fresh_cache):
-    """A compiler that writes a file and is counted; its macros can be set."""
+def test_library_is_built_once_and_again_when_anything_differs(monkeypatch, fresh_cache, tmp_path):
+    stub, compiled = SimpleNamespace(macros="#define __AVX2__ 1\n", openmp=True), []
 
     def run(command):
-        if "-fopenmp" in command and not run.openmp:
+        if "-fopenmp" in command and not stub.openmp:
             raise build.Unavailable("the C++ compiler failed: unsupported option '-fopenmp'")
         if "-E" in command:
-            return run.macros
-        run.compiled.append(command)
-        with open(command[-1], "wb") as file:
-            file.write(b"library")
-        return ""
+            return stub.macros
+        compiled.append(command)
+        Path(command[-1]).write_bytes(b"library")
 
-    run.macros, run.compiled, run.openmp = "#define __AVX2__ 1\n", [], True
     monkeypatch.setattr(build, "_run", run)
-    return run
-
-
-def test_library_is_built_once_and_again_when_anything_differs(
-    monkeypatch, stub_compiler, tmp_path
-):
     source = tmp_path / "agru.cpp"
     source.write_bytes(kernel.SOURCE.read_bytes())
     changes = [
         lambda: None,
         lambda: source.write_text("// changed"),
-        lambda: stub_compiler.__dict__.update(macros="#define __AVX512F__ 1"),  # other processor
+        lambda: setattr(stub, "macros", "#define __AVX512F__ 1"),  # another processor
         lambda: monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-g"]),
         lambda: monkeypatch.setenv("RNNBENCH_ISA", "avx2"),
-        lambda: stub_compiler.__dict__.update(openmp=False),  # another library, for one thread
+        lambda: setattr(stub, "openmp", False),  # another library, for one thread
     ]
     paths = set()
     for number, change in enumerate(changes, start=1):
         change()
         paths |= {build.build(source), build.build(source)}
-        assert len(paths) == len(stub_compiler.compiled) == number
+        assert len(paths) == len(compiled) == number
     assert all(path.read_bytes() == b"library" for path in paths)
