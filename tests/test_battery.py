@@ -1,5 +1,6 @@
 """One contract for every cell, task, pair and backend: `rnnbench test-cell NAME` runs a cell's."""
 
+import inspect
 import json
 import os
 import typing
@@ -78,6 +79,18 @@ def test_layouts_are_those_of_torch_and_hold_the_same_numbers(cell, with_state):
     alone, end = made(x[0], given(*(h[:, 0] for h in h_0)))
     torch.testing.assert_close(alone, output[0])
     torch.testing.assert_close(flat(end), flat(last)[:, 0])
+
+
+@each_cell
+def test_arguments_stand_where_torch_has_them(cell):
+    torchs = [*inspect.signature(torch.nn.RNNBase).parameters]
+    expected = [name for name in torchs if name not in ("mode", "proj_size")]
+    assert [*inspect.signature(CELLS[cell]).parameters] == [*expected, "options"]
+    made = CELLS[cell](D, H, 1, True, True, 0.0, False, "cpu", torch.float64)
+    assert made.batch_first and {p.dtype for p in made.parameters()} == {torch.float64}
+    made.flatten_parameters()
+    assert made(sequence(), hx=None)[0].shape == (B, T, H)
+    assert next(CELLS[cell](D, H, device="meta").parameters()).is_meta
 
 
 @each_cell
