@@ -25,7 +25,7 @@ test: .venv/dev.ready
 	@$(ON_PATH) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-slow: .venv/dev.ready
-	@$(ON_PATH) $(BIN)/python -m pytest -m slow $(TESTS)
+	@$(ON_PATH) $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
 
 test-slurm: .venv/slurm.ready
 	@$(ON_PATH) tests/slurm/run.sh

@@ -2,13 +2,12 @@
 # directory, where it has written the validated protocol.yaml and variants/.
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
-from rnnbench_nb.launch import analysis_pages, data_options, data_pages
+from rnnbench_nb.launch import analysis_pages, data_pages, runs_of
 
 protocol = load_protocol("protocol.yaml")
-variants = protocol.parameterisations
 data = data_pages(protocol)
 analyses = analysis_pages(protocol)
-runs = [f"runs/{name}-seed{seed}" for name in variants for seed in protocol.seeds_of(name)]
+runs = [f"runs/{parameters.run}" for parameters in runs_of(protocol)]
 output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):
     output_dir = output_dir.relative_to(PROJECT)
@@ -27,7 +26,7 @@ into_report = "-r output_dir {params.output_dir:q}"
 
 
 wildcard_constraints:
-    variant="|".join(re.escape(variant) for variant in variants),
+    variant="|".join(re.escape(variant) for variant in protocol.parameterisations),
     seed="|".join(str(seed) for seed in protocol.seeds),
 
 
@@ -53,7 +52,7 @@ rule explore_data:
     log:
         "logs/{data}.txt",
     params:
-        options=lambda wildcards: data_options(data[wildcards.data]),
+        options=lambda wildcards: data[wildcards.data],
     wildcard_constraints:
         data="|".join(data) or "no page",
     threads: 1

@@ -4,41 +4,17 @@ Each command imports what it needs when it runs, so that none waits for what oth
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 
-if TYPE_CHECKING:
-    from rnnbench_nb.results import Report
-
 FOLDER = click.Path(path_type=Path)
-
-
-class _ReportFolder(click.Path):
-    """A report or run, by its path from here or from the project, by its name, or by its page."""
-
-    def convert(self, value: Any, param: Any, context: Any) -> Path:
-        path = Path(value).expanduser()
-        path = path.parent if path.name == "index.html" else path
-        reports = PROJECT / "reports"
-        places = [path, PROJECT / path, reports / path, reports / "published" / path]
-        return next((place for place in places if _exists(place)), path)
-
-
-def _exists(place: Path) -> bool:
-    """Whether there is a folder; the runs of a published report are in one file."""
-    parents = place.resolve().parents
-    return place.exists() or len(parents) > 1 and (parents[1] / "runs.json").exists()
-
-
-REPORT = _ReportFolder()
 
 
 class _Commands(click.Group):
@@ -46,26 +22,10 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            _require_own_environment()
             return super().invoke(context)
         except UserError as error:
             click.echo(f"rnnbench: {error}", err=True)
             context.exit(1)
-
-
-def _require_own_environment() -> None:
-    """Refuse to run from an environment that was moved or copied, which has other code.
-
-    Raises:
-        UserError: The program's environment is not that of the Python that it started.
-    """
-    program = Path(sys.argv[0]).absolute()
-    beside, ours = program.parents[1] / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
-    if beside.exists() and not (ours.exists() and beside.samefile(ours)):
-        raise UserError(
-            f"{program} starts the Python of another folder, {sys.prefix}, because the environment "
-            "was moved or copied; make it again: make env."
-        )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,7 +36,6 @@ def main() -> None:
 
 @main.command()
 @click.argument("params", default=str(PROJECT / "params/quick.yaml"))
-@click.option("--seed", type=int, help="First seed.")
 @click.option("--runs", type=int, help="Number of seeds.")
 @click.option("--quick", is_flag=True, help="The protocol's short form.")
 @click.option("--models", help="The models that take part, separated by commas.")
@@ -84,90 +43,73 @@ def main() -> None:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any parameter.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings side by side [all cores].")
 @click.option("--profile", default="local", help="Where jobs run: a folder of profiles/.")
-@click.option("--again", is_flag=True, help="Train runs again for which the code has changed.")
-@click.option("--dry-run", is_flag=True, help="Print what would run, and write nothing.")
 def run(
-    params: str, seed: int | None, runs: int | None, quick: bool, models: str | None,
-    output_dir: str | None, settings: tuple[str, ...], jobs: int | None, profile: str,
-    again: bool, dry_run: bool,
+    params: str, runs: int | None, quick: bool, models: str | None, output_dir: str | None,
+    settings: tuple[str, ...], jobs: int | None, profile: str,
 ) -> None:  # fmt: skip
     """Train the models of PARAMS, run the notebooks, and make the HTML report."""
     from rnnbench_nb import folders
 
     name = Path(params).stem + ("-quick" if quick else "")
     out = folders.output_folder(PROJECT / "reports" / name if output_dir is None else output_dir)
-    _say(f"Reading {params}, once PyTorch has started ...")
-
-    from rnnbench_nb.launch import profile_folder
-    from rnnbench_nb.protocol import load_protocol
-
-    protocol = load_protocol(params, _overrides(seed, runs, models, settings))
-    protocol = protocol.quick() if quick else protocol
-    folder = profile_folder(profile)
+    click.echo(f"Reading {params}, once PyTorch has started ...")
 
     from rnnbench_nb import launch
     from rnnbench_nb.progress import Progress
-    from rnnbench_nb.results import Report
+    from rnnbench_nb.protocol import load_protocol
+    from rnnbench_nb.results import Report, formatted, summary
+    from rnnbench_nb.runs import device_of, stale_runs
 
-    protocol = protocol.resolved(download=not dry_run)
+    protocol = load_protocol(params, _overrides(runs, models, settings))
+    folder = launch.profile_folder(profile)
+    protocol = (protocol.quick() if quick else protocol).resolved()
+    variants = protocol.parameterisations.values()
+    on_gpu = profile == "local" and "cuda" in {device_of(own).type for own in variants}
     if protocol.note:
         click.echo(f"NOTE: {protocol.note}.", err=True)
-    if dry_run:
-        _say(launch.outline(out, protocol, _stale_runs(out) if again else []))
-        return
-    on_gpu = profile == "local" and launch.trains_on_gpu(protocol)
     with launch.claim(out) as lock:
         launch.prepare(out, protocol, name)
-        stale = _stale_runs(out)
-        if again:
-            launch.forget(out, stale)
-        _say(launch.outline(out, protocol))
-        index = out / "index.html"
-        before = index.stat().st_mtime_ns if index.exists() else None
+        stale = stale_runs(Report(out))
+        click.echo(launch.outline(out, protocol))
         epochs = {parameters.run: parameters.epochs for parameters in launch.runs_of(protocol)}
-        progress = Progress(out, epochs, _say)
+        progress = Progress(out, epochs, click.echo)
         code = launch.snakemake(out, folder, jobs, on_gpu, progress.look, lock)
         progress.look()
-        if code or not index.exists():
+        if code or not (out / "index.html").exists():
             raise launch.why_it_stopped(out)
     report = Report(out)
     problems = launch.problems(report)
     for problem in problems:
         click.echo(f"rnnbench: {problem}", err=True)
-    if stale and not again:
-        changed = f"the code has changed since {launch.few(stale)}; --again trains again"
-        click.echo(f"NOTE: {changed}.", err=True)
-    if index.stat().st_mtime_ns == before:
-        _say("Nothing to do: every notebook and page is up to date.")
-    _say(_short_table(report))
-    _say(str(index))
+    if stale:
+        names = ", ".join(stale)
+        click.echo(f"NOTE: the code has changed since {names}; another --output-dir trains anew.",
+                   err=True)  # fmt: skip
+    table = formatted(summary(report.results), report.metrics).iloc[:, :3]
+    click.echo("No training was completed." if table.empty else table.to_string(index=False))
+    click.echo(out / "index.html")
     sys.exit(1 if problems else 0)
 
 
-def _stale_runs(out: Path) -> list[str]:
-    """The finished runs of a report for which today's code gives other numbers."""
-    from rnnbench_nb.results import MARKER, Report
-    from rnnbench_nb.runs import stale_runs
+def _overrides(runs: int | None, models: str | None, settings: tuple[str, ...]) -> dict[str, Any]:
+    """The values that the options lay over the parameter file.
 
-    return stale_runs(Report(out)) if (out / MARKER).exists() else []
+    Raises:
+        UserError: A setting is not KEY=VALUE.
+    """
+    from rnnbench_nb.parameters import parse_yaml
 
-
-def _say(line: str) -> None:
-    """Print a line. A reader that goes away (`| head -1`) stops nothing."""
-    try:
-        click.echo(line)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _short_table(report: "Report") -> str:
-    """The columns of a report's summary that fit a terminal."""
-    from rnnbench_nb.results import formatted, summary
-
-    table = formatted(summary(report.results), report.metrics)
-    table["variant"] = table["variant"].map(report.labels)
-    columns = ["variant", "seeds", table.columns[2], "parameters", "epochs"]
-    return table[columns].to_string(index=False) if len(table) else "No training was completed."
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write KEY=VALUE, such as --set epochs=5.")
+        overrides[key.strip()] = parse_yaml(value, f"--set {setting}")
+    if runs is not None:
+        overrides["runs"] = runs
+    if models is not None:
+        overrides["models"] = [name.strip() for name in models.split(",")]
+    return overrides
 
 
 @main.command()
@@ -205,47 +147,23 @@ def data(params: str) -> None:
 @main.command("list")
 def list_reports() -> None:
     """List the reports in reports/ and reports/published/, the cells and the tasks."""
+    from rnnbench_nb.cells import CELLS
     from rnnbench_nb.results import MARKER, Report
+    from rnnbench_nb.tasks import TASKS
 
-    rows = [("REPORT", "RUNS", "BEST", "FOLDER")]
     for pattern in (f"reports/*/{MARKER}", f"reports/published/*/{MARKER}"):
         for folder in sorted(path.parent for path in PROJECT.glob(pattern)):
             try:
-                runs, best = _finished(Report(folder))
+                report = Report(folder)
+                state = f"{len(report.runs)} of {len(report.run_folders)} runs"
             except UserError as error:
-                runs, best = "", str(error)
-            here = folder.is_relative_to(Path.cwd())
-            place = folder.relative_to(Path.cwd()) if here else folder
-            rows.append((folder.name, runs, best, str(place)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for line in rows:
-        click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
-    for kind in ("cells", "tasks"):  # without importing them
-        files = sorted((PROJECT / "rnnbench_nb" / kind).glob("*.py"))
-        texts = [file.read_text(encoding="utf-8") for file in files]
-        names = [re.search(r'^    name\b.*?= "(\w+)"', text, re.M) for text in texts]
-        click.echo(f"{kind.capitalize()}: {', '.join(name[1] for name in names if name)}.")
-
-
-def _finished(report: "Report") -> tuple[str, str]:
-    """The number of finished runs, as in `29/30`, and the score of the best variant."""
-    from rnnbench_nb import results
-
-    count, path = len(report.run_folders), report.folder / "results.csv"
-    if not path.exists():
-        return f"{len([*report.folder.glob('runs/*/run.json')])}/{count}", "not all runs have ended"
-    columns = results.result_columns(report.metrics.names)
-    table = results.summary(results.read_csv(path, columns))
-    if table.empty:
-        return f"0/{count}", "no results"
-    best = table[report.score.name].idxmax()
-    score = results.formatted(table, report.metrics).iloc[best, 2]
-    label, name = report.labels[table["variant"][best]], results.readable(report.score.name)
-    return f"{table['seeds'].sum()}/{count}", f"{label}: {name} {score}{report.score.unit}"
+                state = str(error)
+            click.echo(f"{os.path.relpath(folder)}: {state}")
+    click.echo(f"Cells: {', '.join(CELLS)}.\nTasks: {', '.join(TASKS)}.")
 
 
 @main.command()
-@click.argument("run_folder", type=REPORT)
+@click.argument("run_folder", type=FOLDER)
 def show(run_folder: Path) -> None:
     """Print what the run in RUN_FOLDER is, and how it scored."""
     from rnnbench_nb.results import COMPLETED, load_run, readable
@@ -263,7 +181,7 @@ def show(run_folder: Path) -> None:
 
 
 @main.command()
-@click.argument("report", type=REPORT)
+@click.argument("report", type=FOLDER)
 def render(report: Path) -> None:
     """Write the tables, figures and pages of REPORT from its runs and executed notebooks."""
     from rnnbench_nb import figures, folders
@@ -273,25 +191,21 @@ def render(report: Path) -> None:
     found = Report(folders.own_report(report))
     write_tables(found)
     if found.runs:
-        drawn = {
-            "training_curves": figures.training_curves(found.history, found),
-            "error_curves": figures.error_curves(found.history, found),
-            "test_comparison": figures.test_errors(found.results, found),
-        }
-        for name, figure in drawn.items():
-            figures.save(figure, found.folder / "figures" / name)
+        folder = found.folder / "figures"
+        figures.save(figures.training_curves(found.history, found), folder / "training_curves")
+        figures.save(figures.error_curves(found.history, found), folder / "error_curves")
+        figures.save(figures.test_errors(found.results, found), folder / "test_comparison")
     click.echo(str(index.build(found.folder)))
 
 
 @main.command("publish")
-@click.argument("report", type=REPORT)
+@click.argument("report", type=FOLDER)
 @click.option("--to", help="Where to [reports/published/<name of REPORT>].")
 @click.option("--replace", is_flag=True, help="Even if published runs are lost or changed.")
 def publish_report(report: Path, to: str | None, replace: bool) -> None:
-    """Copy the light part of REPORT to reports/published/<its name>.
+    """Copy pages, tables, records and predictions of REPORT, without weights.
 
-    Pages, tables, records and predictions of its finished runs; no weights. If front.html.j2 lies
-    beside the folder, the front page over all reports there is made again.
+    If front.html.j2 lies beside the copy, the front page over all reports there is made again.
     """
     from rnnbench_nb.site.publish import publish
 
@@ -301,14 +215,13 @@ def publish_report(report: Path, to: str | None, replace: bool) -> None:
 
 @main.command("site")
 @click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
-@click.option("--draw", type=REPORT, multiple=True, metavar="RUN", help="Reads drawn digits.")
-@click.option("--remake", type=REPORT, multiple=True, metavar="REPORT", help="Its pages first.")
+@click.option("--draw", type=FOLDER, multiple=True, metavar="RUN", help="Reads drawn digits.")
+@click.option("--remake", type=FOLDER, multiple=True, metavar="REPORT", help="Its pages first.")
 def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -> None:
     """Write the front page over the published reports in FOLDER, from its front.html.j2.
 
-    With --remake REPORT, once for each published report, its pages are made again first, by the
-    notebooks as they are now. With --draw RUN, once for each model, these runs with their weights
-    read what is drawn on the page for drawing; without, that page keeps its models.
+    Each --remake REPORT has its pages made again first, by the notebooks as they are now. Each
+    --draw RUN is a model, with its weights, for the page on which one draws a digit.
     """
     from rnnbench_nb.results import load_run
     from rnnbench_nb.site import drawing, front, publish
@@ -321,7 +234,7 @@ def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -
 
 
 @main.command()
-@click.argument("reports", type=REPORT, nargs=-1)
+@click.argument("reports", type=FOLDER, nargs=-1)
 @click.option("--retrain", type=click.IntRange(1), metavar="EPOCHS",
               help="Train the first epochs of each run again and compare.")  # fmt: skip
 def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
@@ -332,9 +245,9 @@ def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     from rnnbench_nb import verify as checks
     from rnnbench_nb.results import MARKER, Report
 
-    published = sorted(PROJECT.glob(f"reports/published/*/{MARKER}"))
+    published = sorted(path.parent for path in PROJECT.glob(f"reports/published/*/{MARKER}"))
     problems = 0
-    for folder in reports or [path.parent for path in published]:
+    for folder in reports or published:
         report = Report(folder)
         found = checks.verify(report)
         problems += len(found)
@@ -370,34 +283,3 @@ def bench(path: Path | None, device: str) -> None:
     from rnnbench_nb import bench
 
     bench.command(path, device, click.echo)
-
-
-def _overrides(
-    seed: int | None, runs: int | None, models: str | None, settings: tuple[str, ...]
-) -> dict[str, Any]:
-    """The values that the options lay over the parameter file.
-
-    Raises:
-        UserError: A key is given twice, or a setting is not KEY=VALUE.
-    """
-    from rnnbench_nb.cells import CELLS
-    from rnnbench_nb.parameters import parse_yaml
-
-    pairs: list[tuple[str, Any]] = [("seed", seed), ("runs", runs)]
-    if models is not None:
-        known = {text.casefold(): name for name, cell in CELLS.items()
-                 for text in (cell.label, name)}  # fmt: skip
-        names = [name.strip() for name in models.split(",") if name.strip()]
-        pairs.append(("models", [known.get(name.casefold(), name) for name in names]))
-    pairs = [(key, value) for key, value in pairs if value is not None]
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write KEY=VALUE, such as --set epochs=5.")
-        pairs.append((key.strip(), parse_yaml(value, f"--set {setting}")))
-    overrides: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in overrides:
-            raise UserError(f"{key!r} is given twice among the options; give it once.")
-        overrides[key] = value
-    return overrides

@@ -1,11 +1,7 @@
 """What the notebooks share: a report to read, sentences with numbers, figures and sliders."""
 
-import atexit
 import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,30 +11,29 @@ from IPython.display import Markdown, display
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import labelled, show
-from rnnbench_nb.files import PROJECT, write_json
+from rnnbench_nb.files import PROJECT
 from rnnbench_nb.folders import MARKER
-from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report
 
 __all__ = ["claim", "facets", "measured", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
-DEMONSTRATION = {"dataset": "mnist_5k", "epochs": 5, "hidden_size": 32}
+EXAMPLE = "reports/published/noise_tuned"
 
 
 def open_report(output_dir: str) -> Report:
     """Open a report and show what its reader has to know first.
 
-    Where the default folder holds no report, a demonstration is trained in a temporary folder.
-
     Args:
-        output_dir: Folder of the report, relative to the project.
+        output_dir: Folder of the report, relative to the project. Where the default folder holds
+            none yet, a published report is opened, and is said to be one.
 
     Raises:
-        UserError: A folder other than the default holds no report.
+        UserError: The folder holds no report.
     """
     folder = PROJECT / output_dir
     if output_dir == DEFAULT_REPORT and not (folder / MARKER).exists():
-        folder = _demonstration()
+        folder = PROJECT / EXAMPLE
+        claim(f"**There is no {output_dir} yet** (`make report` makes it): this is {EXAMPLE}.")
     report = Report(folder)
     claim("**{note}.**", report.note, note=report.note)
     for record in report.missing:
@@ -59,24 +54,6 @@ def measured(report: Report, name: str) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{report.folder} has no table {name}: no finished run was measured so.")
     return labelled(table, report)
-
-
-def _demonstration() -> Path:
-    """Train the models of params/quick.yaml on few images, in half a minute; the folder."""
-    from rnnbench_nb.runs import marker, train_run
-
-    claim(
-        "**This is a demonstration:** there is no report yet (`make report` makes one), so a "
-        "small one on 5,000 images of MNIST stands in. What it shows holds for nothing else."
-    )
-    folder = Path(mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    protocol = load_protocol("quick", DEMONSTRATION).resolved()
-    write_json(folder / MARKER, marker("quick", protocol))
-    for seed in protocol.seeds:
-        for parameters in protocol.at(seed):
-            train_run(parameters, folder / "runs" / parameters.run, lambda line: None)
-    return folder
 
 
 def claim(text: str, when: Any = True, **numbers: Any) -> None:
@@ -104,8 +81,7 @@ def sliders(draw: Callable[..., None], **controls: Any) -> None:
 
     Args:
         draw: Shows a figure; its parameters' defaults are where the sliders start.
-        controls: For each of its parameters what `ipywidgets.interact` takes: (min, max, step),
-            or a list of values.
+        controls: For each of its parameters what `ipywidgets.interact` takes.
     """
     if "JPY_SESSION_NAME" in os.environ:
         import ipywidgets

@@ -1,10 +1,7 @@
-"""Run a command, and end all of its work as soon as the parent of this process ends.
-
-    python supervisor.py COMMAND ...
+"""`python supervisor.py COMMAND ...` ends all work of a command once the parent of it has ended.
 
 The parent holds the other end of the standard input, which closes whatever ends the parent. The
-command then gets a SIGINT, on which Snakemake cancels the jobs of a cluster; after that, every
-process that is left of it is killed. Nothing of the package is imported here.
+command then gets a SIGINT, on which Snakemake cancels a cluster's jobs; what is left is killed.
 """
 
 import ctypes

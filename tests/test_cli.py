@@ -9,16 +9,14 @@ import pytest
 from conftest import one_sentence, rnnbench_here, write_tiny
 
 from rnnbench_nb import cli
-from rnnbench_nb.cells import CELLS
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
-from rnnbench_nb.tasks import TASKS
 
 PUBLISHED = PROJECT / "reports/published"
 
 
 def test_commands_that_compute_nothing_import_no_torch():
-    commands = [["--help"], ["--version"], ["list"], ["show", "reset/runs/gru-seed42"],
+    commands = [["--help"], ["--version"], ["show", str(PUBLISHED / "reset/runs/gru-seed42")],
                 ["verify", str(PUBLISHED / "permuted_mnist")], ["run", "--output-dir", "/"],
                 ["show", "nothing"]]  # fmt: skip
     code = """
@@ -33,17 +31,11 @@ print(json.dumps([codes, sorted(heavy & set(sys.modules))]))
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     codes, heavy = json.loads(done.stdout)
     assert heavy == []
-    assert codes == [0, 0, 0, 0, 0, 1, 1]
-
-
-def test_the_package_runs_as_a_module():
-    command = [sys.executable, "-m", "rnnbench_nb", "--version"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("rnnbench, version ")
+    assert codes == [0, 0, 0, 0, 1, 1]
 
 
 def test_the_first_line_is_printed_before_torch_is_imported(tmp_path):
-    code = "import sys; from rnnbench_nb import cli; cli._say = lambda line: (print(line), " \
+    code = "import sys; from rnnbench_nb import cli; cli.click.echo = lambda line: (print(line), " \
            "print('torch' in sys.modules), sys.exit()); cli.main()"  # fmt: skip
     command = [sys.executable, "-c", code, "run", str(write_tiny(tmp_path / "p.yaml")),
                "--output-dir", str(tmp_path / "out")]  # fmt: skip
@@ -59,14 +51,11 @@ def test_list_names_reports_cells_and_tasks(tmp_path, monkeypatch):
         (tmp_path / "reports" / name).mkdir()
     shutil.copy(PUBLISHED / "reset/report.json", tmp_path / "reports/begun")
     (tmp_path / "reports/damaged/report.json").write_text("{")
-    shutil.copytree(PROJECT / "rnnbench_nb", tmp_path / "rnnbench_nb")
-    lines = rnnbench_here("list").stdout.splitlines()
-    assert lines[1].split()[:2] == ["begun", "0/10"]
-    assert "report.json is missing or damaged" in lines[2]
-    assert lines[3].split()[:2] == ["reset", "10/10"] and "98.89 ± 0.08%" in lines[3]
-    assert lines[3].endswith("reports/published/reset")
-    for line, table in ((lines[-2], {*CELLS} - {"module"}), (lines[-1], {*TASKS})):
-        assert table <= {*line.strip(".").replace(",", "").split()}
+    begun, damaged, published, cells, tasks = rnnbench_here("list").stdout.splitlines()
+    assert begun == "reports/begun: 0 of 10 runs"
+    assert "report.json is missing or damaged" in damaged
+    assert published == "reports/published/reset: 10 of 10 runs"
+    assert "agru, " in cells and "adding_problem, " in tasks
 
 
 def test_show_prints_the_score_and_the_parameters_of_a_run(tmp_path):
@@ -95,12 +84,6 @@ def test_a_parameter_file_that_is_missing_or_empty_is_named(tmp_path):
         assert str(name) in one_sentence(rnnbench_here("check", name))
 
 
-@pytest.mark.parametrize("name", ["reset", "published/reset", "reports/published/reset/index.html"])
-def test_a_report_is_found_from_another_folder(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "agrees with the predictions of 10 runs" in rnnbench_here("verify", name).stdout
-
-
 def test_verify_prints_each_problem_and_fails(tmp_path):
     shutil.copytree(PUBLISHED / "reset", tmp_path / "reset")
     path = tmp_path / "reset/results.csv"
@@ -110,21 +93,15 @@ def test_verify_prints_each_problem_and_fails(tmp_path):
     assert "gru" in result.stdout and "do not agree" in one_sentence(result)
 
 
-@pytest.mark.parametrize("typed", ["LSTM, gru", "lstm,GRU", "Lstm , Gru,"])
-def test_models_are_named_as_people_write_them(typed):
-    assert cli._overrides(None, None, typed, ())["models"] == ["lstm", "gru"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--set", "epoch=3"], "unknown key 'epoch'"),
         (["--set", "epochs"], "--set epochs: write KEY=VALUE"),
-        (["--seed", "1", "--set", "seed=2"], "'seed' is given twice among the options"),
         (["--runs", "0"], "runs: input should be greater than or equal to 1"),
         (["--models", "lstm,gur"], "models: 'gur' is unknown"),
         (["--models", "lstm", "--set", "gamma=0.5"], "gamma is an option of agru"),
-        (["--profile", "nowhere"], "--profile: profiles/ has no 'nowhere'; it must be one of"),
+        (["--profile", "nowhere"], "name a folder of profiles/, such as local"),
         (["--output-dir", "/proc/nowhere"], "/proc/nowhere: the output folder cannot be written"),
         (["--output-dir", ""], "--output-dir is empty"),
     ],

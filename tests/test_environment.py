@@ -5,13 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import RNNBENCH, one_sentence, write_tiny
+from conftest import RNNBENCH, write_tiny
 
 from rnnbench_nb.files import PROJECT
 
@@ -75,16 +74,6 @@ mkdir -p .venv/bin
     (tmp_path / "python").chmod(0o755)
     printed = make(tmp_path / "mein Gerät", "-s", "env", f"PYTHON={tmp_path / 'python'}")
     assert ("-I -m venv --clear .venv" in printed) == (there != "ready")
-
-
-def test_a_program_of_a_copied_environment_names_the_command_that_renews_it(tmp_path):
-    programs = tmp_path / ".venv/bin"
-    programs.mkdir(parents=True)
-    (tmp_path / ".venv/pyvenv.cfg").touch()
-    copied = Path(shutil.copy(RNNBENCH, programs))
-    done = subprocess.run([copied, "list"], text=True, capture_output=True)
-    sentence = one_sentence(done)
-    assert str(copied) in sentence and sys.prefix in sentence and "make env" in sentence
 
 
 def hostile(place: Path) -> tuple[dict[str, str], Path]:

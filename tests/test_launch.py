@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from types import SimpleNamespace
 
 import nbformat
@@ -12,7 +11,7 @@ import pytest
 import torch
 from conftest import one_sentence, rnnbench_here, write_tiny
 
-from rnnbench_nb import cli, folders, launch, runs
+from rnnbench_nb import folders, launch, runs
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
@@ -49,36 +48,23 @@ def written(out):
 def test_a_report_ends_with_its_table_and_its_place_and_runs_are_trained_once(here):
     out, run = here
     lines = run().stdout.splitlines()
-    assert "2 trainings (2 variants, 1 seed); to train: gru-seed42, agru-seed42" in lines[1]
+    assert lines[1].startswith("Trainings: 2 (variants: 2, seeds: 1), finished: 0; logs in ")
     assert lines[2].startswith(("1 of 2 trainings; gru-seed42", "2 of 2 trainings; gru-seed42"))
-    assert [line.split()[0] for line in lines[-4:-1]] == ["variant", "GRU", "A-GRU"]
+    assert [line.split()[0] for line in lines[-4:-1]] == ["variant", "gru", "agru"]
     assert lines[-1] == str(out / "index.html")
     before = written(out)
     assert run("--models", "gru").returncode == 0  # a narrower protocol, and back
-    assert "2 of them finished" in run().stdout
-    assert "4 trainings" in run("--runs", "2").stdout
+    assert "Trainings: 4 (variants: 2, seeds: 2), finished: 2;" in run("--runs", "2").stdout
     assert before.items() <= written(out).items()
 
 
-def test_stale_runs_are_told_and_trained_again_only_when_asked(here, monkeypatch):
+def test_stale_runs_are_told_and_stay(here, monkeypatch):
     out, run = here
     monkeypatch.setattr(runs, "stale_runs", lambda report: ["gru-seed42"] if report.runs else [])
     run()
     before = written(out)
-    assert "gru-seed42; --again trains again" in run().stderr and before == written(out)
-    run("--again", "--dry-run")
+    assert "the code has changed since gru-seed42; another --output-dir" in run().stderr
     assert before == written(out)
-    monkeypatch.setattr(runs, "finished", lambda record: None)
-    run("--again")
-    after = written(out)
-    assert [name for name in before if before[name] != after[name]] == ["gru-seed42"]
-
-
-def test_a_dry_run_writes_nothing(here, tmp_path):
-    out, run = here
-    result = run("--dry-run", "--runs", "3")
-    assert "6 trainings (2 variants, 3 seeds); to train: gru-seed42, agru-seed42" in result.stdout
-    assert not out.exists() and [path.name for path in tmp_path.iterdir()] == ["p.yaml"]
 
 
 def test_an_option_goes_to_those_that_read_it(here):
@@ -110,46 +96,16 @@ def test_the_reason_that_is_told_is_the_runs_own(here, monkeypatch):
     assert len(lines) == 2 and all("loss" in line and "is failed" in line for line in lines)
     assert "No training was completed." in result.stdout
     monkeypatch.setattr(launch, "snakemake", lambda *a: 1)  # no report: the reason is the same
-    (out / "logs").mkdir()
-    (out / "logs/snakemake.txt").write_text("WorkflowError: something else\n")
-    assert "the loss" in one_sentence(run(*diverge))
+    assert "the workflow stopped early (gru-seed42: the loss" in one_sentence(run(*diverge))
 
 
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("Traceback:\nPermissionError: [Errno 13] Permission denied: '/x'\n", "PermissionError"),
-        ("WorkflowError:\nFailed to open source file x.smk\n  File y\n", "Failed to open source"),
-        ("LockException:\nError: Directory cannot be locked.\nthat no other\n", "cannot be locked"),
-        ("Building DAG of jobs...\nKilled\n", "Killed"),
-        ("", "Snakemake was killed"),
-    ],
-)
-def test_snakemakes_reason_is_found_in_its_log(log, reason):
-    assert reason in launch.snakemake_reason(log)
-
-
-def test_two_commands_on_one_folder_are_kept_apart(tmp_path, here, monkeypatch):
-    out, _ = here
-    monkeypatch.setattr(launch, "WAIT", 0.1)
-    (tmp_path / "link").symlink_to(out)
-    with launch.claim(out):
-        done = rnnbench_here("run", tmp_path / "p.yaml", "--output-dir", tmp_path / "link")
-    assert f"{out}: another rnnbench is at work there" in one_sentence(done)
-    with launch.claim(out):
-        pass  # the lock ended with the first
-
-
-def test_a_lock_lasts_as_long_as_a_process_has_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "WAIT", 0.1)
-    with launch.claim(tmp_path) as lock:
-        other = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
-    with pytest.raises(UserError, match="at work there"), launch.claim(tmp_path):
-        pass
-    other.kill()
-    other.wait()
-    with launch.claim(tmp_path):
-        pass
+def test_a_second_command_waits_until_all_work_of_the_first_has_ended(tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with launch.claim(tmp_path / "out") as lock:
+        work = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock])
+    with launch.claim(tmp_path / "link"):
+        assert work.poll() == 0
+    assert "another rnnbench, which is at work in" in capsys.readouterr().err
 
 
 def stand_in(folder, name, script):
@@ -199,34 +155,24 @@ def test_what_breaks_a_kernel_is_taken_from_it_and_nothing_else(tmp_path, monkey
 
 
 def test_a_home_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
-    (tmp_path / "home").touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
     assert launch.environment(tmp_path / "out")["XDG_CACHE_HOME"].startswith(str(tmp_path / "out"))
 
 
 def test_a_notebook_that_was_opened_and_saved_has_not_changed(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
+    protocol = load_protocol(write_tiny(tmp_path / "p.yaml"))
     path, out = tmp_path / "notebooks/03_compare.ipynb", tmp_path / "out"
+    path.parent.mkdir()
     shutil.copy(PROJECT / "notebooks/03_compare.ipynb", path)
-    os.utime(path, (time.time() + 9000,) * 2)  # by a clock that was wrong
     monkeypatch.setattr(launch, "PROJECT", tmp_path)
-    launch._write_sources(out)
-    source = out / ".sources/03_compare.ipynb"
-    before = source.stat().st_mtime_ns
-    assert before <= time.time_ns()
-    saved = nbformat.read(path, as_version=4)
-    for cell in saved.cells:
-        cell.metadata["collapsed"] = True
-        if cell.cell_type == "code":
-            cell.update(execution_count=3, outputs=[nbformat.v4.new_output("stream", text="x")])
-    nbformat.write(saved, path)
-    launch._write_sources(out)
-    assert source.stat().st_mtime_ns == before
-    saved.cells[2].source += "\n"
-    nbformat.write(saved, path)
-    launch._write_sources(out)
-    assert source.stat().st_mtime_ns > before
+    saved, source, times = nbformat.read(path, as_version=4), out / ".sources/03_compare.ipynb", []
+    *_, code = (cell for cell in saved.cells if cell.cell_type == "code")
+    for change in ({}, {"execution_count": 3, "metadata": {"collapsed": True}}, {"source": "1"}):
+        code.update(change)
+        nbformat.write(saved, path)
+        launch.prepare(out, protocol, "p")
+        times.append(source.stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2]
 
 
 @pytest.mark.parametrize(("cells_run", "tries"), [(0, 2), (1, 1)], ids=["none ran", "one failed"])
@@ -259,12 +205,3 @@ def test_a_notebook_that_failed_is_executed_again(tmp_path):
     launch.prepare(tmp_path / "out", protocol, "p")
     assert not list((tmp_path / "out").glob("[!.]*/**/*.ipynb*"))
     assert folders.listed(tmp_path / "out") >= {"runs/agru-seed42/", "notebooks/03_compare.ipynb"}
-
-
-def test_a_reader_that_goes_away_stops_nothing(monkeypatch):
-    closed = []
-    monkeypatch.setattr(cli.click, "echo", lambda line: (_ for _ in ()).throw(BrokenPipeError))
-    monkeypatch.setattr(cli.os, "dup2", lambda *files: closed.append(files))
-    monkeypatch.setattr(cli.sys, "stdout", SimpleNamespace(fileno=lambda: 1))
-    cli._say("1 of 6 trainings")
-    assert len(closed) == 1 and closed[0][1] == 1

@@ -1,10 +1,11 @@
 """What is printed while trainings run: k of n, the score, the epochs, the time left."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from rnnbench_nb.progress import Progress, in_words
+from rnnbench_nb import progress
 
 RUNS = ("gru-seed42", "gru-seed43", "lstm-seed42", "lstm-seed43")
 
@@ -16,77 +17,71 @@ def write(folder, run, name, content):
 
 def end(folder, run, accuracy, epochs, status="completed"):
     variant, _, seed = run.partition("-seed")
-    record = {
-        "format": 2,
-        "variant": variant,
-        "model": variant,
-        "seed": int(seed),
-        "status": status,
-    }
-    record |= {"metrics": "classification", "test": {"accuracy": accuracy}, "epochs": epochs}
-    write(folder, run, "run.json", record)
+    record = {"format": 2, "variant": variant, "model": variant, "seed": int(seed)}
+    record |= {"status": status, "metrics": "classification", "epochs": epochs}
+    write(folder, run, "run.json", {**record, "test": {"accuracy": accuracy}})
 
 
 @pytest.fixture
-def progress(tmp_path):
+def shown(tmp_path, monkeypatch):
     """Four runs of ten epochs, one finished before: the lines, the clock and the progress."""
     lines, now = [], [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     end(tmp_path, "gru-seed42", 0.9, 8)
-    epochs = dict.fromkeys(RUNS, 10)
-    return lines, now, Progress(tmp_path, epochs, lines.append, clock=lambda: now[0])
+    return lines, now, progress.Progress(tmp_path, dict.fromkeys(RUNS, 10), lines.append)
 
 
-def test_each_training_that_ends_is_told_once_with_its_score(progress, tmp_path):
-    lines, _, shown = progress
-    shown.look()
+def test_each_training_that_ends_is_told_once_with_its_score(shown, tmp_path):
+    lines, _, look = *shown[:2], shown[2].look
+    look()
     assert lines == []  # what was finished before is not news
     end(tmp_path, "lstm-seed42", 0.5, 5)
     end(tmp_path, "gru-seed43", None, None, status="failed")
-    shown.look()
-    shown.look()
+    look()
+    look()
     assert lines == [
         "2 of 4 trainings; gru-seed43 failed.",
         "3 of 4 trainings; lstm-seed42: accuracy 50%, 5 epochs.",
     ]
 
 
-def test_what_is_under_way_is_told_every_few_seconds_with_the_time_left(progress, tmp_path):
-    lines, now, shown = progress
+def test_what_is_under_way_is_told_every_few_seconds_with_the_time_left(shown, tmp_path):
+    lines, now, look = *shown[:2], shown[2].look
     write(tmp_path, "lstm-seed43", "progress.json", {"epoch": 2, "epochs": 10, "seconds": 1})
     now[0] = 4.9
-    shown.look()
+    look()
     assert lines == []
     now[0] = 60.0
-    shown.look()  # of 30 epochs two took a minute, so 28 take 14
-    shown.look()
+    look()  # of 30 epochs two took a minute, so 28 take 14
+    look()
     assert lines == ["1 of 4 trainings; lstm-seed43 at epoch 2 of 10; about 14 min left at most."]
     now[0] = 119.0
-    shown.look()  # half an hour later a line a minute is enough
+    look()  # half an hour later a line a minute is enough
     assert len(lines) == 2
 
 
-def test_before_and_after_the_trainings_the_jobs_are_counted(progress, tmp_path):
-    lines, now, shown = progress
+def test_before_and_after_the_trainings_the_jobs_are_counted(shown, tmp_path):
+    lines, now, look = *shown[:2], shown[2].look
     now[0] = 5.0
-    shown.look()
+    look()
     assert lines == ["1 of 4 trainings; the first epochs, Snakemake is starting."]
     for run in RUNS:
         end(tmp_path, run, 0.5, 10)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/snakemake.txt").write_text("1 of 9 steps (11%) done\n7 of 9 steps (78%)\n")
-    shown.look()
+    look()
     now[0] = 50.0
-    shown.look()
+    look()
     assert lines[-1] == "4 of 4 trainings; notebooks and pages, job 7 of 9 done."
 
 
-def test_a_file_that_is_half_written_is_no_progress(progress, tmp_path):
-    lines, now, shown = progress
+def test_a_file_that_is_half_written_is_no_progress(shown, tmp_path):
+    lines, now, look = *shown[:2], shown[2].look
     (tmp_path / "runs/lstm-seed43").mkdir()
     (tmp_path / "runs/lstm-seed43/progress.json").write_text('{"epoch":')
     (tmp_path / "runs/lstm-seed43/run.json").write_text("{")
     now[0] = 5.0
-    shown.look()
+    look()
     assert lines == ["1 of 4 trainings; the first epochs, Snakemake is starting."]
 
 
@@ -95,4 +90,4 @@ def test_a_file_that_is_half_written_is_no_progress(progress, tmp_path):
     [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")],
 )
 def test_a_duration_in_words(seconds, words):
-    assert in_words(seconds) == words
+    assert progress.in_words(seconds) == words

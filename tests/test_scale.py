@@ -5,10 +5,12 @@ import time
 from itertools import pairwise
 
 import pytest
-from conftest import rnnbench, write_tiny
+from conftest import write_tiny
 from small_reports import write_small
 
+from rnnbench_nb import launch
 from rnnbench_nb.cells import CELLS
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report, summary, write_tables
 from rnnbench_nb.verify import verify
 
@@ -21,9 +23,9 @@ def test_a_thousand_runs_are_planned_and_read_without_pain(tmp_path, capsys):
     marks = [time.monotonic()]
     models = f"[{', '.join(NAMES)}]"
     parameters = write_tiny(tmp_path / "p.yaml", models=models, runs=SEEDS)
-    planned = rnnbench("run", parameters, "--dry-run", "--output-dir", tmp_path / "planned")
-    assert planned.returncode == 0, planned.stderr
-    assert "1000" in planned.stdout and not (tmp_path / "planned").exists()
+    protocol = load_protocol(parameters)
+    launch.prepare(tmp_path / "planned", protocol, "p")
+    assert "Trainings: 1000 " in launch.outline(tmp_path / "planned", protocol)
     marks.append(time.monotonic())
     accuracies = {name: [0.9 + i / 2000 for i in range(SEEDS)] for name in NAMES}
     folder = write_small(tmp_path / "report", accuracies)

@@ -7,7 +7,6 @@ import time
 from contextlib import suppress
 
 import psutil
-import pytest
 
 from rnnbench_nb import supervisor
 
@@ -45,16 +44,20 @@ def until(condition, seconds: float) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"])
-def test_whatever_ends_the_parent_ends_all_of_its_work(tmp_path, name):
-    path, mark = tmp_path / "stubborn.py", f"{tmp_path.name}-{name}"
+def test_whatever_ends_the_parent_ends_all_of_its_work(tmp_path):
+    path = tmp_path / "stubborn.py"
     path.write_text(STUBBORN)
-    command = [supervisor.__file__, sys.executable, str(path), mark]
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, *command], stderr=subprocess.DEVNULL)
-    until(lambda: len(working(mark)) >= 5, 30)  # parent, supervisor and three stubborn ones
-    parent.send_signal(getattr(signal, name))
-    parent.wait()
-    until(lambda: not working(mark), 10)
+    parents = {}
+    for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGKILL"):
+        command = [supervisor.__file__, sys.executable, str(path), f"{tmp_path.name}-{name}"]
+        parents[name] = subprocess.Popen(
+            [sys.executable, "-c", PARENT, *command], stderr=subprocess.DEVNULL
+        )
+    for name, parent in parents.items():  # parent, supervisor and three stubborn ones
+        until(lambda mark=f"{tmp_path.name}-{name}": len(working(mark)) >= 5, 30)
+        parent.send_signal(getattr(signal, name))
+        parent.wait()
+    until(lambda: not any(working(f"{tmp_path.name}-{name}") for name in parents), 10)
 
 
 def test_the_exit_code_is_that_of_the_command():

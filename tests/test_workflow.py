@@ -10,12 +10,11 @@ from contextlib import suppress
 import pandas as pd
 import psutil
 import pytest
-from conftest import RNNBENCH, one_sentence, rnnbench, rnnbench_here, write_tiny
+from conftest import RNNBENCH, once, one_sentence, rnnbench, rnnbench_here, write_tiny
 
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.results import Report
 
-RUN = "runs/gru-seed42"
+RUN = "runs/größe-seed42"
 
 
 def test_a_report_has_what_was_promised(report):
@@ -31,10 +30,10 @@ def test_a_report_has_what_was_promised(report):
     assert not list(report.glob("**/*.failed"))
 
 
-def test_a_second_command_does_nothing_and_says_so(report):
+def test_a_second_command_does_nothing(report):
     before = {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
     again = rnnbench_here("run", report.parent / "tiny.yaml", "--output-dir", report)
-    assert again.returncode == 0 and "Nothing to do" in again.stdout
+    assert again.returncode == 0 and "finished: 2" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in report.glob("**/*.ipynb")}
 
 
@@ -59,15 +58,18 @@ def wait(condition, seconds: float) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
     """A parameter file whose training writes many checkpoints, and its report."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    settings = {"models": "[gru]", "hidden_size": 16, "epochs": 80, "patience": 80}
-    parameters = write_tiny(folder / "p.yaml", **settings, batch_size=611)
-    whole = rnnbench("run", parameters, "--output-dir", folder / "out")
-    assert whole.returncode == 0, whole.stderr
-    return parameters, folder / "out"
+
+    def make(folder):
+        settings = {"variants": "{größe: {model: gru}}", "epochs": 250, "patience": 250}
+        parameters = write_tiny(folder / "p.yaml", models="[gru]", **settings, batch_size=611)
+        whole = rnnbench("run", parameters, "--output-dir", folder / "out")
+        assert whole.returncode == 0, whole.stderr
+
+    folder = once(tmp_path_factory, "unbroken", make)
+    return folder / "p.yaml", folder / "out"
 
 
 def same_results(whole, out) -> None:
@@ -78,68 +80,68 @@ def same_results(whole, out) -> None:
     assert (whole / weights).read_bytes() == (out / weights).read_bytes()
 
 
-BEGUN = {  # what is there when a phase has begun
+BEGUN = {  # what a phase writes when it has begun
     "data": "logs/01_data.txt", "training": f"{RUN}/checkpoint.pt",
     "analysis": "logs/03_compare.txt", "pages": "logs/render.txt",
 }  # fmt: skip
-KILLS = [("training", "SIGTERM", "command"), ("training", "SIGKILL", "command"),
-         ("training", "SIGHUP", "command"), ("training", "SIGINT", "command"),
-         ("training", "SIGKILL", "supervisor.py"), ("training", "SIGKILL", "snakemake"),
-         ("training", "SIGKILL", "papermill"), ("training", "SIGKILL", "ipykernel_launcher"),
-         *((phase, "SIGKILL", "everything") for phase in BEGUN)]  # fmt: skip
+# What ends one command after the other, each in a phase of the same report.
+NIGHTS = {
+    "the command": ["data SIGTERM command", "training SIGINT command", "analysis SIGHUP command",
+                    "pages SIGKILL command"],
+    "its parts": ["training SIGKILL everything", "training SIGKILL supervisor.py",
+                  "training SIGKILL snakemake", "training SIGKILL ipykernel_launcher",
+                  "analysis SIGKILL papermill"],
+}  # fmt: skip
+
+
+def kill(command, out, name, victim) -> None:
+    """Send a signal to the command, to what has `victim` in its command line, or to everything."""
+    if victim == "command":
+        command.send_signal(getattr(signal, name))
+        return
+    for again in range(5 if victim == "everything" else 1):
+        # A process that is just starting has no environment yet by which it can be found.
+        time.sleep(0.2 * again)
+        for process in processes_of(out):
+            with suppress(psutil.Error):
+                if victim == "everything" or victim in " ".join(process.cmdline()):
+                    process.send_signal(getattr(signal, name))
+        if victim == "everything":
+            command.kill()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("phase", "name", "victim"), KILLS)
+@pytest.mark.parametrize("night", NIGHTS)
 def test_killed_anywhere_all_ends_and_the_same_command_gives_the_same_results(
-    unbroken, tmp_path, phase, name, victim
+    unbroken, tmp_path, night
 ):
     parameters, whole = unbroken
-    out, theirs = tmp_path / "out", {"runs/gru-seed42/notes.txt": b"mine", "mine.R": b"x <- 1"}
+    out, theirs = tmp_path / "out", {f"{RUN}/notes.txt": b"mine", "mine.R": b"x <- 1"}
     arguments = ["run", str(parameters), "--output-dir", str(out)]
-    command = subprocess.Popen(
-        [RNNBENCH, *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    wait(lambda: (out / BEGUN[phase]).exists(), 300)
-    for file, data in theirs.items():
-        (out / file).parent.mkdir(exist_ok=True, parents=True)
-        (out / file).write_bytes(data)
-    if victim == "command":
-        command.send_signal(getattr(signal, name))
-    else:
-        for again in range(5 if victim == "everything" else 1):
-            # A process that is just starting has no environment yet by which it can be found.
-            time.sleep(0.2 * again)
-            for process in processes_of(out):
-                with suppress(psutil.Error):
-                    if victim == "everything" or victim in " ".join(process.cmdline()):
-                        process.send_signal(getattr(signal, name))
-            if victim == "everything":
-                command.kill()
-    start = time.monotonic()
-    _, errors = command.communicate(timeout=300)
-    assert "Traceback" not in errors or name == "SIGINT"
-    if victim in ("command", "everything", "supervisor.py"):
-        wait(lambda: not processes_of(out), 10 - (time.monotonic() - start))
-    second = rnnbench(*arguments)
-    assert second.returncode == 0, second.stderr
+    for phase, name, victim in map(str.split, NIGHTS[night]):
+        begun, sign = time.time(), out / BEGUN[phase]
+        command = subprocess.Popen(
+            [RNNBENCH, *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait(lambda s=sign, b=begun: s.exists() and s.stat().st_mtime > b, 300)
+        assert command.poll() is None and processes_of(out)
+        kill(command, out, name, victim)
+        start = time.monotonic()
+        _, errors = command.communicate(timeout=300)
+        assert "Traceback" not in errors or name == "SIGINT"
+        if victim == "ipykernel_launcher":  # the report goes on without the run
+            assert "größe-seed42 is missing: it did not finish" in errors
+        elif victim != "papermill":
+            wait(lambda: not processes_of(out), 10 - (time.monotonic() - start))
+        for file, data in theirs.items():
+            (out / file).parent.mkdir(exist_ok=True, parents=True)
+            (out / file).write_bytes(data)
+    last = rnnbench(*arguments)
+    assert last.returncode == 0, last.stderr
     same_results(whole, out)
     assert {file: (out / file).read_bytes() for file in theirs} == theirs
     assert processes_of(out) == []
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
-    bad = "bad: {model: lstm, learning_rate: 1.0e+30, optimiser: sgd, clip_norm: null}"
-    variants = f"{{größe: {{model: gru}}, '007': {{model: gru}}, {bad}}}"
-    parameters = write_tiny(tmp_path / "p.yaml", variants=variants, models="[gru, lstm]")
-    result = rnnbench("run", parameters, "--output-dir", tmp_path / "out")
-    assert "bad-seed42 is failed: bad-seed42: the loss is" in one_sentence(result)
-    table = Report(tmp_path / "out").results
-    assert table["variant"].tolist() == ["größe", "007", "bad"]  # names are text
-    assert table["status"].tolist() == ["completed", "completed", "failed"]
-    assert "the loss is" in (tmp_path / "out/index.html").read_text()
 
 
 @pytest.mark.slow
@@ -153,7 +155,7 @@ def test_a_full_disk_loses_nothing_finished_and_the_same_command_goes_on(unbroke
     (tmp_path / "disk").mkdir()
     script = """
         mount -t tmpfs -o size=64m tmpfs "$1"
-        cp -a "$2" "$1/out"; rm -r "$1/out/runs/gru-seed42" "$1/out/index.html"
+        cp -a "$2" "$1/out"; rm -r "$1/out/runs"/* "$1/out/index.html"
         head -c 1G /dev/zero > "$1/filler" 2> /dev/null || truncate -s -150k "$1/filler"
         "$3" run "$4" --output-dir "$1/out" && exit 9
         rm "$1/filler"
