@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -35,7 +34,7 @@ def workflow(out, profile, jobs, on_gpu, look, lock):
 def here(monkeypatch, tmp_path):
     """A function that runs the command on a tiny protocol, with the function above."""
     monkeypatch.setattr(launch, "snakemake", workflow)
-    monkeypatch.setattr(runs, "measure", lambda *a: SimpleNamespace(tables={}, failures={}))
+    monkeypatch.setattr(runs, "measure", lambda *a: ({}, {}))
     parameters = write_tiny(tmp_path / "p.yaml", models="[gru, agru]")
     out = tmp_path / "out"
     return out, lambda *options: rnnbench_here("run", parameters, "--output-dir", out, *options)
