@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
 import safetensors.numpy
 from markupsafe import Markup
@@ -32,51 +31,31 @@ def page() -> str:
     return front.render(PUBLISHED)
 
 
-@pytest.fixture
-def changed(tmp_path):
-    """A copy of the published reports, of which one is changed by a function of its predictions."""
-
-    def change(name: str, edit) -> Path:
-        for path in PUBLISHED.iterdir():
-            (tmp_path / path.name).symlink_to(path)
-        (tmp_path / name).unlink()
-        shutil.copytree(PUBLISHED / name, tmp_path / name)
-        path = tmp_path / name / "predictions.safetensors.xz"
-        arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
-        path.write_bytes(lzma.compress(safetensors.numpy.save(edit(dict(arrays)))))
-        return tmp_path
-
-    return change
+def copy(folder: Path, name: str) -> Path:
+    """Copy the published report `name` to a folder that links to the others; return its copy."""
+    for path in PUBLISHED.iterdir():
+        if path.name != name:
+            (folder / path.name).symlink_to(path)
+    return shutil.copytree(PUBLISHED / name, folder / name)
 
 
-def test_a_sign_that_turns_stops_the_build_with_the_name_of_the_claim(changed):
-    def turn(arrays):
-        other = {"gru": "agru", "agru": "gru"}
-        pattern = r"^(gru|agru)(?=-seed)"
-        return {re.sub(pattern, lambda m: other[m[1]], name): each for name, each in arrays.items()}
-
+def test_a_sign_that_turns_stops_the_build_with_the_name_of_the_claim(tmp_path):
+    path = copy(tmp_path, "row_mnist") / "predictions.safetensors.xz"
+    other = {"gru": "agru", "agru": "gru", "lstm": "lstm"}
+    arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+    turned = {re.sub("^[a-z]+", lambda m: other[m[0]], key): each for key, each in arrays.items()}
+    path.write_bytes(lzma.compress(safetensors.numpy.save(turned)))
     with pytest.raises(UserError, match=r"front\.html\.j2: the claim 'rows: the A-GRU is never b"):
-        front.render(changed("row_mnist", turn))
+        front.render(tmp_path)
 
 
-def test_an_interval_that_widens_stops_the_build_with_the_name_of_the_claim(changed):
-    def widen(arrays):
-        for seed in (42, 43, 44):
-            arrays[f"free-seed{seed}/predicted"] = arrays["free-seed42/predicted"] * 0
-        return arrays
-
-    with pytest.raises(UserError, match="the claim 'free: no worse' is no longer true"):
-        front.render(changed("controls", widen))
-
-
-def test_a_row_that_loses_a_seed_loses_its_verdict_and_its_interval(changed):
-    folder = changed("agru_authors", lambda arrays: arrays)
-    path = folder / "agru_authors/runs.json"
+def test_a_row_that_loses_a_seed_loses_its_verdict_and_its_interval(tmp_path):
+    path = copy(tmp_path, "agru_authors") / "runs.json"
     runs = [run for run in json.loads(path.read_text()) if run["seed"] != 42]
     path.write_text(json.dumps(runs))
-    row = Evidence(folder).compare("agru_authors", "agru", "gru")
+    row = Evidence(tmp_path).compare("agru_authors", "agru", "gru")
     assert (row.n, row.verdict, row.words) == (4, Verdict.NONE, "four seeds: no verdict")
-    text = front.render(folder)
+    text = front.render(tmp_path)
     drawn = text.partition("authors&#39; settings</a>")[2].partition("</tr>")[0]
     assert "four seeds: no verdict" in drawn and 'class="interval"' not in drawn
     assert 'class="seeds"' in drawn and " to " not in Markup(drawn).striptags()
@@ -129,14 +108,11 @@ def test_labels_of_lines_do_not_overlap():
 
 
 def test_gradients_are_relative_to_the_last_step():
-    before, after = (Evidence(PUBLISHED).gradients("noise_tuned", ["gru"], moment)[0]
-                     for moment in ("initial", "trained"))  # fmt: skip
-    table = Report(PUBLISHED / "noise_tuned").table("along")
-    rows = table[(table["variant"] == "gru") & (table["moment"] == "initial")]
-    ends = rows.groupby("seed")["log10_gradient"].agg(["first", "last"])
-    assert before.points[0] == (0, 0)
-    assert before.end == pytest.approx((ends["first"] - ends["last"]).mean())
-    assert np.diff([x for x, _ in after.points]).min() > 0
+    (line,) = Evidence(PUBLISHED).gradients("noise_tuned", ["gru"], "initial")
+    rows = Report(PUBLISHED / "noise_tuned").table("along")
+    rows = rows.query("variant == 'gru' and moment == 'initial'").groupby("seed")["log10_gradient"]
+    assert line.points[0] == (0, 0)
+    assert line.end == pytest.approx((rows.first() - rows.last()).mean())
 
 
 def test_the_published_page_is_what_is_committed_light_and_short(page):
@@ -144,10 +120,6 @@ def test_the_published_page_is_what_is_committed_light_and_short(page):
     assert len(page.encode()) < 60_000
     answer = page.partition('class="answer"')[2].partition("</section>")[0]
     assert len(Markup(answer).striptags().split()) <= 65
-    rows = re.findall(
-        r"<tr><th[^>]*><a href=\"[\w]+/index\.html\">[^<]*</a></th><td>(.*?)</td>", page
-    )
-    assert len(rows) > 8 and max(len(Markup(row).striptags().split()) for row in rows) <= 12
 
 
 @pytest.mark.parametrize("name", sorted(
