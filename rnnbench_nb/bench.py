@@ -95,11 +95,9 @@ def measure(
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Medians of the rows of `measure`, and their ratios.
+    """Medians of the rows of `measure`: `milliseconds`, `spread` (interquartile range over median).
 
-    Returns:
-        For each shape, task and model `milliseconds`, `spread` (interquartile range over median)
-        and, for each of torch's cells, `NAME_ratio`: its median over this cell's.
+    For each of torch's cells `NAME_ratio` is its median over that of the row's model.
     """
     keys = [*Shape._fields, "task", "model"]
     quartiles = rows.groupby(keys, sort=False)["seconds"].quantile([0.25, 0.5, 0.75]).unstack()

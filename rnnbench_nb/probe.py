@@ -59,14 +59,13 @@ def made_up(data: Split) -> Split:
             return low + (high - low) * torch.rand(size, generator=random, dtype=like.dtype)
         return torch.randint(int(low), int(high) + 1, size, generator=random).to(like.dtype)
 
-    def part(low: float, high: float) -> Part:
-        like = data.test.inputs
-        inputs = draw(like, like.min().item(), like.max().item())
-        return Part(inputs, draw(data.test.targets, low, high))
-
-    low, high = data.test.targets.min().item(), data.test.targets.max().item()
+    inputs, targets = data.test
+    low, high = targets.min().item(), targets.max().item()
     middle = (low + high) / 2
-    train, validation = part(low, middle), part(middle, high)
+    train, validation = (
+        Part(draw(inputs, inputs.min().item(), inputs.max().item()), draw(targets, *ends))
+        for ends in ((low, middle), (middle, high))
+    )
     return Split(train, validation, validation)
 
 
