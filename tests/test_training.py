@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from rnnbench_nb import training
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.parameters import epochs_of
 from rnnbench_nb.protocol import RunParameters, run_parameters
 from rnnbench_nb.runs import started, task_of
 from rnnbench_nb.seeds import generator
