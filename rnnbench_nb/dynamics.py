@@ -98,7 +98,7 @@ def parts_of(step: Step) -> tuple[Tensor, Tensor, Tensor]:
     """
     cell: Any = step.cell
     terms = cell.jacobian_terms(step.u, step.before, *step.prepared)
-    return terms["path"], terms["gates"], cell.recurrent_matrix()
+    return *terms, cell.recurrent_matrix()
 
 
 def balanced(path: Tensor, matrix: Tensor) -> Tensor:

@@ -210,23 +210,6 @@ def test_what_the_old_onnx_exporter_writes_answers_its_input_too():
         torch.testing.assert_close(torch.from_numpy(out), made(second)[0])
 
 
-@pytest.mark.parametrize(
-    ("cell", "scaled"),
-    [
-        ("agru", {"candidate_weight"}),
-        ("antisymmetric_rnn", {"recurrent"}),
-        ("lipschitz_rnn", {"linear_weight", "tanh_weight"}),
-    ],
-)
-def test_the_initial_scale_acts_on_the_recurrent_matrices_alone(cell, scaled):
-    plain, twice = (CELLS[cell](3, 5, initial_scale=scale) for scale in (1.0, 2.0))
-    for made in (plain, twice):
-        made.reset_parameters(torch.Generator().manual_seed(7))
-    ours = dict(twice.named_parameters())
-    for name, parameter in plain.named_parameters():
-        assert torch.equal(parameter * (1 + (name in scaled)), ours[name]), name
-
-
 @pytest.mark.parametrize("kind", [AGRU, GRU])
 @pytest.mark.parametrize("name", ["num_layers", "bias", "dropout", "bidirectional", "proj_size"])
 def test_arguments_of_torch_that_are_not_served_are_refused(kind, name):

@@ -98,28 +98,18 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         n = self.hidden_size
         return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
 
-    def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> dict[str, Tensor]:
-        """The step Jacobian in three terms, J = I + epsilon K + epsilon G.
+    def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """Epsilon K, the path, and epsilon G, the gates, (B, H, H) of J = I + epsilon (K + G).
 
         With D = diag(z (1 - c^2)), K = D A diag(r) is the recurrent matrix between frozen gates:
         not antisymmetric, but at gamma = 0 similar to an antisymmetric matrix, so its spectrum is
         still imaginary. G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r comes from the
         gates' own dependence on h.
-
-        Returns:
-            `identity` (H, H), `path` epsilon K (B, H, H), `gates` epsilon G (B, H, H).
         """
         gate_weight, a, epsilon = prepared
         z, r, c = self._gates(u, h, gate_weight, a)
         u_z, u_r = gate_weight.chunk(2)
         d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
         by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
-        return {
-            "identity": torch.eye(len(a), dtype=h.dtype, device=h.device),
-            "path": epsilon * d_a * r[:, None, :],
-            "gates": epsilon * ((c * z * (1 - z))[..., None] * u_z + by_reset),
-        }
-
-    def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
-        terms = self.jacobian_terms(u, state, *prepared)
-        return terms["identity"] + terms["path"] + terms["gates"]
+        by_update = (c * z * (1 - z))[..., None] * u_z
+        return epsilon * d_a * r[:, None, :], epsilon * (by_update + by_reset)

@@ -378,8 +378,8 @@ template <class Arithmetic>
 static double backward(const Layer& layer, const float* output, const float* gates,
                        const Gradients& grad) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
-  const Index padded = layer.padded(), input_padded = round_up(input, kLanes);
-  const Index depth = layer.depth();
+  const Index padded = layer.padded(), depth = layer.depth();
+  const Index input_padded = round_up(input, kLanes);
   std::vector<Packed<Arithmetic>> u, w;  // recurrent and input weights of z, r, c
   for (Index gate = 0; gate < 3; gate++) {
     const Rows of_h(hidden, hidden, true), of_x(hidden, input, true);

@@ -27,7 +27,6 @@ ISA_FLAGS = {
     "baseline": [],
 }
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
-BUILD_SECONDS = 300
 
 
 class Unavailable(Exception):
@@ -36,9 +35,7 @@ class Unavailable(Exception):
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     except subprocess.CalledProcessError as error:
         first_line = (error.stderr.strip() or str(error)).splitlines()[0]
         raise Unavailable(f"the C++ compiler failed: {first_line}") from error
