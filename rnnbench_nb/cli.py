@@ -70,8 +70,8 @@ def run(
     with launch.claim(out) as lock:
         launch.prepare(out, protocol, name)
         stale = stale_runs(Report(out))
-        click.echo(launch.outline(out, protocol))
         epochs = {parameters.run: parameters.epochs for parameters in launch.runs_of(protocol)}
+        click.echo(f"{len(epochs)} trainings, whose logs are in {out / 'logs'}.")
         progress = Progress(out, epochs, click.echo)
         code = launch.snakemake(out, folder, jobs, on_gpu, progress.look, lock)
         progress.look()

@@ -137,15 +137,6 @@ def cancel_slurm_jobs(out: Path) -> None:
         time.sleep(2)  # a job has 30 seconds to end itself
 
 
-def outline(out: Path, protocol: Protocol) -> str:
-    """A sentence on the runs that a report needs and those that are finished."""
-    asked = runs_of(protocol)
-    done = sum((out / f"runs/{own.run}/run.json").exists() for own in asked)
-    variants, seeds = len(protocol.parameterisations), len(protocol.seeds)
-    return (f"Trainings: {len(asked)} (variants: {variants}, seeds: {seeds}), finished: {done}; "
-            f"logs in {out / 'logs'}.")  # fmt: skip
-
-
 def parameter_files(out: Path, protocol: Protocol) -> dict[str, str]:
     """The content of each variant's parameter file that is not in the output folder yet.
 

@@ -57,13 +57,7 @@ def measured(report: Report, name: str) -> pd.DataFrame:
 
 
 def claim(text: str, when: Any = True, **numbers: Any) -> None:
-    """Show a sentence, if its condition holds.
-
-    Args:
-        text: Markdown with a replacement field for each number, such as `{error:.2f}`.
-        when: The condition under which the sentence is true.
-        numbers: The numbers in it, by name.
-    """
+    """Show a sentence of Markdown if it is true: fields such as `{error:.2f}` take the numbers."""
     if when:
         display(Markdown(text.format(**numbers)))
 
@@ -77,12 +71,7 @@ def facets(
 
 
 def sliders(draw: Callable[..., None], **controls: Any) -> None:
-    """In JupyterLab, call `draw` with the values of sliders; elsewhere do nothing.
-
-    Args:
-        draw: Shows a figure; its parameters' defaults are where the sliders start.
-        controls: For each of its parameters what `ipywidgets.interact` takes.
-    """
+    """In JupyterLab, call `draw` with the values of `ipywidgets.interact`; elsewhere do nothing."""
     if "JPY_SESSION_NAME" in os.environ:
         import ipywidgets
 

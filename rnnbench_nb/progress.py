@@ -13,12 +13,9 @@ FIRST, LAST = 5.0, 60.0  # seconds between two lines: at the start, and after te
 
 
 class Progress:
-    """Prints each training that ends, and every few seconds what is under way.
+    """Says each training that ends in a report's folder, and every few seconds what is under way.
 
-    Args:
-        out: The report's folder.
-        epochs: The largest number of epochs of each run, by the run's name.
-        say: Prints a line.
+    `epochs` is the largest number of epochs of each run, by the run's name.
     """
 
     def __init__(self, out: Path, epochs: Mapping[str, int], say: Callable[[str], None]):

@@ -49,30 +49,19 @@ def test_make_clean_leaves_results_where_they_are(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"Makefile", "pyproject.toml", "reports"}
 
 
-@pytest.mark.parametrize("there", ["nothing", "broken", "moved", "ready"])
-def test_an_environment_that_is_missing_or_was_moved_is_made_anew(tmp_path, there):
-    programs = tmp_path / "mein Gerät/.venv/bin"
-    if there != "nothing":
-        programs.mkdir(parents=True)
-        (tmp_path / "mein Gerät/pyproject.toml").touch()
-        python = "#!/bin/sh\nexit 0\n" if there != "broken" else "#!/no/python\n"
-        (programs / "python").write_text(python)
-        (programs / "python").chmod(0o755)
+@pytest.mark.parametrize("there", ["broken", "moved", "ready"])
+def test_an_environment_that_is_broken_or_was_moved_is_made_anew(tmp_path, there):
+    programs, python = tmp_path / "mein Gerät/.venv/bin", tmp_path / "python"
+    programs.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "python $@"\ncp "$0" .venv/bin/python 2> /dev/null || :\n')
+    python.chmod(0o755)
+    home = "/elsewhere/.venv/bin" if there == "moved" else programs
+    (programs / "rnnbench").write_text(f"#!{home}/python\n")
+    if there != "broken":
+        shutil.copy(python, programs)
+        (programs.parents[1] / "pyproject.toml").touch()
         (programs.parent / "report.ready").touch()
-        home = "/elsewhere/.venv/bin" if there == "moved" else programs
-        (programs / "rnnbench").write_text(f"#!{home}/python\n")
-    if there == "broken":
-        (programs.parent / "report.ready").unlink()
-    (tmp_path / "mein Gerät").mkdir(exist_ok=True)
-    (tmp_path / "python").write_text(
-        """#!/bin/sh
-echo "python $@"
-mkdir -p .venv/bin
-[ "$0" -ef .venv/bin/python ] || cp "$0" .venv/bin/python
-"""
-    )
-    (tmp_path / "python").chmod(0o755)
-    printed = make(tmp_path / "mein Gerät", "-s", "env", f"PYTHON={tmp_path / 'python'}")
+    printed = make(programs.parents[1], "-s", "env", f"PYTHON={python}")
     assert ("-I -m venv --clear .venv" in printed) == (there != "ready")
 
 

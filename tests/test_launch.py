@@ -47,13 +47,13 @@ def written(out):
 def test_a_report_ends_with_its_table_and_its_place_and_runs_are_trained_once(here):
     out, run = here
     lines = run().stdout.splitlines()
-    assert lines[1].startswith("Trainings: 2 (variants: 2, seeds: 1), finished: 0; logs in ")
-    assert lines[2].startswith(("1 of 2 trainings; gru-seed42", "2 of 2 trainings; gru-seed42"))
+    assert lines[1] == f"2 trainings, whose logs are in {out}/logs."
+    assert lines[3].startswith("2 of 2 trainings; agru-seed42: accuracy ")
     assert [line.split()[0] for line in lines[-4:-1]] == ["variant", "gru", "agru"]
     assert lines[-1] == str(out / "index.html")
     before = written(out)
     assert run("--models", "gru").returncode == 0  # a narrower protocol, and back
-    assert "Trainings: 4 (variants: 2, seeds: 2), finished: 2;" in run("--runs", "2").stdout
+    assert run("--runs", "2").stdout.splitlines()[2].startswith("3 of 4 trainings; gru-seed43")
     assert before.items() <= written(out).items()
 
 
