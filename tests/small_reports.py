@@ -36,13 +36,11 @@ def write_report(
 
     Args:
         folder: Of the report.
-        variants: For each variant its `model`; its `group`, and other parameters.
+        variants: For each variant its `model`, `group` if there are several, other parameters.
         runs: For each (variant, seed) the labels and the answers; None if the run did not finish,
             a text if it failed for that reason.
         curves: For each (variant, seed) the validation score of each epoch of 10 s.
-        metrics: The kind of metrics.
-        note: What readers must know.
-        stand_in: Whether other data stand in for those asked for.
+        metrics, note, stand_in: As in the marker.
     """
     runs = {key: answers for key, answers in runs.items() if key[0] in variants}
     cells = {name: CELLS[own["model"]] for name, own in variants.items()}

@@ -76,30 +76,23 @@ def test_what_is_damaged_is_named_and_what_was_published_stays(made, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_runs_that_would_be_lost_or_changed_need_a_flag(made, tmp_path):
+def test_published_again_files_of_others_stay_and_lost_or_changed_runs_need_a_flag(made, tmp_path):
     folder = publish.publish(made, tmp_path / "there").parent
+    (folder / "notes.md").write_text("mine")
+    (made / "speed.json").unlink()
     publish.publish(made, folder)  # the same runs
+    assert not (folder / "speed.json").exists()  # of the earlier publication
     path = made / "runs/gru-seed42/run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1.0}))
     with pytest.raises(UserError, match="change 1 published runs, such as gru-seed42"):
         publish.publish(made, folder)
     publish.publish(made, folder, replace=True)
     assert Report(folder).runs[0].record["seconds"] == 1.0
-
-
-def test_files_of_others_stay_and_those_of_an_earlier_publication_go(made, tmp_path):
-    folder = publish.publish(made, tmp_path / "there").parent
-    (folder / "notes.md").write_text("mine")
-    (made / "speed.json").unlink()
-    publish.publish(made, folder)
-    assert (folder / "notes.md").exists() and not (folder / "speed.json").exists()
-    assert (made / "thesis.tex").exists()
+    assert (folder / "notes.md").exists() and (made / "thesis.tex").exists()
 
 
 def test_places_that_hold_other_things_are_left_alone(made, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/thesis.tex").touch()
-    for place in (tmp_path / "thesis", made, made / "runs"):
+    for place in (tmp_path, made, made / "runs"):
         with pytest.raises(UserError, match=f"{place.name}.*name a new folder"):
             publish.publish(made, place)
     folder = publish.publish(made, tmp_path / "there").parent
@@ -122,9 +115,7 @@ def test_pages_are_made_by_executing_the_notebooks_on_the_published_folder(
     monkeypatch.setattr(publish, "PROJECT", tmp_path / "project")
     notebook = tmp_path / "project/notebooks/03_compare.ipynb"
     parameters = new_code_cell("output_dir = ''", metadata={"tags": ["parameters"]})
-    count = (
-        "import pathlib; print(len(list(pathlib.Path(output_dir).rglob('*.parquet'))), 'tables')"
-    )
+    count = "from pathlib import Path\nprint(len([*Path(output_dir).rglob('*.parquet')]), 'tables')"
     save_notebook(notebook, new_markdown_cell("# Which?"), parameters, new_code_cell(count))
     folder = publish.publish(made, tmp_path / "there").parent
     assert "2 tables" in (folder / "pages/03_compare.html").read_text()

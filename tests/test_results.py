@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ import pytest
 from small_reports import write_report
 
 from rnnbench_nb import results
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.looks import labels, looks
@@ -47,41 +47,28 @@ def test_reading_a_report_loads_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def cells(**names):
-    """Cells by variant; one of them has no look."""
-    known = {
-        "gru": {"label": "GRU", "colour": "#111111", "dashes": (1, 1), "marker": "o"},
-        "lstm": {"label": "LSTM", "colour": "#222222", "dashes": (), "marker": "s"},
-        "agru": {"label": "A-GRU, gated", "colour": None, "dashes": None, "marker": ""},
-    }
-    return {name: SimpleNamespace(name=cell, **known[cell]) for name, cell in names.items()}
-
-
 def test_labels_and_looks_follow_the_cell_where_they_are_not_ambiguous():
-    names = labels(cells(gru="gru", gru_like="lstm", agru_139="agru"))
-    assert [*names.values()] == ["GRU", "gru_like", "A-GRU (gated)-139"]
+    def cells(**names):
+        return {name: CELLS[cell] for name, cell in names.items()}
+
+    reset = "gru_reset_before"
+    names = labels(cells(gru="gru", gru_like="lstm", agru_139="agru", **{reset: reset}))
+    assert [*names.values()] == ["GRU", "gru_like", "A-GRU-139", "GRU (reset before)"]
     found = looks(cells(gru_like="lstm", gru="gru", frozen="gru", free="gru"))
-    assert [found[name].colour for name in ("gru", "gru_like")] == ["#111111", "#222222"]
+    assert [found[name].colour for name in ("gru", "gru_like")] == ["#E69F00", "#0072B2"]
     assert len({look.colour for look in found.values()}) == 4
-    many = looks(cells(**{f"v{i}": "agru" for i in range(20)})).values()
-    assert len({(look.dashes, look.marker) for look in many}) == 20
 
 
 def test_results_have_a_row_for_each_run_and_settings_are_no_scores(report):
     rows = report.results.set_index(["variant", "seed"])
-    assert list(report.results) == results.result_columns(METRICS["classification"].names)
+    columns = results.result_columns(METRICS["classification"].names)
+    assert list(report.results) == columns and len(set(columns)) == len(columns)
     assert rows["status"].tolist() == ["completed"] * 3 + ["failed"]
     assert rows["accuracy"].tolist()[:3] == [1.0, 0.5, 1.0]
     assert rows.loc[("lstm", 2), ["accuracy", "precision", "loss"]].isna().all()
     assert [run["reason"] for run in report.missing] == ["not finite"]
     assert [run.key for run in report.of("gru")] == [("gru", 1), ("gru", 2)]
     assert report.history.groupby(["variant", "seed"]).size().tolist() == [2, 2, 2]
-
-
-def test_columns_of_results_are_all_different():
-    for metrics in METRICS.values():
-        columns = results.result_columns(metrics.names)
-        assert len(set(columns)) == len(columns)
 
 
 def test_a_run_that_was_never_begun_is_missing(report):
@@ -151,21 +138,20 @@ def another(path):
     path.write_bytes(b"[1]\n" if path.suffix == ".json" else b"a;b\n1;2\n")
 
 
+RUN = ["run.json", "history.csv", "predictions.safetensors"]
+COMMON = ["report.json", "runs.json", "history.parquet", "predictions.safetensors.xz"]
+
+
 @pytest.mark.parametrize("damage", [truncate, another])
-@pytest.mark.parametrize("name", ["run.json", "history.csv", "predictions.safetensors"])
-def test_a_damaged_file_of_a_run_is_named_and_the_others_are_read(report, damage, name):
-    path = report.folder / "runs/gru-seed1" / name
+@pytest.mark.parametrize("name", [*RUN, *COMMON])
+def test_a_damaged_file_is_named_and_other_runs_are_read(report, published, damage, name):
+    path = (report.folder / "runs/gru-seed1" if name in RUN else published) / name
     damage(path)
-    again = Report(report.folder)
-    assert [run.key for run in again.runs] == [("gru", 2), ("lstm", 1)]
-    reason = again.missing[0]["reason"]
-    assert str(path) in reason and f"move {path.parent} elsewhere" in reason
-
-
-@pytest.mark.parametrize("damage", [truncate, another])
-@pytest.mark.parametrize("name", ["report.json", "runs.json", "history.parquet",
-                                  "predictions.safetensors.xz"])  # fmt: skip
-def test_a_damaged_file_of_a_published_report_is_named(published, damage, name):
-    damage(published / name)
-    with pytest.raises(UserError, match=f"{published / name} is missing or damaged"):
-        Report(published).runs  # noqa: B018
+    sentence = f"{path} is missing or damaged; restore it, or move {path.parent} elsewhere"
+    if name in RUN:
+        again = Report(report.folder)
+        assert [run.key for run in again.runs] == [("gru", 2), ("lstm", 1)]
+        assert again.missing[0]["reason"].startswith(sentence)
+    else:
+        with pytest.raises(UserError, match=sentence):
+            Report(published).runs  # noqa: B018

@@ -2,11 +2,7 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from collections import Counter
-from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +13,7 @@ from conftest import TINY
 
 from rnnbench_nb import results, runs, training
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT
-from rnnbench_nb.protocol import load_protocol, run_parameters
+from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import Report, load_run
 from rnnbench_nb.runs import load_model, marker, stale_runs, task_of, train_run
 from rnnbench_nb.training import evaluate
@@ -185,6 +180,9 @@ def test_a_run_that_fails_says_why_and_is_tried_again(project, monkeypatch):
     def fault(*args):
         raise RuntimeError("a contributed cell's own fault")
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device: 'cuda' is asked for but no GPU is found"):
+        train_run(change(device="cuda"), folder, quiet)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(runs, "fit", fault)
         train_run(change(), folder, quiet)
@@ -195,54 +193,9 @@ def test_a_run_that_fails_says_why_and_is_tried_again(project, monkeypatch):
     assert train_run(change(), folder, quiet).record["status"] == "completed"
 
 
-def test_a_gpu_that_is_asked_for_and_missing_is_refused(monkeypatch):
-    monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))
-    with pytest.raises(UserError, match="device: 'cuda' is asked for but no GPU is found"):
-        runs.device_of(change(device="cuda"))
-    assert runs.device_of(change()).type == "cpu"
-
-
 @pytest.mark.parametrize(
     ("values", "kind"), [([0, 300], "u2"), ([0, 9], "u1"), ([-1, 9], "i8"), ([0.25], "f8")]
 )
 def test_answers_are_kept_in_a_type_that_holds_them(values, kind):
     array = runs.narrow(np.array(values))
     assert array.tolist() == values and array.dtype == kind
-
-
-def test_the_marker_says_what_a_report_holds():
-    protocol = load_protocol(PROJECT / "params/row_mnist.yaml", {"runs": 2})
-    content = json.loads(json.dumps(marker("row_mnist", protocol)))
-    assert content["format"] == 2 and content["metrics"] == "classification"
-    assert content["seeds"] == {name: [42, 43] for name in ("lstm", "gru", "agru")}
-    assert content["variants"]["agru"]["label"] == "A-GRU"
-    assert content["variants"]["agru"]["parameters"] == protocol.parameterisations["agru"].flat()
-    assert len({variant["group"] for variant in content["variants"].values()}) == 1
-
-
-@pytest.mark.slow
-def test_kills_at_arbitrary_moments_change_nothing(project):
-    parameters = change(epochs=40, batch_size=611, hidden_size=16, patience=40)
-    whole, original = project / "whole", project.parent / "whole/runs/gru-seed42"
-    history = train_run(parameters, whole / "runs/gru-seed42", quiet).history
-    shutil.move(whole, project.parent / "whole")
-    code = (
-        "import sys, json\nfrom pathlib import Path\nfrom rnnbench_nb import runs\n"
-        "from rnnbench_nb.protocol import run_parameters\nruns.PROJECT = Path(sys.argv[1])\n"
-        "train = runs.train_run(run_parameters(json.loads(sys.argv[2]), 'x'), sys.argv[3])"
-    )
-    folder, random = project / "broken/runs/gru-seed42", Random(0)
-    command = [sys.executable, "-c", code, project.parent, json.dumps(parameters.flat()), folder]
-    for _ in range(30):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list(folder.glob(".checkpoint.pt.*")):
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 1.5))
-        process.kill()
-        process.wait()
-        if (folder / "run.json").exists():
-            break
-    run = train_run(parameters, folder, quiet)
-    for file in ("best.safetensors", "predictions.safetensors"):
-        assert (folder / file).read_bytes() == (original / file).read_bytes()
-    assert run.history.drop(columns="seconds").equals(history.drop(columns="seconds"))
