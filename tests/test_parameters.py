@@ -6,22 +6,11 @@ import yaml
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import LIMIT, Frozen, Size, parse_yaml, read_yaml, to_yaml, validate
 
+ODD = "1e-3 -1.5E3 0o7 None yes No y null 007 12:30 1_0 0x1f .5 ~ *a 2020-01-01"
 VALUES = {
     "floats": [1e-5, 1e16, 0.1, 2.0, float("inf")],
-    "plain": ["gru", "lem_dt_0.3", "a-b/c.py"],
-    "odd": ["1e-3", "-1.5E3", "0o7", "None", "yes", "No", "y", "null", "007", "12:30", "1_0", "~"],
-    "long": [
-        "",
-        ".5",
-        "0x1f",
-        "a: b #c",
-        "ü x",
-        "two\nlines",
-        "- a",
-        "*a",
-        "2020-01-01",
-        "x" * 300,
-    ],
+    "plain": ["gru", "lem_dt_0.3", "a-b/c.py", *ODD.split()],
+    "long": ["", "a: b #c", "ü x", "two\nlines", "- a", "x" * 300],
     "on": {"true": True, "nothing": None, "empty": {}, "1e-3": {"lr": 3, "list": []}},
 }
 
@@ -38,11 +27,6 @@ def test_yaml_is_read_by_version_1_2():
     assert parse_yaml(text, "here") == {**values, "h": "12:30", "i": {"x": 1}}
 
 
-LAUGHS = "a0: &a0 [1, 1]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
-)
-
-
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -50,9 +34,9 @@ LAUGHS = "a0: &a0 [1, 1]\n" + "".join(
         ("a: 1\nb: 2\na: 3", 'duplicate key "a".* at line 3'),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: &a [*a]", "an alias, which may grow without end; write its value out"),
+        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias"),
         ("a: &a {b: 1}\nc: {<<: *a}", "an alias"),
         ("[" * 1000, "recursion"),
-        (LAUGHS, "an alias"),
         ("".join(f"key{n}: 1\n" for n in range(40_000)), "longer than 100,000 characters"),
         ("a: \0", "YAML cannot be read"),
         ("a: 1\n---\nb: 2", "YAML cannot be read"),
@@ -104,5 +88,3 @@ def test_a_wrong_value_is_named_with_what_would_be_right():
         with pytest.raises(UserError) as error:
             validate(Sized, values, "p")
         assert str(error.value).startswith(f"p: {sentence}")
-    with pytest.raises(ValueError, match="frozen"):
-        Sized().hidden_size = 3

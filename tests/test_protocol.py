@@ -73,11 +73,10 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("gama: 0.1\nvariants: {a: {}}", "p.yaml: unknown key 'gama'"),
         ("clip_norm: None", "clip_norm: input should be a valid number, but 'None' is given."),
         ("epsilon: .nan", "epsilon: input should be a finite number"),
-        ("optimiser: sdg", "optimiser: input should be 'adam', 'adamw' or 'sgd', but 'sdg'"),
         ("models: [lsmt]", "models: 'lsmt' is unknown; it must be one of"),
         ("model: [gru, lstm]", "models: \"['gru', 'lstm']\" is unknown; it must be one of"),
         ("model: null\nmodels: []", "models is missing; name some of"),
-        ("variants: {a b: {model: gru}}", "variants.a b"),
+        ("variants: {a b: {}}", "variants.a b"),
         ("variants: {a: {gama: 1}}", "variant 'a': unknown key 'gama'"),
         ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set 'seed'"),
         ("variants: {a: {runs: 0}}", "variant 'a': runs: input should be greater"),
@@ -85,14 +84,12 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("models: [gru, lstm]\nvariants: {a: {epochs: 3}}", "variant 'a': model: None is unknown"),
         ("models: [gru]\ngamma: 0.5", "gamma is an option of agru"),
         ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),
-        ("variants: {a: {model: gru, module: 'x:Y'}}", "variant 'a': module is an option of"),
         ("variants: {gru_128: {model: gru}, GRU-128: {}}", "'GRU-128' looks like another"),
         ("variants: {agru: {}, AGRU: {epochs: 2}}", "'AGRU' looks like another; rename it"),
         ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
         ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
-        ("quick: {gama: 0.1}", "quick: unknown key 'gama'; the nearest known key is 'gamma'."),
+        ("quick: {gama: 0.1}", "quick: unknown key 'gama'"),
         ("quick: {epochs: ten}", "quick: epochs: input should be a valid integer, but 'ten'"),
-        ("quick: {reading: line}", "reading: input should be 'row' or 'pixel', but 'line'"),
         ("base: nowhere", "p.yaml must be the name, without .yaml, of a file beside it"),
         ("base: p", "its base leads back to itself"),
     ],
@@ -106,21 +103,16 @@ def test_bad_input_gets_one_sentence(tmp_path, text, sentence):
     assert sentence in message and str(tmp_path / "p.yaml") in message and "\n" not in message
 
 
-def test_options_are_laid_over_the_file(tmp_path):
-    protocol = load(tmp_path, "model: agru\nseed: 1\nepsilon: 1", seed=7, runs=3)
-    assert protocol.seeds == [7, 8, 9]
-    assert [p.seed for p in protocol.at(8)] == [8]
-    assert named(protocol)["agru"].cell_options.epsilon == 1.0
-    with pytest.raises(UserError, match="the options: runs"):
-        load(tmp_path, "model: agru", runs=0)
-
-
-def test_an_option_goes_to_those_that_read_it_and_to_no_other(tmp_path):
-    variants = named(load(tmp_path, "models: [gru, agru]", gamma=0.5))
-    assert variants["agru"].flat()["gamma"] == 0.5 and "gamma" not in variants["gru"].flat()
+def test_options_are_laid_over_the_file_and_go_to_those_that_read_them(tmp_path):
+    text = "models: [gru, agru]\nseed: 1\nepsilon: 1"
+    protocol = load(tmp_path, text, seed=7, runs=3, gamma=0.5)
+    assert protocol.seeds == [7, 8, 9] and [own.seed for own in protocol.at(8)] == [8, 8]
+    gru, agru = named(protocol).values()
+    assert (agru.cell_options.epsilon, agru.cell_options.gamma) == (1.0, 0.5)
+    assert "gamma" not in gru.flat()
     with pytest.raises(UserError, match="the options: gamma is an option of agru.*, and nothing"):
-        load(tmp_path, "models: [gru, agru]", models=["gru"], gamma=0.5)
-    narrowed = load(tmp_path, "models: [gru, agru]\ngamma: 0.5", models=["gru"])
+        load(tmp_path, text, models=["gru"], gamma=0.5)
+    narrowed = load(tmp_path, text, models=["gru"])
     assert list(named(narrowed)) == ["gru"]  # what the file says of others may stay
 
 
@@ -134,7 +126,7 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path):
         load(tmp_path, "base: second")
 
 
-@pytest.mark.parametrize("name", ["0.5", "None", "NA", "True", "007", "inf", "1e-3", "on"])
+@pytest.mark.parametrize("name", ["0.5", "None", "True", "007", "inf", "1e-3", "on"])
 def test_a_name_that_looks_like_a_value_is_text_to_all_that_read_it(tmp_path, name):
     protocol = load(tmp_path, f"model: gru\nvariants: {{'{name}': {{epochs: 1}}}}")
     assert named(protocol)[name].run == f"{name}-seed42"
@@ -149,21 +141,17 @@ def test_variants_lie_over_the_file_and_models_choose_among_them(tmp_path):
     variants = named(load(tmp_path, text, models=["gru", "agru"]))
     assert [(name, own.model) for name, own in variants.items()] == [("a", "gru"), ("b", "agru")]
     assert (variants["b"].hidden_size, variants["b"].flat()["gamma"]) == (16, 0.5)
-    assert list(named(load(tmp_path, "models: [gru, lstm]"))) == ["gru", "lstm"]
 
 
 def test_a_module_of_another_package_takes_part_beside_a_cell(tmp_path):
-    text = "models: [gru, mine]\nvariants: "
-    text += "{mine: {module: 'torch.nn:GRU', arguments: {bias: false}}}"
+    text = "models: [gru, mine]\nvariants: {mine: {module: 'torch.nn:GRU', arguments: {a: false}}}"
     protocol = load(tmp_path, text)
-    variants = named(protocol)
-    assert {name: own.model for name, own in variants.items()} == {"gru": "gru", "mine": "module"}
-    options = variants["mine"].cell_options
-    assert (options.module, options.arguments) == ("torch.nn:GRU", {"bias": False})
+    assert [own.model for own in named(protocol).values()] == ["gru", "module"]
+    options = named(protocol)["mine"].cell_options
+    assert (options.module, options.arguments) == ("torch.nn:GRU", {"a": False})
     assert again(tmp_path, protocol) == protocol
     assert list(named(load(tmp_path, text, models=["mine"]))) == ["mine"]
-    alone = load(tmp_path, "variants: {mine: {module: 'torch.nn:GRU'}}")
-    assert list(named(alone)) == ["mine"]
+    assert list(named(load(tmp_path, "variants: {mine: {module: 'torch.nn:GRU'}}"))) == ["mine"]
 
 
 def test_the_quick_form_has_five_epochs_at_most_and_what_its_file_says(tmp_path):
@@ -196,47 +184,28 @@ def test_a_users_note_is_no_sign_of_data_that_stand_in(tmp_path):
     assert again(tmp_path, protocol) == protocol
 
 
-def test_variants_of_one_task_and_its_options_are_compared(tmp_path):
-    text = "models: [gru, agru]\nvariants: {a: {model: gru}, b: {model: agru, epochs: 3}, "
-    variants = named(load(tmp_path, text + "c: {model: gru, reading: pixel}}"))
-    assert variants["a"].group == variants["b"].group != variants["c"].group
-
-
-def test_an_option_that_was_retired_is_read_at_the_value_that_all_have_now():
-    new = run_parameters({"model": "mingru"}, "x")
-    assert run_parameters({"model": "mingru", "start": "common", "biases": True}, "x").same_as(new)
-    with pytest.raises(UserError, match="unknown key 'start'"):
-        run_parameters({"model": "mingru", "start": "source"}, "x")
-
-
-def test_two_runs_are_one_if_only_the_name_of_the_variant_differs():
+def test_runs_are_one_but_for_the_variants_name_and_compared_on_one_task():
     one = run_parameters({"model": "gru", "variant": "a"}, "x")
     assert one.same_as(run_parameters({"model": "gru", "variant": "b"}, "x"))
     assert not one.same_as(one.changed(seed=1)) and not one.same_as(one.changed(chrono=9))
     assert one.changed(chrono=9).flat() == {**one.flat(), "chrono": 9}
+    assert one.group == one.changed(chrono=9, epochs=3).group != one.changed(reading="pixel").group
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"gamma": 1.0}, "gamma is an option of agru.*, and nothing here reads"),
-        ({"epochs": "x"}, "epochs: input should be a valid integer"),
-        (3, "options: must hold KEY: VALUE pairs"),
-    ],
-)
-def test_the_options_of_a_notebook_are_checked(options, sentence):
+def test_the_options_of_a_notebook_are_checked():
     values = run_parameters({"model": "gru"}, "x").grouped()
     assert run_parameters(values, "x").same_as(run_parameters({"model": "gru"}, "x"))
-    with pytest.raises(UserError, match=f"this notebook: {sentence}"):
-        run_parameters({**values, "options": options}, "this notebook")
+    for options, sentence in [
+        ({"gamma": 1.0}, "gamma is an option of agru.*, and nothing here reads"),
+        (3, "options: must hold KEY: VALUE pairs"),
+    ]:
+        with pytest.raises(UserError, match=f"this notebook: {sentence}"):
+            run_parameters({**values, "options": options}, "this notebook")
 
 
 TEXT = st.text("aeé0.:,-#&*!|>'\"[]{}%@$() \t\n\0", max_size=6)
-NAMES = ["gru", "row", "pixel", "digits", "none", "free", "1e-3", "", "../x"]
-NUMBERS = st.integers(-3, 300) | st.floats(allow_nan=True, width=32)
-VALUES = st.one_of(
-    st.sampled_from([None, True, [], ["lstm"], ["gru", "gru"], {}, {"a": 1}, *NAMES]), NUMBERS, TEXT
-)
+ODD = [None, True, [], ["lstm"], ["gru", "gru"], {}, {"a": 1}, "gru", "pixel", "none", "1e-3", ""]
+VALUES = st.sampled_from(ODD) | st.integers(-3, 300) | st.floats(width=32) | TEXT
 SMALL = [to_yaml(load_protocol(path).dump()) for path in FILES if path.stat().st_size < 1500]
 
 

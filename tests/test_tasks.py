@@ -21,9 +21,6 @@ def values(task, label, predicted):
     return METRICS[task.metrics].values(np.asarray(label), np.asarray(predicted))
 
 
-# Images
-
-
 def test_metrics_of_classes_by_hand():
     # class 0: 2 of 3 found, 2 of 2 right; class 1: 1 of 1 found, 1 of 2 right
     by_hand = {"accuracy": 3 / 4, "precision": (1 + 1 / 2) / 2, "recall": (2 / 3 + 1) / 2}
@@ -62,7 +59,7 @@ def test_a_split_is_disjoint_and_whole_and_follows_the_seed_alone():
 
 @pytest.mark.parametrize(("reading", "shape"), [("row", (1, 2, 3)), ("pixel", (1, 6, 1))])
 def test_images_are_read_from_the_top_left(reading, shape):
-    stored = torch.tensor([[[0, 51, 102], [153, 204, 255]]], dtype=torch.uint8)  # (1, 2, 3)
+    stored = torch.arange(0, 256, 51, dtype=torch.uint8).view(1, 2, 3)
     inputs = task_of("image_sequence", reading=reading).inputs(stored)
     torch.testing.assert_close(inputs, torch.linspace(0, 1, 6).view(shape))
 
@@ -85,26 +82,17 @@ def test_a_permutation_reorders_the_pixels_as_the_papers_do(seed):
     assert torch.equal((255 * task.inputs(stored)).round()[0, :, 0].long(), torch.randperm(64))
 
 
-# Rows, then noise
-
-
 def noise_of(stored, length=28, rows=8):
     return task_of("noise_padded", padded_length=length).inputs(stored)[:, rows:]
 
 
-def test_noise_follows_the_rows_and_is_uniform():
+def test_noise_follows_the_rows():
     task, plain = task_of("noise_padded", padded_length=60), task_of("image_sequence")
     stored, pictures = task.load(42).train.inputs[:200], plain.load(42).train.inputs[:200]
     inputs = task.inputs(stored)
     assert inputs.shape == (200, 60, 8) and inputs.dtype == torch.float32
     assert torch.equal(inputs[:, :8], plain.inputs(pictures))
     assert torch.equal(task.pictures(stored), plain.pictures(pictures))
-    noise = inputs[:, 8:].double()  # 83,200 values
-    assert 0 <= noise.min() and noise.max() < 1
-    error = 1 / math.sqrt(noise.numel())
-    assert abs(noise.mean() - 1 / 2) < 4 * error * math.sqrt(1 / 12)
-    assert abs(noise.square().mean() - 1 / 3) < 4 * error * math.sqrt(4 / 45)
-    assert abs(np.corrcoef(noise[:, 0, 0], noise[:, 0, 1])[0, 1]) < 0.3
 
 
 def test_noise_is_of_the_image_in_whatever_batch_and_length():
@@ -112,8 +100,6 @@ def test_noise_is_of_the_image_in_whatever_batch_and_length():
     torch.manual_seed(1)
     alone = torch.cat([noise_of(stored[i : i + 1]) for i in (5, 3)])
     assert torch.equal(alone, noise_of(stored[[5, 3]]))
-    again = task_of("noise_padded", training_examples=6).load(42).train.inputs
-    assert torch.equal(noise_of(again[[5, 3]]), alone)
     assert torch.equal(noise_of(stored[[5, 3]], 40)[:, :20], alone)  # longer: the same, then more
 
 
@@ -130,15 +116,11 @@ def test_noise_differs_between_images_parts_and_seeds_but_not_for_the_test_image
     assert not torch.equal(largest[0], largest[1])
 
 
-# The adding problem
-
-
 @pytest.mark.parametrize("length", [2, 7, 50])
 def test_sums_are_of_the_two_marked_values(length):
     part = task_of("adding_problem", length=length).load(42).train
     drawn, marks = part.inputs.unbind(2)
-    assert part.inputs.shape == (640, length, 2) and (0 <= drawn).all() and (drawn < 1).all()
-    assert set(marks.unique().tolist()) <= {0.0, 1.0}
+    assert part.inputs.shape == (640, length, 2) and set(marks.unique().tolist()) <= {0.0, 1.0}
     for half in (marks[:, : length // 2], marks[:, length // 2 :]):
         assert (half.sum(1) == 1).all()
         assert half.any(0).all()  # each step of the half is marked in some example
@@ -155,15 +137,10 @@ def test_errors_of_sums_by_hand():
 
 def test_without_memory_a_sum_is_known_up_to_a_sixth():
     task = task_of("adding_problem", training_examples=50_000)
-    sums = task.load(42).train.targets.double()
-    squares = (sums - 1).square()  # of the best constant
+    squares = (task.load(42).train.targets.double() - 1).square()  # of the best constant
     judged, least = task.memoryless(None)
-    error = (squares.std() / math.sqrt(len(sums))).item()
-    assert judged == "loss" and abs(squares.mean().item() - least) < 4 * error
-    assert abs(sums.mean().item() - 1) < 4 * math.sqrt(1 / 6 / len(sums))
-
-
-# Copying memory
+    error = squares.std() / math.sqrt(len(squares))
+    assert judged == "loss" and abs(squares.mean() - least) < 4 * error
 
 
 def test_symbols_come_first_and_are_wanted_last():
@@ -172,7 +149,7 @@ def test_symbols_come_first_and_are_wanted_last():
     inputs, symbols = task.inputs(part.inputs[:4]), part.targets[:4]
     assert inputs.shape == (4, 23, 10) and (inputs.sum(2) == 1).all()
     tokens = inputs.argmax(2)
-    assert torch.equal(tokens[:, :10], symbols) and symbols.min() >= 1 and symbols.max() <= 8
+    assert torch.equal(tokens[:, :10], symbols)
     assert (tokens[:, 12] == 9).all()  # T - 1 blanks, then the sign
     assert (tokens[:, [10, 11, *range(13, 23)]] == 0).all()
     counts = part.targets.flatten().bincount(minlength=9)
@@ -181,35 +158,31 @@ def test_symbols_come_first_and_are_wanted_last():
 
 def test_losses_of_symbols_are_means_over_all_steps():
     task = task_of("copying_memory", delay=3)
-    symbols = torch.randint(1, 9, (2, 10), generator=torch.Generator().manual_seed(0))
+    symbols = task.load(42).train.targets[:2]
     outputs = torch.randn(2, 23, 9, generator=torch.Generator().manual_seed(1))
-    chances = outputs.softmax(2)
+    each = -outputs.log_softmax(2)
     losses = [
-        -sum(math.log(chances[b, t, 0 if t < 13 else symbols[b, t - 13]]) for t in range(23)) / 23
+        sum(each[b, t, 0 if t < 13 else symbols[b, t - 13]] for t in range(23)) / 23
         for b in range(2)
     ]
-    torch.testing.assert_close(task.losses(outputs, symbols), torch.tensor(losses))
-    last = -outputs[:, -1].log_softmax(1)[[0, 1], symbols[:, -1]]
+    torch.testing.assert_close(task.losses(outputs, symbols), torch.stack(losses))
+    last = each[[0, 1], -1, symbols[:, -1]]
     torch.testing.assert_close(task.losses(outputs[:, -1:], symbols[:, -1:]), last)
     assert torch.equal(task.answers(outputs), outputs[:, 13:].argmax(2))
-    right = torch.tensor([[1, 1, 0, 0, 0, 0, 0, 0, 0, 0], [1] * 10]) > 0
-    predicted = torch.where(right, symbols, symbols % 8 + 1)
+    predicted = symbols.clone()
+    predicted[0, 2:] = symbols[0, 2:] % 8 + 1  # two of ten are right, and then all
     assert task.scores(symbols.numpy(), predicted.numpy()).tolist() == [0.2, 1.0]
     assert values(task, symbols, predicted) == {"recalled": pytest.approx(0.6)}
 
 
 def test_without_memory_copying_costs_ten_symbols_of_eight():
     task = task_of("copying_memory", delay=100)
-    assert task.memoryless(None) == ("loss", pytest.approx(10 * math.log(8) / 120))
     # The best scores that depend on the step alone: blanks for certain, then each symbol alike.
     best = torch.full((50, 120, 9), -1e9)
     best[:, :110, 0] = 0.0
     best[:, 110:, 1:] = 0.0
-    targets = task.load(42).test.targets
-    assert task.losses(best, targets, "mean").item() == pytest.approx(task.memoryless(None)[1])
-
-
-# All
+    loss = task.losses(best, task.load(42).test.targets, "mean").item()
+    assert task.memoryless(None) == ("loss", pytest.approx(loss))
 
 
 @pytest.mark.parametrize("name", ["adding_problem", "copying_memory"])
@@ -226,13 +199,10 @@ def test_parts_share_nothing_and_keep_to_their_sizes(name):
     ("name", "options", "sentence"),
     [
         ("image_sequence", {"reading": "column"}, "reading: .*'row' or 'pixel'.*'column'"),
-        ("image_sequence", {"reading": "pixel", "permutation": "mine"}, "permutation: .*'none'"),
         ("image_sequence", {"permutation": "torch_5544"}, "permutation: rows cannot be permuted"),
         ("image_sequence", {"offline_fallback": {"dataset": "mnist"}}, "offline_fallback.dataset"),
-        ("image_sequence", {"offline_fallback": {"epochs": 2}}, "offline_fallback.dataset"),
         ("noise_padded", {"padded_length": 27}, "padded_length: .*28"),
         ("adding_problem", {"length": 1}, "length: .*2"),
-        ("adding_problem", {"delay": 3}, "delay is an option of copying_memory"),
     ],
 )
 def test_bad_options_get_one_sentence(name, options, sentence):
