@@ -1,7 +1,4 @@
-"""The command line: it checks what it is given, calls what does the work, and prints the end.
-
-Each command imports what it needs when it runs, so that none waits for what others need.
-"""
+"""The command line. Each command imports what it needs, so that none waits for what others need."""
 
 import os
 import subprocess
@@ -238,10 +235,7 @@ def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -
 @click.option("--retrain", type=click.IntRange(1), metavar="EPOCHS",
               help="Train the first epochs of each run again and compare.")  # fmt: skip
 def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
-    """Check the tables of REPORTS against their records, histories and predictions.
-
-    Without REPORTS, all published reports are checked.
-    """
+    """Check the tables of REPORTS, or of all published ones, against records and predictions."""
     from rnnbench_nb import verify as checks
     from rnnbench_nb.results import MARKER, Report
 

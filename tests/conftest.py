@@ -27,23 +27,18 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = {"dataset": "digits", "hidden_size": 8, "epochs": 2, "learning_rate": 0.01}
 
 
-def rnnbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def rnnbench(*arguments: str | Path) -> subprocess.CompletedProcess:
     """The command line in a process of its own, as a user calls it."""
-    return subprocess.run(
-        [RNNBENCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        cwd=PROJECT,
-    )
+    command = [RNNBENCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
 
 
-def rnnbench_here(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def rnnbench_here(*arguments: str | Path) -> subprocess.CompletedProcess:
     """The same in this process, where all is imported; what Snakemake prints is not captured."""
-    result = CliRunner().invoke(main, [*map(str, arguments)], env=environment)
-    code, output, errors = result.exit_code, result.stdout, result.stderr
+    result = CliRunner().invoke(main, [*map(str, arguments)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
+    code, output, errors = result.exit_code, result.stdout, result.stderr
     return subprocess.CompletedProcess(arguments, code, output, errors)
 
 
