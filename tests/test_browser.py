@@ -77,16 +77,6 @@ def check(page):
     assert not page.heard
 
 
-def test_the_front_page_is_short_and_the_keyboard_reaches_all_of_it(visit):
-    page = visit("index.html")
-    words = page.evaluate("document.querySelector('main').innerText.split(/\\s+/).length")
-    assert words <= 900
-    for width, limit in ((1280, 4500), (375, 8000)):
-        page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollHeight") <= limit
-    assert page.locator("a[href], button, input, summary, [tabindex='0']").count() < 120
-
-
 def test_one_switch_hides_the_code(visit):
     page = visit("row_mnist/pages/03_compare.html")
     assert page.locator(".code:visible").count() > 5
