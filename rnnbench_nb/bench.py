@@ -3,7 +3,6 @@
 A round measures each cell once, so that a machine whose speed drifts slows all alike.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from rnnbench_nb.cells import CELLS, plain_loop
 from rnnbench_nb.cells.base import TorchCell
 from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import write_json
 from rnnbench_nb.model import build_model
 from rnnbench_nb.protocol import NO_GPU, run_parameters
 from rnnbench_nb.runs import processor
@@ -29,6 +28,7 @@ from rnnbench_nb.training import arithmetic
 OUTPUTS, ROUNDS = 10, 11
 LOOP = " loop"  # after a cell's name: the cell without its kernel
 BASELINES = [name for name, cell in CELLS.items() if issubclass(cell, TorchCell)]
+# The cells with a compiled kernel.
 FAST = [name for name in CELLS if Path(build.__file__).with_name(f"{name}.cpp").exists()]
 TIMED = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
 NOISY = 0.1  # interquartile range over median, above which a warning is printed
@@ -130,4 +130,4 @@ def command(path: Path | None, device: str, say: Callable[[str], None]) -> None:
             say(f"The times spread by {table['spread'].max():.0%}; close other programs.")
     if path:
         machine = {"processor": name, "torch": torch.__version__}
-        write_file(path, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        write_json(path, {"machine": machine, "rows": rows})

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import math
 import pickle
 import time
@@ -16,17 +15,15 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import write_file
+from rnnbench_nb.files import write_file, write_json
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.parameters import batches_of, epochs_of
 from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split, Task
 
-MOMENTUM = 0.9  # of SGD
 EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
 CHECKPOINT = "checkpoint.pt"
-PROGRESS = "progress.json"  # holds the last epoch, for whoever shows how far a run is
 
 
 @contextmanager
@@ -55,7 +52,7 @@ def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.opt
     rate, decay = parameters.learning_rate, parameters.weight_decay
     options: dict[str, Any] = {"lr": rate, "weight_decay": decay, "fused": True}
     if parameters.optimiser == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, **options)
+        return torch.optim.SGD(groups, momentum=0.9, **options)
     kind = torch.optim.AdamW if parameters.optimiser == "adamw" else torch.optim.Adam
     return kind(groups, **options)
 
@@ -213,7 +210,7 @@ def fit(
         progress |= {"epoch": epoch, "seconds": progress["seconds"] + end - start}
         if folder:
             state.save(folder / CHECKPOINT, stamp or {})
-            write_file(folder / PROGRESS, json.dumps({"epoch": epoch}) + "\n")
+            write_json(folder / "progress.json", {"epoch": epoch})
         report(
             f"{parameters.run}  epoch {epoch:3d}  training loss {training['loss']:.4f}  "
             f"validation loss {loss:.4f}  {name} {task.score.scale * score:.4g}{task.score.unit}  "
