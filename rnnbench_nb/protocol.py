@@ -209,14 +209,14 @@ class Protocol:
             variants[name] = short.model_copy(update={"epochs": min(short.epochs, QUICK_EPOCHS)})
         return replace(self, parameterisations=variants, short={})
 
-    def resolved(self, download: bool = True) -> "Protocol":
+    def resolved(self) -> "Protocol":
         """This protocol with what `Task.resolve` settles on this machine, and its notes."""
         variants, notes, stand_in = {}, [self.note], self.stand_in
         for name, own in self.parameterisations.items():
-            settled, note = TASKS[own.task](own.task_options).resolve(download)
+            settled, note = TASKS[own.task](own.task_options).resolve()
             variants[name] = own.changed(**settled)
             notes.append(note)
-            stand_in |= bool(note and settled)
+            stand_in |= bool(note)
         note = "; ".join(filter(None, dict.fromkeys(notes)))
         return replace(self, parameterisations=variants, note=note, stand_in=stand_in)
 

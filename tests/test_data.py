@@ -227,7 +227,7 @@ def test_mnist_5k_is_split_by_a_fixed_seed(monkeypatch, tmp_path):
     assert digest.startswith("ab51770df3676788")
 
 
-def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, tiny, task):
+def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, task):
     server.behave("absent")
     settled, note = task.resolve()
     values = {"dataset": "mnist_5k", "epochs": 20, "learning_rate": 3e-3}
@@ -236,10 +236,6 @@ def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, ti
     with pytest.raises(data.FetchError):
         images.ImageSequence(images.ImageSequence.Options()).resolve()
     server.behave("good")
-    server.asked.clear()
-    settled, note = task.resolve(download=False)  # of a dry run
-    assert settled == {} and "not on this machine" in note
-    assert server.asked == [] and not tiny.exists()
     assert task.resolve() == ({"offline_fallback": None}, "")
 
 

@@ -60,7 +60,7 @@ class Task(ABC):
         """The score of each example (N,) from targets and answers."""
         return METRICS[self.metrics].scores(label, predicted)
 
-    def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
+    def resolve(self) -> tuple[dict[str, Any], str]:
         """Fetch and verify the data, and settle the parameters that depend on them.
 
         Returns:

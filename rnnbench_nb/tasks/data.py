@@ -92,7 +92,7 @@ def data_folder() -> Path:
     return Path(named).expanduser() if named else PROJECT / "data"
 
 
-def fetch(dataset: str, download: bool = True) -> dict[str, bytes]:
+def fetch(dataset: str) -> dict[str, bytes]:
     """Return the verified content of each of `FILES`; nothing for the data of a package.
 
     What is missing is downloaded, whole or not at all, so several processes may fetch at once.
@@ -114,8 +114,6 @@ def fetch(dataset: str, download: bool = True) -> dict[str, bytes]:
             f"it or in {source.folder}/raw, {source.folder} or raw below it. Name the folder that "
             f"holds them, or unset {NAMED} to have them downloaded."
         )
-    if missing and not download:
-        raise FetchError(f"{source.title} is not complete in {folder}: {', '.join(missing)}.")
     contents |= {name: _download(source, name, folder) for name in missing}
     return {name: contents[name] for name in paths}
 

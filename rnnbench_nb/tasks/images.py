@@ -75,19 +75,18 @@ class ImageSequence(Task):
         """Where the images come from."""
         return data.DATASETS[self.options.dataset]
 
-    def resolve(self, download: bool = True) -> tuple[dict[str, Any], str]:
+    def resolve(self) -> tuple[dict[str, Any], str]:
         """Settle on the data set, or on its fallback if it cannot be downloaded."""
         fallback, settled = self.options.offline_fallback, {"offline_fallback": None}
         try:
-            data.fetch(self.options.dataset, download)
+            data.fetch(self.options.dataset)
         except data.FetchError:
-            absence = f"{self.source.title} is not on this machine"
-            if not download:
-                return {}, f"{absence}; a run downloads it"
             if fallback is None:
                 raise
-            title = data.DATASETS[fallback.dataset].title
-            note = f"{absence} and could not be downloaded; {title} stand in for it"
+            note = (
+                f"{self.source.title} is not on this machine and could not be downloaded; "
+                f"{data.DATASETS[fallback.dataset].title} stand in for it"
+            )
             return fallback.model_dump(exclude_none=True) | settled, note
         return settled, ""
 
