@@ -14,8 +14,8 @@ PROJECT = Path(__file__).resolve().parent.parent  # notebooks name other folders
 def write_file(path: Path | str, data: bytes | str) -> None:
     """Write bytes, or text as UTF-8, to a file; make its parent folders as needed.
 
-    The data go to a temporary file beside it, which then takes its name, so that a reader, or a
-    run that resumes after a kill, sees the old file or the new one, never a part.
+    They go to a temporary file beside it, which then takes its name: a reader, or a run that
+    resumes after a kill, sees the old file or the new one, never a part.
 
     Raises:
         UserError: The folder cannot be written, or the disk is full.

@@ -138,13 +138,10 @@ class Report:
     """A report's folder, published or not. Its runs are read once.
 
     Attributes:
-        marker: The content of report.json.
-        name: The protocol's name.
-        note: What readers must know; often empty.
+        marker: The content of report.json, of which the others are parts.
         stand_in: Whether other data stand in for those asked for, so that no verdict can be given.
         variants: For each variant its `label`, look, `model`, `task`, `parameters` at the first
             seed, and `group`: only variants of equal group (task and its options) are compared.
-        seeds, labels, looks: Those of each variant.
         metrics, score: What judges its runs.
         published: Whether this is the light, committed form.
 
@@ -165,11 +162,9 @@ class Report:
             self.variants: dict[str, dict[str, Any]] = self.marker["variants"]
             self.seeds: dict[str, list[int]] = self.marker["seeds"]
             self.metrics: Metrics = METRICS[self.marker["metrics"]]
-            self.labels = {name: each["label"] for name, each in self.variants.items()}
-            self.looks = {
-                name: Look(each["colour"], tuple(each["dashes"]), each["marker"])
-                for name, each in self.variants.items()
-            }
+            variants = self.variants.items()
+            self.labels = {name: own["label"] for name, own in variants}
+            self.looks = {name: Look(*(own[key] for key in Look._fields)) for name, own in variants}
         self.score: Score = self.metrics.score
         self.published = (self.folder / "runs.json").exists()
 
@@ -294,11 +289,10 @@ def result_columns(metrics: Iterable[str]) -> list[str]:
 def result_row(record: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, Any]:
     """A run's row of results.csv; a run that did not complete has no numbers."""
     test = record.get("test", {})
-    values = {name: test.get(name) for name in (*metrics, "loss")}
-    values |= {name: record.get(name) for name in ("epochs", "best_epoch", "seconds")}
+    values = {name: record.get(name) for name in (*KEYS, *SIZES, "seconds", "status")}
+    values |= {name: test.get(name) for name in (*metrics, "loss")}
     values["parameters"] = record.get("parameter_count")
-    values["free_parameters"] = record.get("free_parameter_count")
-    return values | {name: record[name] for name in (*KEYS, "status")}
+    return values | {"free_parameters": record.get("free_parameter_count")}
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -358,11 +352,10 @@ def write_tables(report: Report) -> None:
 
 def write_published(report: Report, folder: Path) -> None:
     """Write the records, tables, histories and predictions of a report's runs."""
-    predictions = {
-        f"{run.folder.name}/{name}": array
-        for run in report.runs
-        for name, array in run.predictions.items()
-    }
+    predictions: dict[str, np.ndarray] = {}
+    for run in report.runs:
+        arrays = run.predictions.items()
+        predictions |= {f"{run.folder.name}/{name}": array for name, array in arrays}
     write_json(folder / MARKER, report.marker)
     write_json(folder / "runs.json", report.records)
     write_frame(folder / "results.csv", report.results)

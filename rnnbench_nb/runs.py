@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,11 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
     own = protocol.parameterisations
     cells = {variant: CELLS[parameters.model] for variant, parameters in own.items()}
     names, styles = labels(cells), looks(cells)
-    variants = {
-        variant: {
-            "label": names[variant],
-            **styles[variant]._asdict(),
-            **{key: getattr(parameters, key) for key in ("model", "task", "group")},
-            "parameters": parameters.flat(),
-        }
-        for variant, parameters in own.items()
-    }
+    variants: dict[str, dict[str, Any]] = {}
+    for variant, parameters in own.items():
+        common = {key: getattr(parameters, key) for key in ("model", "task", "group")}
+        look = {"label": names[variant], **styles[variant]._asdict()}
+        variants[variant] = {**look, **common, "parameters": parameters.flat()}
     return {
         "format": FORMAT,
         "protocol": name,
@@ -66,19 +63,19 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
 
 def commit() -> str:
     """The project's commit, with `-dirty` if its package has changed; "unknown" outside its git."""
-    try:
-        if _git("rev-parse", "--show-toplevel") != str(PROJECT.resolve()):  # or one around it
-            return "unknown"
-        dirty = _git("status", "--porcelain", "--untracked-files=all", "rnnbench_nb")
-        return (_git("rev-parse", "--verify", "HEAD") or "unknown") + "-dirty" * bool(dirty)
-    except OSError:  # git is not installed
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    command = ["git", "-C", str(PROJECT), *arguments]
-    return subprocess.run(command, env=clean, capture_output=True, text=True).stdout.strip()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        return subprocess.run(command, env=clean, capture_output=True, text=True).stdout.strip()
+
+    if not which("git"):
+        return "unknown"
+    top, _, head = git("rev-parse", "--show-toplevel", "HEAD").partition("\n")
+    if top != str(PROJECT.resolve()) or len(head) != 40:  # a repository around it, or none
+        return "unknown"
+    changes = git("status", "--porcelain", "--untracked-files=all", "rnnbench_nb")
+    return head + "-dirty" * bool(changes)
 
 
 def processor() -> str:
@@ -135,8 +132,8 @@ def load_model(run: Run) -> SequenceModel:
     random, data = generator(parameters.seed, "initialisation"), run.record["data"]
     read = TASKS[parameters.task].read
     model = build_model(parameters, data["input_size"], data["outputs"], random, read)
-    weights = {name: torch.from_numpy(array) for name, array in run.tensors("best").items()}
-    model.load_state_dict(weights)
+    weights = run.tensors("best")
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return model.eval()
 
 
@@ -211,11 +208,7 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
     if note:
         report(f"{note}.")
     parameters = parameters.changed(**settled) if settled else parameters
-    try:
-        checkpoint = read_checkpoint(folder)
-    except ValueError as error:
-        report(f"{error}: training starts again from the first epoch.")
-        checkpoint = None
+    checkpoint = read_checkpoint(folder, report)
     run = load_run(folder) if (folder / "run.json").exists() else None
     if run and run.record["status"] != COMPLETED:  # what failed is tried again
         run = None
@@ -245,13 +238,11 @@ def _trained(
     checkpoint: dict[str, Any] | None,
 ) -> Run:
     """Train a run and write its folder; `record` is filled on the way."""
-    task = task_of(parameters)
+    task, device = task_of(parameters), device_of(parameters)
     data = task.load(parameters.seed)
     model, initial = (started(parameters, task, data.train) for _ in range(2))
-    record["metrics"] = task.metrics
     record["parameter_count"], record["free_parameter_count"] = count(model)
-    device = device_of(parameters)
-    record |= {"device": str(device), "threads": torch.get_num_threads()}
+    record |= {"metrics": task.metrics, "device": str(device), "threads": torch.get_num_threads()}
     record |= {"data": described(task, data), "probe": probe(parameters, task, data)}
     if run := finished(record):
         report(f"{parameters.run} is finished in {run.folder}: it is copied, not trained again.")
@@ -271,8 +262,7 @@ def _trained(
     results.write_tensors(folder / "best.safetensors", weights)
     keys = {name: record[name] for name in results.KEYS}
     columns = results.history_columns(task.score.name)
-    history = pd.DataFrame([keys | row for row in state.history], columns=columns)
-    results.write_frame(folder / "history.csv", history)
+    results.write_frame(folder / "history.csv", pd.DataFrame(state.history).assign(**keys)[columns])
     initial.load_state_dict(state.initial)
     models = {"initial": initial, "trained": model}
     tables, failures = measure(parameters, Finished(task, data, models, outputs, state.tracked))

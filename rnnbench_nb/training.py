@@ -137,20 +137,17 @@ class State:
             torch.cuda.set_rng_state_all(dropout_cuda)
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The checkpoint in a run's folder; None if there is none.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+def read_checkpoint(folder: Path, report: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """The checkpoint in a run's folder; None if there is none, or if it is reported as damaged."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
         return {name: content[name] for name in State.KEPT}
-    except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged") from error
+    except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError):
+        report(f"{path} is damaged: training starts again from the first epoch.")
+        return None
 
 
 def fit(

@@ -24,10 +24,7 @@ TOLERANCE = 1.2e-2
 
 
 def verify(report: Report) -> list[str]:
-    """Compare the tables of a report with its records, histories and predictions.
-
-    Returns:
-        A sentence for each thing that does not agree.
+    """A sentence for each thing in which tables, records, histories and predictions do not agree.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -73,8 +70,7 @@ def _run(report: Report, run: Run) -> Iterator[str]:
     names = [record["variant"], asked["model"], record["seed"]]
     if record["model"] != asked["model"] or not (history[KEYS] == names).all(axis=None):
         yield "its record or history names another run"
-    answers = run.predictions["label"], run.predictions["predicted"]
-    for name, value in run.metrics.values(*answers).items():
+    for name, value in run.metrics.values(**run.predictions).items():
         if record["test"][name] != value:
             yield f"its {name} is {record['test'][name]}; its predictions give {value}"
     epochs = list(range(1, record["epochs"] + 1))
@@ -106,10 +102,7 @@ def _last(losses: list[float], parameters: SimpleNamespace, examples: int) -> in
 def retrain(report: Report, epochs: int, say: Callable[[str], None]) -> list[str]:
     """Train the first epochs of each run again and compare training losses and gradient norms.
 
-    Args:
-        report: A report, published or not.
-        epochs: How many epochs are trained.
-        say: Takes a line for each run, with the largest relative difference.
+    A line for each run, with the largest relative difference, goes to `say`.
 
     Returns:
         For each run "agrees", "differs" or "cannot be checked".

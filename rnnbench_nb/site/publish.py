@@ -20,8 +20,7 @@ ALSO = ("protocol.yaml", "speed.json")  # files of a report that are copied as t
 def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     """Copy the light part of a report's finished runs: no weights and no executed notebooks.
 
-    Pages are made from the published folder alone. If `front.html.j2` lies beside the folder, the
-    front page is made again.
+    Pages are made from the published folder alone, and the front page if there is one above it.
 
     Args:
         report: The report's folder.
