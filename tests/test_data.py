@@ -189,6 +189,7 @@ def test_a_named_folder_without_the_data_is_named_and_left_alone(
     [
         (CONTENT[TRAIN_LABELS][:-1], "SHA-256 is"),
         (idx([4, 0, 26]), "that of 11 other bytes"),
+        (CONTENT[TRAIN_IMAGES], f"it holds {TRAIN_IMAGES} of MNIST"),
         (b"", "that of 0 other bytes"),
         (b"\x1f\x8b\x08\x00", "end-of-stream"),  # gzipped, but cut off
     ],
@@ -203,6 +204,13 @@ def test_wrong_contents_are_named_and_kept_and_never_fall_back(
     for action in (task.resolve, lambda: task.load(0)):
         refusal(action, f"{path} cannot be read as {TRAIN_LABELS} of MNIST", fact, "move it else")
     assert files(tiny) == before and server.asked == []
+
+
+def test_a_file_that_may_not_be_read_is_named(tiny, task, monkeypatch):
+    put(tiny)
+    denied = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(denied))
+    refusal(task.resolve, f"{tiny / TRAIN_IMAGES} cannot be read", "Permission denied")
 
 
 def test_an_empty_name_names_no_folder_and_unknown_data_are_refused(monkeypatch):
@@ -225,6 +233,8 @@ def test_mnist_5k_is_split_by_a_fixed_seed(monkeypatch, tmp_path):
     assert train.targets.bincount().tolist() == [400] * 10 and len(pairs(train, test)) == 5000
     digest = hashlib.sha256(test.inputs.numpy().tobytes()).hexdigest()
     assert digest.startswith("ab51770df3676788")
+    monkeypatch.setattr(data.gzip, "decompress", lambda content: b"0,1")
+    refusal(lambda: data.load("mnist_5k"), "mnist_5k.csv.gz is damaged", "pip install")
 
 
 def test_only_a_failed_download_falls_back_and_changes_the_parameters(server, task):

