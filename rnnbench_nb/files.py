@@ -34,10 +34,8 @@ def write_file(path: Path | str, data: bytes | str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free some space there or "
-            "choose another folder."
-        ) from error
+        why, advice = error.strerror or error, "free some space there or choose another folder"
+        raise UserError(f"{path} cannot be written ({why}): {advice}.") from error
 
 
 def write_json(path: Path, content: Any) -> None:

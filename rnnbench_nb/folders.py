@@ -90,11 +90,7 @@ def _is_lock(path: Path) -> bool:
 
 
 def own_report(path: Path) -> Path:
-    """The folder of a report that is worked on, whose tables and pages a command writes.
-
-    Raises:
-        UserError: It is none.
-    """
+    """The folder, if it is a report that is worked on, whose tables and pages a command writes."""
     folder = path.resolve()
     if marker(folder) is None or is_published(folder):
         raise UserError(f"{folder} is no report that `rnnbench run` made here; name one.")
@@ -102,34 +98,23 @@ def own_report(path: Path) -> Path:
 
 
 def listed(folder: Path) -> set[str]:
-    """The names that the project writes in a folder, relative to it; folders end in a slash.
-
-    Raises:
-        UserError: The list is damaged.
-    """
+    """The names on the list of a folder, relative to it; those of folders end in a slash."""
     path = folder / LIST
     if not path.exists():
         return set()
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(names, list) or not all(map(_is_inside, names)):
-            raise ValueError("a name leads out of the folder")
+        paths = [Path(name) for name in names]
+        outside = [p for p in paths if p.is_absolute() or ".." in p.parts or not p.parts]
+        if outside or not isinstance(names, list):
+            raise ValueError("a name leads out of the folder, or this is no list")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged; move the folder away and start a new one.") from error
     return set(names)
 
 
-def _is_inside(name: str) -> bool:
-    path = Path(name)
-    return bool(path.parts) and ".." not in path.parts and not path.is_absolute()
-
-
 def own(folder: Path, names: Iterable[str]) -> None:
     """Add names to the list of a folder, before anything is written under them.
-
-    Args:
-        folder: Of a report, or of the published reports.
-        names: Files, and folders with a slash at their end, relative to the folder.
 
     Raises:
         UserError: A file of such a name is there and is not on the list, so it is not ours.
@@ -137,10 +122,7 @@ def own(folder: Path, names: Iterable[str]) -> None:
     before, names = listed(folder), {*names, LIST}
     for path in (folder / name for name in sorted(names - before - {LIST})):
         if path.exists() or path.is_symlink():
-            raise UserError(
-                f"{path} is in the way: rnnbench did not write it and would write a file of that "
-                "name; move it elsewhere."
-            )
+            raise UserError(f"{path} is in the way of what rnnbench writes; move it elsewhere.")
     if names - before:
         write_json(folder / LIST, sorted(before | names))
 

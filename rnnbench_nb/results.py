@@ -39,10 +39,8 @@ def reading(path: Path, part_of: Path | None = None) -> Iterator[None]:
     try:
         yield
     except (*wrong, lzma.LZMAError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is missing or damaged; restore it, or move {part_of or path.parent} elsewhere "
-            "and make it again."
-        ) from error
+        remedy = f"restore it, or move {part_of or path.parent} elsewhere and make it again"
+        raise UserError(f"{path} is missing or damaged; {remedy}.") from error
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Run:
         return self.metrics.scores(self.predictions["label"], self.predictions["predicted"])
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays in the run's file NAME.safetensors; a UserError if they cannot be read."""
+        """The arrays in the file NAME.safetensors; a UserError if it is missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         if self.published:
             raise UserError(f"{path} does not exist: a published report has no weights.")
@@ -247,8 +245,7 @@ class Report:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write arrays as safetensors; those in a file that ends in .xz are compressed."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    content = safetensors.numpy.save(arrays)
+    content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
     write_file(path, lzma.compress(content) if path.suffix == ".xz" else content)
 
 
@@ -261,11 +258,7 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read columns of a tidy frame; names stay text, whatever they look like.
-
-    Raises:
-        UserError: The file is missing or damaged, or lacks a column.
-    """
+    """Read columns of a tidy frame, errors as in `reading`; names stay text whatever they are."""
     with reading(path):
         text = path.read_text(encoding="utf-8-sig")
         if not text.endswith("\n"):

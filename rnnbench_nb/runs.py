@@ -36,6 +36,7 @@ from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import CHECKPOINT, arithmetic, evaluate, fit, read_checkpoint
 
 Say = Callable[[str], None]
+Record = dict[str, Any]
 PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scikit-learn", "snakemake", "papermill")
 
 
@@ -49,16 +50,12 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
         common = {key: getattr(parameters, key) for key in ("model", "task", "group")}
         look = {"label": names[variant], **styles[variant]._asdict()}
         variants[variant] = {**look, **common, "parameters": parameters.flat()}
-    return {
-        "format": FORMAT,
-        "protocol": name,
-        "metrics": TASKS[next(iter(own.values())).task].metrics,
-        "note": protocol.note,
-        "stand_in": protocol.stand_in,
-        "models": {c.name: {"label": c.label, "equation": c.equation} for c in cells.values()},
-        "seeds": {variant: protocol.seeds_of(variant) for variant in own},
-        "variants": variants,
-    }
+    models = {c.name: {"label": c.label, "equation": c.equation} for c in cells.values()}
+    seeds = {variant: protocol.seeds_of(variant) for variant in own}
+    task = TASKS[next(iter(own.values())).task]
+    content = {"format": FORMAT, "protocol": name, "metrics": task.metrics}
+    content |= {"note": protocol.note, "stand_in": protocol.stand_in, "models": models}
+    return content | {"seeds": seeds, "variants": variants}
 
 
 def commit() -> str:
@@ -88,22 +85,15 @@ def processor() -> str:
 
 def environment() -> dict[str, Any]:
     """The versions, commit, machine and time that a run's record states."""
-    versions = {name: version(name) for name in PACKAGES}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "commit": commit(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "processor": processor(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    place = {"commit": commit(), "machine": machine, "processor": processor()}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": versions, **place, "started": started}
 
 
 def device_of(parameters: RunParameters) -> torch.device:
-    """The device that `device: auto | cpu | cuda` means here.
-
-    Raises:
-        UserError: cuda is asked for and there is no GPU.
-    """
+    """The device that `device: auto | cpu | cuda` means here; a UserError if it is not there."""
     if parameters.device == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
     gpu = parameters.device != "cpu" and torch.cuda.is_available()
@@ -123,11 +113,7 @@ def started(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
 
 
 def load_model(run: Run) -> SequenceModel:
-    """The model of a run at its best epoch, in evaluation mode.
-
-    Raises:
-        UserError: The run has no weights, as in a published report, or they are damaged.
-    """
+    """The model of a run at its best epoch, in evaluation mode; errors as in `Run.tensors`."""
     parameters = run_parameters(run.record["parameters"], f"{run.folder}/run.json")
     random, data = generator(parameters.seed, "initialisation"), run.record["data"]
     read = TASKS[parameters.task].read
@@ -231,11 +217,7 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
 
 
 def _trained(
-    parameters: RunParameters,
-    folder: Path,
-    report: Say,
-    record: dict[str, Any],
-    checkpoint: dict[str, Any] | None,
+    parameters: RunParameters, folder: Path, report: Say, record: Record, checkpoint: Record | None
 ) -> Run:
     """Train a run and write its folder; `record` is filled on the way."""
     task, device = task_of(parameters), device_of(parameters)

@@ -24,7 +24,7 @@ TOLERANCE = 1.2e-2
 
 
 def verify(report: Report) -> list[str]:
-    """A sentence for each thing in which tables, records, histories and predictions do not agree.
+    """A sentence for each thing in which tables, records, histories and predictions disagree.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -44,8 +44,7 @@ def verify(report: Report) -> list[str]:
 
 def _rows(report: Report) -> Iterator[str]:
     """What is wrong in results.csv."""
-    columns = result_columns(report.metrics.names)
-    table = read_csv(report.folder / "results.csv", columns)
+    table = read_csv(report.folder / "results.csv", result_columns(report.metrics.names))
     right = {(row["variant"], row["seed"]): row for row in report.results.to_dict("records")}
     counts = Counter(zip(table["variant"], table["seed"], strict=True))
     for variant, seed in dict.fromkeys([*right, *counts]):
@@ -61,9 +60,8 @@ def _rows(report: Report) -> Iterator[str]:
 
 def _run(report: Report, run: Run) -> Iterator[str]:
     """What is wrong in a run's record, by its predictions, its history and the protocol."""
-    record, history = run.record, run.history
+    record, history, there = run.record, run.history, run.record["parameters"]
     asked = {**report.variants[record["variant"]]["parameters"], "seed": record["seed"]}
-    there = record["parameters"]
     for key in sorted(asked.keys() | there.keys()):
         if asked.get(key) != there.get(key):
             yield f"its {key} is {there.get(key)}; the protocol asks for {asked.get(key)}"

@@ -20,15 +20,9 @@ ALSO = ("protocol.yaml", "speed.json")  # files of a report that are copied as t
 def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     """Copy the light part of a report's finished runs: no weights and no executed notebooks.
 
-    Pages are made from the published folder alone, and the front page if there is one above it.
-
-    Args:
-        report: The report's folder.
-        folder: The published report; what an earlier publication wrote there is replaced.
-        replace: Whether runs of an earlier publication may be lost or changed.
-
-    Returns:
-        The path of the published index.html.
+    What an earlier publication wrote in the folder is replaced; `replace` says that runs of it may
+    be lost or changed. Pages are made from the published folder alone, and then the front page
+    over all reports, if there is one. Returns the path of the published index.html.
 
     Raises:
         UserError: The report is published itself, has no finished run or a damaged file, or the
@@ -38,7 +32,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     if found.published:
         raise UserError(f"{report} is a published report; name the report it was made from.")
     if not found.runs:
-        reason = next((run["reason"] for run in found.missing), "run it first")
+        reason = found.missing[0]["reason"]
         raise UserError(f"{report} has no finished run to publish: {reason}.")
     for run in found.every_run:
         if run.record["status"] == MISSING and (run.folder / "run.json").exists():  # damaged
@@ -57,8 +51,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
         content = {path.relative_to(work).as_posix(): path.read_bytes() for path in paths}
     content |= {name: (report / name).read_bytes() for name in ALSO if (report / name).is_file()}
     before, listed = folders.listed(folder), folders.listed(report)
-    marker = {**found.marker, "published": True}
-    write_json(folder / MARKER, marker)  # before any other file: a kill may follow
+    write_json(folder / MARKER, {**found.marker, "published": True})  # first: a kill may follow
     folders.own(folder, {*content, "index.html", "pages/"})
     for name, data in content.items():
         write_file(folder / name, data)
@@ -72,9 +65,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
 def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     """Make the pages of a published report by executing the notebooks as they are now.
 
-    Args:
-        folder: The published report.
-        names: The notebooks; those of the pages that are there if None.
+    These are the notebooks of its present pages, unless `names` tells others.
 
     Raises:
         UserError: The folder is no published report, or a notebook stops with an error.
@@ -96,8 +87,7 @@ def _executed(notebook: Path, report: Report) -> Page:
     inside = report.folder.is_relative_to(PROJECT)
     folder = report.folder.relative_to(PROJECT) if inside else report.folder
     known = {**next(iter(report.variants.values()))["parameters"], "output_dir": str(folder)}
-    declared = papermill.inspect_notebook(notebook)
-    values = {name: known[name] for name in declared if name in known}
+    values = {name: known[name] for name in papermill.inspect_notebook(notebook) if name in known}
     with TemporaryDirectory() as work:
         page = Path(work) / notebook.name
         try:
