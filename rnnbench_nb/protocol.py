@@ -5,6 +5,7 @@ does not read is refused.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -299,10 +300,12 @@ def _taking_part(
 
 
 def _refuse_alike(variants: Mapping[str, RunParameters], where: str) -> None:
-    """Refuse names of folders, or labels in figures, that are equal but for case."""
+    """Refuse names of folders, or labels in figures, that are equal but for case or punctuation."""
     seen: set[str] = set()
     for name, label in labels({name: CELLS[own.model] for name, own in variants.items()}).items():
-        forms = {name.casefold(), label.casefold()}
+        forms = {
+            re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", text.casefold()) for text in (name, label)
+        }
         if seen & forms:
             raise UserError(f"{where}: variants: {name!r} looks like another; rename it.")
         seen |= forms

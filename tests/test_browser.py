@@ -168,6 +168,12 @@ def test_the_page_reads_as_torch_does(visit, made):  # noqa: F811
         near = {"rtol": 0, "atol": 1e-3 * scores.abs().max()}  # A is rounded after W - W^T there
         np.testing.assert_allclose([one["scores"] for one in found], scores, **near)
         np.testing.assert_allclose([one["norm"] for one in found], last[0].norm(dim=1), rtol=1e-3)
+        without = "([n, x]) => withoutRows(MODELS.models[n], Float64Array.from(x), 3)"
+        shares = page.evaluate(without, [number, images[0].flatten().tolist()])
+        empty = images[0] * (1 - torch.eye(28))[:, :, None]  # (28, T, D), a row less in each
+        with torch.no_grad():
+            want = 100 * model(empty).softmax(1)[:, 3]
+        np.testing.assert_allclose(shares, want, rtol=0.05, atol=0.1)
 
 
 def test_without_a_script_the_drawing_page_says_so(browser):

@@ -67,6 +67,11 @@ def test_the_training_notebook_declares_what_a_variant_file_holds_with_the_quick
             assert ast.literal_eval(declared[name]["default"]) == value, name
 
 
+def test_a_parameter_that_the_training_notebook_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown key 'gama'; the nearest known key is 'gamma'"):
+        execute("02_train", tmp_path / "out.ipynb", gama=0.5)
+
+
 def outputs(executed, kind):
     """The outputs that have data of a kind, such as image/png."""
     every = [output for cell in executed.cells for output in cell.get("outputs", [])]

@@ -86,6 +86,7 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),
         ("variants: {gru_128: {model: gru}, GRU-128: {}}", "'GRU-128' looks like another"),
         ("variants: {agru: {}, AGRU: {epochs: 2}}", "'AGRU' looks like another; rename it"),
+        ("variants: {a_b: {}, a-b: {}}", "'a-b' looks like another"),
         ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
         ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
         ("quick: {gama: 0.1}", "quick: unknown key 'gama'"),

@@ -1,6 +1,8 @@
 """Executed notebooks as HTML that needs no network and no script: formulas are MathML."""
 
+import base64
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
 from traitlets.config import Config
 
 from rnnbench_nb.errors import UserError
@@ -149,7 +152,15 @@ def render(path: Path) -> Page:
 
 
 def light(body: str) -> str:
-    """Leave out what is not seen, such as names of cells and of plain code."""
+    """Leave out what is not seen, such as names of plain code, and pack pictures as WebP."""
+
+    def webp(match: re.Match[str]) -> str:
+        packed = BytesIO()
+        picture = Image.open(BytesIO(base64.b64decode(match[1])))
+        picture.save(packed, "webp", lossless=True, quality=100)
+        return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+
+    body = re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
     body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)

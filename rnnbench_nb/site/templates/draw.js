@@ -52,6 +52,11 @@ const softmax = (scores) => {
   const top = Math.max(...scores), all = Array.from(scores, (s) => Math.exp(s - top)), sum = all.reduce((a, b) => a + b);
   return all.map((a) => a / sum);
 };
+// The probability of the final answer if one row is left empty, for each row.
+const withoutRows = (model, pixels, answer) => Array.from({ length: MODELS.side }, (_, row) => {
+  const rest = pixels.slice().fill(0, MODELS.side * row, MODELS.side * (row + 1));
+  return 100 * softmax(readImage(model, rest).scores.at(-1))[answer];
+});
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const half = (n) => { // float16
@@ -116,18 +121,22 @@ const show = () => {
   paint(seen, row);
   rows.previousElementSibling.textContent = `${row} of ${side}`;
   const norm = Math.max(...results.flatMap((result) => result.norms)), said = [];
-  answers.innerHTML = results.map(({ label, scores, norms }) => {
+  answers.innerHTML = results.map(({ label, scores, norms, final, without }) => {
     const shares = softmax(scores[row - 1]).map((share) => 100 * share), winner = shares.indexOf(Math.max(...shares));
     said.push(`${label} says ${MODELS.classes[winner]} (${shares[winner].toFixed(0)}%)`);
     return `<section><h2>${label}: ${MODELS.classes[winner]}</h2>` +
       chart(`Probability of each class after row ${row}`, shares, (i) => i === winner, MODELS.classes, 100, "%") +
-      chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, norm, "") + "</section>";
+      chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, norm, "") +
+      chart(`Probability of the final ${MODELS.classes[final]} when one row is left out`, without, (i) => i === row - 1, ends, 100, "%") + "</section>";
   }).join("");
   status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${said.join(", ")}.`;
 };
 const answer = (given, number) => {
   [pixels, image, rows.value] = [given, number, MODELS.side];
-  results = pixels ? MODELS.models.map((model) => ({ label: model.label, ...readImage(model, pixels) })) : [];
+  results = (pixels ? MODELS.models : []).map((model) => {
+    const read = readImage(model, pixels), last = read.scores.at(-1), final = last.indexOf(Math.max(...last));
+    return { label: model.label, ...read, final, without: withoutRows(model, pixels, final) };
+  });
   show();
 };
 
