@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def write_tiny(path: Path, **values) -> Path:
     return path
 
 
+def until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait for a condition, at most so long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that the first of the workers of a test session makes for all of them."""
     root = tmp_path_factory.getbasetemp()
@@ -72,8 +81,7 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
 
 
 # The files that take longest, most of a minute or more each, the longest first.
-LONG = ("workflow", "quick_forms", "notebooks", "site", "add_a_cell", "folders", "supervisor",
-        "comparison", "training", "publish")  # fmt: skip
+LONG = ("workflow", "quick_forms", "notebooks", "site", "add_a_cell", "folders", "comparison")
 
 
 def pytest_collection_modifyitems(items) -> None:

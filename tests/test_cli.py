@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import one_sentence, rnnbench_here, write_tiny
 
-from rnnbench_nb import cli
+from rnnbench_nb import cli, launch
 from rnnbench_nb.files import PROJECT
 
 PUBLISHED = PROJECT / "reports/published"
@@ -31,15 +31,6 @@ print(json.dumps([codes, sorted(heavy & set(sys.modules))]))
     codes, heavy = json.loads(done.stdout)
     assert heavy == []
     assert codes == [0, 0, 0, 0, 1, 1]
-
-
-def test_the_first_line_is_printed_before_torch_is_imported(tmp_path):
-    code = "import sys; from rnnbench_nb import cli; cli.click.echo = lambda line: (print(line), " \
-           "print('torch' in sys.modules), sys.exit()); cli.main()"  # fmt: skip
-    command = [sys.executable, "-c", code, "run", str(write_tiny(tmp_path / "p.yaml")),
-               "--output-dir", str(tmp_path / "out")]  # fmt: skip
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[1] == "False", done.stderr
 
 
 def test_list_names_reports_cells_and_tasks(tmp_path, monkeypatch):
@@ -90,11 +81,15 @@ def test_verify_prints_each_problem_and_fails(tmp_path):
         (["--models", "lstm,gur"], "models: 'gur' is unknown"),
         (["--models", "lstm", "--set", "gamma=0.5"], "gamma is an option of agru"),
         (["--profile", "nowhere"], "name a folder of profiles/, such as local"),
+        (["--profile", "slurm"], "install it: pip install snakemake-executor-plugin-slurm"),
         (["--output-dir", "/proc/nowhere"], "/proc/nowhere: the output folder cannot be written"),
         (["--output-dir", ""], "--output-dir is empty"),
     ],
 )
-def test_wrong_options_are_a_sentence_and_make_no_folder(tmp_path, arguments, sentence):
+def test_wrong_options_are_a_sentence_and_make_no_folder(
+    tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.setattr(launch, "find_spec", lambda module: None)
     parameters = write_tiny(tmp_path / "p.yaml")
     place = [] if "--output-dir" in arguments else ["--output-dir", tmp_path / "out"]
     assert sentence in one_sentence(rnnbench_here("run", parameters, *place, *arguments))

@@ -6,10 +6,10 @@ import pytest
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.tasks import DEFAULT, TASKS
+from rnnbench_nb.tasks import TASKS
 
 PACKAGE = PROJECT / "rnnbench_nb"
-NAMES = {name for table in (CELLS, TASKS) for name in table} - {DEFAULT}
+NAMES = {*CELLS, *TASKS}
 NAMES |= {entry.__name__ for table in (CELLS, TASKS) for entry in table.values()}
 NAMES -= {"module", "Module"}  # the cell that runs any torch module, which has a key of its own
 OUTSIDE = [
@@ -36,11 +36,6 @@ def test_no_cells_or_tasks_name_stands_outside_its_file(path):
 )
 def test_no_message_advises_to_delete(path):
     assert not {"delete", "Delete", "rm"} & words(path)
-
-
-def test_the_default_task_is_named_once():
-    found = [path for path in OUTSIDE if DEFAULT in words(path)]
-    assert not found and DEFAULT in TASKS
 
 
 def test_figures_never_import_torch():

@@ -18,13 +18,12 @@ from rnnbench_nb import notebook
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.notebook import claim, measured, open_report, sliders
+from rnnbench_nb.notebook import claim, measured, open_report
 from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, load_run, write_json
 from rnnbench_nb.runs import marker, train_run
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 PUBLISHED = PROJECT / "reports/published"
 
 
@@ -32,7 +31,7 @@ def code_of(path):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-@by_name
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_sources_are_light_and_readable(path):
     first = nbformat.read(path, as_version=4).cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
@@ -42,6 +41,8 @@ def test_sources_are_light_and_readable(path):
         assert not cell.outputs and cell.execution_count is None
         assert cell in tagged or len(cell.source.splitlines()) <= 25, cell.source
         assert "\nclass " not in cell.source
+    for name, entry in papermill.inspect_notebook(path).items():
+        assert entry["inferred_type_name"] != "None" and len(entry["help"]) > 3, name
 
 
 def test_the_notebooks_hold_at_most_a_thousand_lines_of_code():
@@ -49,13 +50,6 @@ def test_the_notebooks_hold_at_most_a_thousand_lines_of_code():
         line for path in NOTEBOOKS for cell in code_of(path) for line in cell.source.split("\n")
     ]
     assert len([line for line in lines if line.strip()]) <= 1000
-
-
-@by_name
-def test_every_parameter_has_a_type_and_help(path):
-    for name, entry in papermill.inspect_notebook(path).items():
-        assert entry["inferred_type_name"] != "None", name
-        assert len(entry["help"]) > 3, name
 
 
 def test_the_training_notebook_declares_what_a_variant_file_holds_with_the_quick_values():
@@ -98,6 +92,8 @@ def test_without_a_report_a_published_one_is_shown_and_said_to_be_one(tmp_path, 
     sentence = f"changes by the most in {most}: by {decades[most, 'trained']:+.1f} decades"
     assert any(sentence in text for text in texts(executed))
     assert len(pictures(executed)) == 4 and all(pictures(executed))
+    with pytest.raises(UserError, match="has no table nothing"):
+        measured(report, "nothing")
     with pytest.raises(UserError, match="holds no report"):
         open_report("reports/another")
 
@@ -161,11 +157,6 @@ def test_the_page_of_a_run_needs_no_weights(report, tmp_path):
     assert any("test examples" in text for text in texts(executed))
 
 
-def test_a_table_that_no_run_has_is_named():
-    with pytest.raises(UserError, match="has no table nothing"):
-        measured(Report(PUBLISHED / "reset"), "nothing")
-
-
 @pytest.fixture
 def shown(monkeypatch):
     """The sentences that are displayed."""
@@ -191,11 +182,6 @@ def test_a_claim_is_shown_if_its_condition_holds(shown):
     claim("{n:,} steps and {x:+.2f}", n=1000, x=0.5)
     claim("never", pd.Series([True, False]).all())
     assert shown == ["1,000 steps and +0.50"]
-
-
-def test_sliders_are_for_jupyterlab(monkeypatch):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    sliders(lambda x: pytest.fail("drawn"), x=(0, 1))
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import psutil
+from conftest import until
 
 from rnnbench_nb import supervisor
 
@@ -35,13 +35,6 @@ def working(mark: str) -> list[psutil.Process]:
             if mark in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
                 processes.append(process)
     return processes
-
-
-def until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_whatever_ends_the_parent_ends_all_of_its_work(tmp_path):

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # A real Slurm of one node and one core, a tiny protocol on it, and everything down again.
 #
-# `make test-slurm` calls it. It needs no root, installs nothing, and writes nothing outside one
-# temporary folder, which stays after a failure. The command is killed while trainings run, and
-# given again: each training must be completed by Slurm, and exactly once.
+# It needs no root and writes into one temporary folder, which stays after a failure. The command is
+# killed while trainings run, and given again: Slurm must complete each training exactly once.
 set -euo pipefail
 PATH="$PATH:/usr/sbin"
 project=$(cd "$(dirname "$0")/../.." && pwd)
@@ -20,23 +19,14 @@ export SLURM_CONF="$folder/slurm.conf" OMP_NUM_THREADS=1
 
 stop() {
     code=$?
-    trap - EXIT
     set +e
-    [ -z "$command" ] || kill -9 -- "-$command" 2> /dev/null
-    scancel --user="$(id -un)" 2> /dev/null
-    for _ in {1..40}; do
-        [ -n "$(squeue --noheader 2> /dev/null)" ] || break
-        sleep 1
-    done
-    kill "${daemons[@]}" 2> /dev/null
+    [ -z "$command" ] || kill -9 -- "-$command"
+    scancel --user="$(id -un)"
+    until_true 40 no_jobs
+    kill "${daemons[@]}"
     wait
-    if [ "$code" = 0 ]; then
-        rm -rf "$folder"
-    else
-        echo "== FAILED; what Slurm and the runs wrote stays in $folder" >&2
-    fi
-    exit "$code"
-}
+    if [ "$code" = 0 ]; then rm -rf "$folder"; else echo "== FAILED; all stays in $folder"; fi
+} 2> /dev/null
 trap stop EXIT
 trap 'exit 130' INT TERM
 
@@ -48,6 +38,8 @@ until_true() { # SECONDS COMMAND...: wait until the command succeeds
     echo "After $1 s this is still not so: ${*:2}" >&2
     return 1
 }
+
+no_jobs() { [ -z "$(squeue --noheader)" ]; }
 
 node_is_idle() { [ "$(sinfo --noheader --format=%t)" = idle ]; }
 
