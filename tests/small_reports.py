@@ -70,10 +70,7 @@ def write_report(
 def write_small(
     folder: Path, accuracies: Mapping[str, list[float | str | None]], note: str = ""
 ) -> Path:
-    """Write a report of cells; `accuracies` are of runs from seed 42 on, None and texts as above.
-
-    If there is a note, it says that data stand in.
-    """
+    """Write a report of cells by their accuracies from seed 42 on; a note is on stand-in data."""
     runs: dict[tuple[str, int], Any] = {}
     for name, each in accuracies.items():
         for seed, accuracy in enumerate(each, start=42):

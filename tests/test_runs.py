@@ -188,8 +188,6 @@ def test_a_run_that_fails_says_why_and_is_tried_again(project, monkeypatch):
         train_run(change(), folder, quiet)
     record = load_run(folder).record
     assert record["reason"] == "RuntimeError: a contributed cell's own fault"
-    row = results.result_row(record, ("accuracy", "precision"))
-    assert row["precision"] is None and row["status"] == "failed"
     assert train_run(change(), folder, quiet).record["status"] == "completed"
 
 
