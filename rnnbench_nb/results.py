@@ -28,6 +28,7 @@ from rnnbench_nb.looks import Look
 from rnnbench_nb.metrics import METRICS, Metrics, Score
 
 COMPLETED, FAILED, MISSING = "completed", "failed", "missing"
+OLD = "was written by version 0.1, whose code reads it: git checkout v0.1."
 KEYS = ["variant", "model", "seed"]
 SIZES = ["parameters", "free_parameters", "epochs", "best_epoch"]
 
@@ -107,6 +108,8 @@ def load_run(folder: Path | str) -> Run:
     if path.exists():
         with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))
+            if "format" not in record:
+                raise UserError(f"{path} {OLD}")
             return Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
     runs = _published_runs(report) if (report / "runs.json").is_file() else {}
     if folder.name not in runs:
@@ -151,7 +154,9 @@ class Report:
         self.folder = Path(folder)
         path = self.folder / MARKER
         if not path.exists():
-            raise UserError(f"{self.folder} holds no report (no {MARKER}); name another.")
+            old = (self.folder / "protocol.yaml").exists()
+            why = OLD if old else f"holds no report (no {MARKER}); name another."
+            raise UserError(f"{self.folder} {why}")
         with reading(path):
             self.marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.name: str = self.marker["protocol"]

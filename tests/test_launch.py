@@ -98,7 +98,7 @@ def test_a_second_command_waits_until_all_work_of_the_first_has_ended(tmp_path, 
     with launch.claim(tmp_path / "out") as lock:
         work = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock])
     with launch.claim(tmp_path / "link"):
-        assert work.poll() == 0
+        assert work.wait(timeout=5) == 0
     assert "another rnnbench, which is at work in" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from small_reports import write_report
 from rnnbench_nb import results
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.results import Report, load_run, read_csv, summary, write_frame
@@ -87,6 +87,14 @@ def test_published_and_read_again_a_report_is_the_same(report, published):
         load_run(published / "runs/gru-seed3")
     with pytest.raises(UserError, match="holds no report"):
         Report(published / "measures")
+
+
+def test_what_version_0_1_wrote_is_refused_with_the_tag_that_reads_it(tmp_path):
+    write_file(tmp_path / "protocol.yaml", "models: [lstm]")
+    write_file(tmp_path / "runs/gru-seed1/run.json", '{"variant": "gru"}')
+    for read, folder in ((Report, tmp_path), (load_run, tmp_path / "runs/gru-seed1")):
+        with pytest.raises(UserError, match=r"version 0\.1, whose code reads it: git checkout v0\.1"):
+            read(folder)
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
