@@ -108,9 +108,10 @@ def load_run(folder: Path | str) -> Run:
     if path.exists():
         with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))
-            if "format" not in record:
-                raise UserError(f"{path} {OLD}")
-            return Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
+            run = Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
+        if "format" not in record:
+            raise UserError(f"{path} {OLD}")
+        return run
     runs = _published_runs(report) if (report / "runs.json").is_file() else {}
     if folder.name not in runs:
         raise UserError(f"{folder} holds no run (no run.json); name another.")

@@ -91,9 +91,12 @@ def test_published_and_read_again_a_report_is_the_same(report, published):
 
 def test_what_version_0_1_wrote_is_refused_with_the_tag_that_reads_it(tmp_path):
     write_file(tmp_path / "protocol.yaml", "models: [lstm]")
-    write_file(tmp_path / "runs/gru-seed1/run.json", '{"variant": "gru"}')
+    write_file(
+        tmp_path / "runs/gru-seed1/run.json",
+        '{"variant": "gru", "model": "gru", "seed": 1, "status": "completed"}',
+    )
     for read, folder in ((Report, tmp_path), (load_run, tmp_path / "runs/gru-seed1")):
-        with pytest.raises(UserError, match=r"version 0\.1, whose code reads it: git checkout v0\.1"):
+        with pytest.raises(UserError, match=r"git checkout v0\.1"):
             read(folder)
 
 
