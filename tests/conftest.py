@@ -1,8 +1,4 @@
-"""What several test files share: tiny protocols on digits, one finished report, ways to call.
-
-Most of what a test of the whole workflow costs is starting kernels and importing torch and pandas.
-So one report is made for real, notebooks and all, and tests read it or copy it.
-"""
+"""What several test files share: tiny protocols on digits, one finished report, ways to call."""
 
 import os
 import shutil

@@ -22,8 +22,7 @@ def test_the_quick_form_of_a_protocol_has_all_its_pages(name, tmp_path):
     for parameters in protocol.at(protocol.seeds[0]):
         train_run(parameters, tmp_path / "runs" / parameters.run, report=lambda line: None)
     report = Report(tmp_path)
-    assert not report.missing
-    assert not any(run.record["unmeasured"] for run in report.runs)
+    assert not report.missing and not any(run.record["unmeasured"] for run in report.runs)
     pages = launch.analysis_pages(protocol)
     assert ("08_memory" in pages) == (name != "fashion_mnist")
     assert "06_ablation" not in pages  # at each length most cells are there once
