@@ -19,10 +19,21 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
+            _require_own_environment()
             return super().invoke(context)
         except UserError as error:
             click.echo(f"rnnbench: {error}", err=True)
             context.exit(1)
+
+
+def _require_own_environment() -> None:
+    """Refuse a program of a copied environment, which starts the Python and code of another."""
+    program = Path(sys.argv[0]).absolute()
+    beside, ours = program.parents[1] / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
+    if beside.exists() and not (ours.exists() and beside.samefile(ours)):
+        raise UserError(
+            f"{program} was moved or copied and starts the Python of {sys.prefix}: make env."
+        )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,7 +62,7 @@ def run(
     out = folders.output_folder(PROJECT / "reports" / name if output_dir is None else output_dir)
     click.echo(f"Reading {params}, once PyTorch has started ...")
 
-    from rnnbench_nb import launch
+    from rnnbench_nb import launch, statistics
     from rnnbench_nb.progress import Progress
     from rnnbench_nb.protocol import load_protocol
     from rnnbench_nb.results import Report, formatted, summary
@@ -84,6 +95,14 @@ def run(
                    err=True)  # fmt: skip
     table = formatted(summary(report.results), report.metrics).iloc[:, :3]
     click.echo("No training was completed." if table.empty else table.to_string(index=False))
+    if sentence := statistics.finding(report):
+        click.echo(f"Found: {sentence}")
+    if report.note:
+        click.echo(f"Note: {report.note}.")
+    if report.stand_in or max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS:
+        click.echo(
+            "Next: `rnnbench run params/row_mnist.yaml` trains ten seeds, enough for a verdict."
+        )
     click.echo(out / "index.html")
     sys.exit(1 if problems else 0)
 

@@ -282,6 +282,16 @@ def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = A
     }[row["verdict"]]
 
 
+def finding(report: Report) -> str:
+    """One sentence on the two variants with the best means; empty where no two are compared."""
+    scores = report.results[report.score.name].astype(float)
+    means = scores.groupby(report.results["variant"]).mean()
+    best = {*means.nlargest(2).index}
+    rows = comparison(report).to_dict("records")
+    rows = [row for row in rows if {row["a"], row["b"]} == best]
+    return sentence(rows[0], report.labels, report.score) if rows else ""
+
+
 def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
     """Compare the variants of a report within each group, by the mean over each run's predictions.
 

@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import RNNBENCH, write_tiny
+from conftest import RNNBENCH, one_sentence, write_tiny
 
 from rnnbench_nb.files import PROJECT
 
@@ -59,6 +60,15 @@ def test_an_environment_that_is_broken_or_was_moved_is_made_anew(tmp_path, there
         (programs.parent / "report.ready").touch()
     printed = make(programs.parents[1], "-s", "env", f"PYTHON={python}")
     assert ("-I -m venv --clear .venv" in printed) == (there != "ready")
+
+
+def test_a_program_of_a_copied_environment_names_the_command_that_renews_it(tmp_path):
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    (tmp_path / ".venv/pyvenv.cfg").touch()
+    copied = Path(shutil.copy(RNNBENCH, programs))
+    sentence = one_sentence(subprocess.run([copied, "list"], text=True, capture_output=True))
+    assert str(copied) in sentence and sys.prefix in sentence and "make env" in sentence
 
 
 def hostile(place: Path) -> tuple[dict[str, str], Path]:

@@ -47,7 +47,9 @@ def test_a_report_ends_with_its_table_and_its_place_and_runs_are_trained_once(he
     lines = run().stdout.splitlines()
     assert lines[1] == f"2 trainings, whose logs are in {out}/logs."
     assert lines[3].startswith("2 of 2 trainings; agru-seed42: accuracy ")
-    assert [line.split()[0] for line in lines[-4:-1]] == ["variant", "gru", "agru"]
+    assert [line.split()[0] for line in lines[-6:-3]] == ["variant", "gru", "agru"]
+    assert lines[-3].startswith("Found: ") and lines[-3].endswith("one seed: no verdict.")
+    assert lines[-2].startswith("Next: `rnnbench run params/row_mnist.yaml`")
     assert lines[-1] == str(out / "index.html")
     before = written(out)
     assert run("--models", "gru").returncode == 0  # a narrower protocol, and back
