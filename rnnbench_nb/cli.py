@@ -261,8 +261,13 @@ def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     published = sorted(path.parent for path in PROJECT.glob(f"reports/published/*/{MARKER}"))
     problems = 0
     for folder in reports or published:
-        report = Report(folder)
-        found = checks.verify(report)
+        try:
+            report = Report(folder)
+            found = checks.verify(report)
+        except UserError as error:  # a damaged file is a problem of its own report alone
+            click.echo(error)
+            problems += 1
+            continue
         problems += len(found)
         for problem in found:
             click.echo(f"{folder}: {problem}.")

@@ -5,6 +5,7 @@ that the project writes there. A command writes only to a folder that is new, em
 it overwrites and removes only what the list names. All other files are the user's.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,20 +98,43 @@ def own_report(path: Path) -> Path:
     return folder
 
 
+def digest(path: Path) -> str | None:
+    """The beginning of a file's SHA-256; None if there is no such file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
+def seal(folder: Path) -> None:
+    """Add the hashes of the marker and of all listed files to the list of a folder."""
+    names = sorted(listed(folder) | {MARKER})
+    hashes = {name: digest(folder / name) for name in names}
+    write_json(folder / LIST, hashes | {LIST: None})
+
+
+def changed(folder: Path) -> list[str]:
+    """The files of a folder that are not as they were when it was sealed."""
+    hashes = _list(folder).items()
+    return [name for name, old in hashes if old and digest(folder / name) != old]
+
+
 def listed(folder: Path) -> set[str]:
     """The names on the list of a folder, relative to it; those of folders end in a slash."""
+    return {*_list(folder)} - {MARKER}
+
+
+def _list(folder: Path) -> dict[str, str | None]:
+    """The list of a folder: names and, where it was sealed, hashes."""
     path = folder / LIST
     if not path.exists():
-        return set()
+        return {}
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
         paths = [Path(name) for name in names]
         outside = [p for p in paths if p.is_absolute() or ".." in p.parts or not p.parts]
-        if outside or not isinstance(names, list):
+        if outside or not isinstance(names, list | dict):
             raise ValueError("a name leads out of the folder, or this is no list")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged; move the folder away and start a new one.") from error
-    return set(names)
+    return names if isinstance(names, dict) else dict.fromkeys(names)
 
 
 def own(folder: Path, names: Iterable[str]) -> None:

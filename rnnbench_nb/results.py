@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file, write_json
-from rnnbench_nb.folders import MARKER
+from rnnbench_nb.folders import MARKER, digest
 from rnnbench_nb.looks import Look
 from rnnbench_nb.metrics import METRICS, Metrics, Score
 
@@ -198,6 +198,8 @@ class Report:
         if (folder / "run.json").exists():
             try:
                 run = load_run(folder)
+                if run.key != (variant, int(seed)):
+                    raise UserError(f"{folder / 'run.json'} is of another run; move it elsewhere.")
                 if run.record["status"] == COMPLETED:
                     run.predictions, run.history  # noqa: B018 (a damaged file is found now)
                 return run
@@ -219,7 +221,8 @@ class Report:
     @property
     def missing(self) -> list[dict[str, Any]]:
         """The records of the runs without results: `variant, seed, status, reason`."""
-        return [record for record in self.records if record["status"] != COMPLETED]
+        unknown = {"reason": "its record says no more"}
+        return [unknown | record for record in self.records if record["status"] != COMPLETED]
 
     def of(self, variant: str) -> list[Run]:
         """The completed runs of a variant, in order of their seeds."""
@@ -247,6 +250,12 @@ class Report:
                 with reading(path, folder):
                     tables.append(pd.read_parquet(path))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def digests(run: Path) -> dict[str, str | None]:
+    """The hashes of the history, the predictions and the measured tables in a run's folder."""
+    paths = [run / "history.csv", run / "predictions.safetensors", *run.glob("measures/*.parquet")]
+    return {path.relative_to(run).as_posix(): digest(path) for path in sorted(paths)}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -286,7 +295,7 @@ def result_columns(metrics: Iterable[str]) -> list[str]:
 
 
 def result_row(record: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, Any]:
-    """A run's row of results.csv; a run that did not complete has no numbers."""
+    """A run's row of results.csv; a run that did not complete has no scores."""
     test = record.get("test", {})
     values = {name: record.get(name) for name in (*KEYS, *SIZES, "seconds", "status")}
     values |= {name: test.get(name) for name in (*metrics, "loss")}

@@ -171,6 +171,7 @@ def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
         results.write_frame(folder / f"measures/{table}.parquet", rows.assign(variant=name))
     record = {**run.record, "variant": name, "parameters": parameters.flat()}
     record["copied_from"] = run.folder.relative_to(PROJECT).as_posix()
+    record["hashes"] = results.digests(folder)
     write_json(folder / "run.json", record)
     return load_run(folder)
 
@@ -257,6 +258,7 @@ def _trained(
         "test": {**METRICS[task.metrics].values(label, predicted), "loss": loss},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "unmeasured": failures,
+        "hashes": results.digests(folder),
     }
     write_json(folder / "run.json", record)
     return load_run(folder)

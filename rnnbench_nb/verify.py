@@ -4,16 +4,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from rnnbench_nb import folders
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import epochs_of
-from rnnbench_nb.results import KEYS, Report, Run, read_csv, result_columns, summary_text
+from rnnbench_nb.results import KEYS, Report, Run, read_csv, reading, result_columns, summary_text
 
 UNCHECKED = (
-    "seconds (a time is measured once)",
-    "loss on the test set and numbers of parameters (compared with the records alone)",
+    "seconds of an epoch, loss on the test set, numbers of parameters, measures and what a record "
+    "says of its machine (beyond that they are as they were written)",
+    "pages and figures of a report that is not published",
 )
 # Means over the steps of an epoch; a validation loss is of one moment, and may differ by percents.
 COMPARED = ["loss", "gradient_norm"]
@@ -29,10 +33,18 @@ def verify(report: Report) -> list[str]:
     Raises:
         UserError: A file is missing or damaged.
     """
-    problems = [*_rows(report)]
-    for run in report.runs:
-        problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
-    texts = {"results_summary.md": summary_text(report)}
+    problems = [f"{name} is not as it was published" for name in folders.changed(report.folder)]
+    labels: dict[Any, np.ndarray] = {}
+    with reading(report.folder / ("runs.json" if report.published else "runs")):
+        problems += _rows(report)
+        for run in report.runs:
+            problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
+            (variant, seed), label = run.key, run.predictions["label"]
+            there = labels.setdefault((report.variants[variant]["group"], seed), label)
+            if not np.array_equal(label, there):
+                problems.append(f"{run.folder.name}: its labels are not those of the other runs")
+        texts = {"results_summary.md": summary_text(report)}
+        texts["results.csv"] = report.results.to_csv(index=False)
     if not report.published:
         texts["history.csv"] = report.history.to_csv(index=False)
     for name, text in texts.items():
@@ -68,14 +80,22 @@ def _run(report: Report, run: Run) -> Iterator[str]:
     names = [record["variant"], asked["model"], record["seed"]]
     if record["model"] != asked["model"] or not (history[KEYS] == names).all(axis=None):
         yield "its record or history names another run"
+    for name, old in record.get("hashes", {}).items():
+        if not run.published and folders.digest(run.folder / name) != old:
+            yield f"its {name} is not as it was written"
+    if len(run.predictions["label"]) != record["data"]["test"]:
+        yield f"it has {len(run.predictions['label'])} answers to {record['data']['test']} examples"
     for name, value in run.metrics.values(**run.predictions).items():
         if record["test"][name] != value:
             yield f"its {name} is {record['test'][name]}; its predictions give {value}"
     epochs = list(range(1, record["epochs"] + 1))
     splits = dict(list(history.groupby("split")))
-    if any(list(rows["epoch"]) != epochs for rows in splits.values()) or len(splits) != 2:
+    both = splits.keys() == {"train", "validation"}
+    if not both or any(list(rows["epoch"]) != epochs for rows in splits.values()):
         yield f"its history does not have each of its {len(epochs)} epochs once"
         return
+    if not math.isclose(history["seconds"].sum(), record["seconds"], rel_tol=1e-9):
+        yield f"its seconds are {record['seconds']}; its history gives {history['seconds'].sum()}"
     rows = splits["validation"]
     worth = rows[report.score.name] if asked["best_by"] == "score" else -rows["loss"]
     best = int(worth.to_numpy().argmax()) + 1  # the earliest of equals

@@ -79,7 +79,9 @@ def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     pages = [_executed(path, found) for path in notebooks if path.exists()]
     folders.own(folder, [FIGURE])
     write_file(folder / FIGURE, figures.as_svg(figures.test_errors(found.results, found)))
-    return write(found, pages)
+    index = write(found, pages)
+    folders.seal(folder)
+    return index
 
 
 def _executed(notebook: Path, report: Report) -> Page:
