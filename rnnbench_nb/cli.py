@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import IS_CHECKOUT, PROJECT, SOURCES
 
 FOLDER = click.Path(path_type=Path)
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("params", default=str(PROJECT / "params/quick.yaml"))
+@click.argument("params", default=str(SOURCES / "params/quick.yaml"))
 @click.option("--runs", type=int, help="Number of seeds.")
 @click.option("--quick", is_flag=True, help="The protocol's short form.")
 @click.option("--models", help="The models that take part, separated by commas.")
@@ -162,7 +162,7 @@ def data(params: str) -> None:
 
 @main.command("list")
 def list_reports() -> None:
-    """List the reports in reports/ and reports/published/, the cells and the tasks."""
+    """List the reports in reports/ and reports/published/, protocols, cells and tasks."""
     from rnnbench_nb.cells import CELLS
     from rnnbench_nb.results import MARKER, Report
     from rnnbench_nb.tasks import TASKS
@@ -175,7 +175,9 @@ def list_reports() -> None:
             except UserError as error:
                 state = str(error)
             click.echo(f"{os.path.relpath(folder)}: {state}")
-    click.echo(f"Cells: {', '.join(CELLS)}.\nTasks: {', '.join(TASKS)}.")
+    protocols = sorted(path.stem for path in SOURCES.glob("params/*.yaml"))
+    for name, entries in {"Protocols": protocols, "Cells": CELLS, "Tasks": TASKS}.items():
+        click.echo(f"{name}: {', '.join(entries)}.")
 
 
 @main.command()
@@ -259,6 +261,8 @@ def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     from rnnbench_nb.results import MARKER, Report
 
     published = sorted(path.parent for path in PROJECT.glob(f"reports/published/*/{MARKER}"))
+    if not reports and not published:
+        raise UserError(f"{PROJECT} has no reports/published/; name a report.")
     problems = 0
     for folder in reports or published:
         try:
@@ -288,6 +292,8 @@ def test_cell(name: str) -> None:
     from rnnbench_nb.errors import lookup
 
     lookup(CELLS, "NAME", name)
+    if not IS_CHECKOUT:
+        raise UserError("test-cell needs the tests, which are not installed; use a checkout.")
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/test_battery.py"]
     environment = {**os.environ, "RNNBENCH_CELL": name, "PYTEST_ADDOPTS": ""}
     sys.exit(subprocess.run(command, cwd=PROJECT, env=environment).returncode)

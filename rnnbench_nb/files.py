@@ -1,4 +1,4 @@
-"""The project's folder, the one writer of files, and notebooks without their outputs."""
+"""The project's folders, the one writer of files, and notebooks without their outputs."""
 
 import json
 import os
@@ -8,7 +8,16 @@ from typing import Any
 
 from rnnbench_nb.errors import UserError
 
-PROJECT = Path(__file__).resolve().parent.parent  # notebooks name other folders relative to it
+_ABOVE = Path(__file__).resolve().parents[1:]
+# Where params/, profiles/, notebooks/ and the Snakefile are: the checkout, or what pip installed.
+SOURCES = next((p for p in (_ABOVE[0], *(folder / "share/rnnbench" for folder in _ABOVE))
+                if (p / "Snakefile").exists()), _ABOVE[0])  # fmt: skip
+IS_CHECKOUT = (SOURCES / "pyproject.toml").exists()
+# Where reports/ and data/ are, relative to which notebooks name folders: the checkout, or else the
+# current folder, or the one that RNNBENCH_HOME names, which tells it to jobs and kernels.
+PROJECT = SOURCES if IS_CHECKOUT else Path(os.environ.get("RNNBENCH_HOME", ".")).resolve()
+if not IS_CHECKOUT:
+    os.environ["RNNBENCH_HOME"] = str(PROJECT)
 
 
 def write_file(path: Path | str, data: bytes | str) -> None:

@@ -17,7 +17,7 @@ from rnnbench_nb import folders, supervisor
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, unexecuted, write_file, write_json
+from rnnbench_nb.files import IS_CHECKOUT, SOURCES, unexecuted, write_file, write_json
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import FAILED, Report
@@ -76,7 +76,7 @@ def profile_folder(name: str) -> Path:
     Raises:
         UserError: There is no profile of this name, or its executor is not installed.
     """
-    folder = PROJECT / "profiles" / name
+    folder = SOURCES / "profiles" / name
     settings = read_yaml(folder / "config.yaml", "name a folder of profiles/, such as local")
     plugin = f"snakemake-executor-plugin-{settings.get('executor', 'local')}"
     if "executor" in settings and find_spec(plugin.replace("-", "_")) is None:
@@ -203,7 +203,7 @@ def prepare(out: Path, protocol: Protocol, name: str) -> None:
     stays = {name for name in ours if name.startswith("variants/") or name == folders.LIST}
     folders.remove(out, ours - names - stays)
     # Snakemake executes notebooks without outputs: to open or execute one changes no report.
-    sources = (PROJECT / "notebooks").glob("*.ipynb")
+    sources = (SOURCES / "notebooks").glob("*.ipynb")
     contents = {place: text.encode() for place, text in files.items()}
     contents |= {f".sources/{path.name}": unexecuted(path.read_bytes()) for path in sources}
     for place, content in contents.items():
@@ -227,8 +227,8 @@ def environment(out: Path) -> dict[str, str]:
         **{f"JUPYTER_{kind}_DIR": str(hidden / kind.lower())
            for kind in ("CONFIG", "DATA", "RUNTIME")},
     }  # fmt: skip
-    if (PROJECT / "pyproject.toml").exists():  # a checkout, which need not be installed
-        values["PYTHONPATH"] = f"{PROJECT}{os.pathsep}{values.get('PYTHONPATH', '')}".rstrip(":")
+    if IS_CHECKOUT:  # it need not be installed
+        values["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{values.get('PYTHONPATH', '')}".rstrip(":")
     if not os.access(Path.home(), os.W_OK):
         values["XDG_CACHE_HOME"] = values["MPLCONFIGDIR"] = str(hidden / "cache")
     return values
@@ -244,7 +244,7 @@ def snakemake(
     """
     values, others = environment(out), {process.pid for process in supervisor.descendants()}
     command = [sys.executable, "-P", supervisor.__file__, sys.executable, "-m", "snakemake"]
-    command += ["--snakefile", str(PROJECT / "Snakefile"), "--profile", str(profile)]
+    command += ["--snakefile", str(SOURCES / "Snakefile"), "--profile", str(profile)]
     command += ["--nolock", "--show-failed-logs"]
     command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
     if on_gpu:  # `gpu` is a resource that the machine has, and that each training takes

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError, lookup
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import SOURCES
 from rnnbench_nb.looks import labels
 from rnnbench_nb.parameters import (
     Fraction,
@@ -311,8 +311,14 @@ def _refuse_alike(variants: Mapping[str, RunParameters], where: str) -> None:
         seen |= forms
 
 
+def _found(path: Path) -> Path:
+    """The file of this name, or else the project's own."""
+    ours = SOURCES / "params" / f"{path.name.removesuffix('.yaml')}.yaml"
+    return path if path.is_file() or not ours.exists() else ours
+
+
 def _layers(path: Path, remedy: str, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """Return the values of a parameter file after those of its `base`, in the same folder."""
+    """Return the values of a parameter file after those of its `base`, beside it or in params/."""
     if path in above:
         raise UserError(f"{path}: its base leads back to itself; leave the base of one file out.")
     values = read_yaml(path, remedy)
@@ -320,7 +326,7 @@ def _layers(path: Path, remedy: str, above: tuple[Path, ...] = ()) -> list[dict[
     if base is None:
         return [values]
     remedy = f"the base of {path} must be the name, without .yaml, of a file beside it"
-    return [*_layers(path.parent / f"{base}.yaml", remedy, (*above, path)), values]
+    return [*_layers(_found(path.parent / f"{base}.yaml"), remedy, (*above, path)), values]
 
 
 def load_protocol(name: Path | str, overrides: Mapping[str, Any] | None = None) -> Protocol:
@@ -332,9 +338,8 @@ def load_protocol(name: Path | str, overrides: Mapping[str, Any] | None = None) 
     Raises:
         UserError: The file cannot be read or is empty, or a key or value in it is wrong.
     """
-    path, ours = Path(name), PROJECT / "params" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    if path.name == str(name) and not path.is_file() and ours.exists():
-        path = ours
+    path = Path(name)
+    path = _found(path) if path.name == str(name) else path
     *below, own = _layers(path, "name a parameter file, such as params/quick.yaml")
     values = {key: value for layer in (*below, own) for key, value in layer.items()}
     protocol = _protocol(values, str(path), set(values) - set(own))

@@ -21,7 +21,7 @@ import torch
 from rnnbench_nb import results
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_file, write_json
+from rnnbench_nb.files import PROJECT, SOURCES, write_file, write_json
 from rnnbench_nb.folders import FORMAT
 from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.measures import Finished, measure
@@ -63,13 +63,13 @@ def commit() -> str:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PROJECT), *arguments]
+        command = ["git", "-C", str(SOURCES), *arguments]
         return subprocess.run(command, env=clean, capture_output=True, text=True).stdout.strip()
 
     if not which("git"):
         return "unknown"
     top, _, head = git("rev-parse", "--show-toplevel", "HEAD").partition("\n")
-    if top != str(PROJECT.resolve()) or len(head) != 40:  # a repository around it, or none
+    if top != str(SOURCES) or len(head) != 40:  # a repository around it, or none
         return "unknown"
     changes = git("status", "--porcelain", "--untracked-files=all", "rnnbench_nb")
     return head + "-dirty" * bool(changes)

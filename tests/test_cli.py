@@ -41,11 +41,11 @@ def test_list_names_reports_cells_and_tasks(tmp_path, monkeypatch):
         (tmp_path / "reports" / name).mkdir()
     shutil.copy(PUBLISHED / "reset/report.json", tmp_path / "reports/begun")
     (tmp_path / "reports/damaged/report.json").write_text("{")
-    begun, damaged, published, cells, tasks = rnnbench_here("list").stdout.splitlines()
+    begun, damaged, published, protocols, cells, tasks = rnnbench_here("list").stdout.splitlines()
     assert begun == "reports/begun: 0 of 10 runs"
     assert "report.json is missing or damaged" in damaged
     assert published == "reports/published/reset: 10 of 10 runs"
-    assert "agru, " in cells and "adding_problem, " in tasks
+    assert "row_mnist, " in protocols and "agru, " in cells and "adding_problem, " in tasks
 
 
 def test_show_prints_the_score_and_the_parameters_of_a_run(tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -123,3 +124,66 @@ def test_a_report_of_a_hostile_machine_is_that_of_a_clean_one(report, tmp_path):
               for name in ("training_curves", "error_curves", "test_comparison")]  # fmt: skip
     for file in files:
         assert (out / file).read_bytes() == (report / file).read_bytes(), file
+
+
+def test_all_that_a_run_reads_is_installed():
+    build = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    installed = {
+        path: f"{place}/{path.name}".removeprefix("share/rnnbench/")
+        for place, patterns in build["data-files"].items()
+        for pattern in patterns
+        for path in PROJECT.glob(pattern)
+    }
+    folders = ("params", "notebooks", "profiles")
+    command = ["git", "-C", PROJECT, "ls-files", "Snakefile", *folders]
+    asked = {PROJECT / name for name in subprocess.check_output(command, text=True).split()}
+    assert len(asked) > 30 and asked <= installed.keys()
+    assert all(str(path.relative_to(PROJECT)) == place for path, place in installed.items())
+
+
+@pytest.mark.slow
+def test_an_installed_package_makes_a_report_in_an_empty_folder(tmp_path):
+    """With the packages of this environment, which need no network."""
+    source, here, venv = (tmp_path / name for name in ("source", "here", "venv"))
+    skipped = shutil.ignore_patterns(".*", "reports", "tests", "build", "__pycache__")
+    shutil.copytree(PROJECT, source, ignore=skipped)
+    pip = ["-m", "pip", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run([sys.executable, *wheel], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    python, (site,) = venv / "bin/python", venv.glob("lib/python*/site-packages")
+    install = [*pip, "install", "--no-deps", *tmp_path.glob("*.whl")]
+    subprocess.run([python, *install], check=True, capture_output=True)
+    papermill = Path(RNNBENCH).with_name("papermill").read_text()
+    (venv / "bin/papermill").write_text(f"#!{python}\n{papermill.partition(os.linesep)[2]}")
+    (venv / "bin/papermill").chmod(0o755)
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    (venv / "share/jupyter").mkdir(parents=True, exist_ok=True)
+    (venv / "share/jupyter/nbconvert").symlink_to(Path(sys.prefix, "share/jupyter/nbconvert"))
+    here.mkdir()
+    for words in (
+        ["init"],
+        ["-c", "user.name=x", "-c", "user.email=x", "commit", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", *words], cwd=here, check=True, capture_output=True)
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def rnnbench(*arguments):
+        command = [venv / "bin/rnnbench", *arguments]
+        return subprocess.run(command, cwd=here, env=clean, text=True, capture_output=True)
+
+    tiny = ["--quick", "--models", "gru", "--runs", "1", "--set", "dataset=digits"]
+    done = rnnbench("run", "quick", *tiny, "--set", "hidden_size=8")
+    assert done.returncode == 0, done.stderr
+    report = here / "reports/quick-quick"
+    assert done.stdout.endswith(f"{report}/index.html\n")
+    assert (report / "pages/03_compare.html").exists() and not list(report.glob("**/*.failed"))
+    run = report / "runs/gru-seed42"
+    assert json.loads((run / "run.json").read_text())["commit"] == "unknown"
+    assert "reports/quick-quick: 1 of 1 runs\n" in rnnbench("list").stdout
+    assert rnnbench("show", run).stdout.startswith("gru, seed 42, is completed.")
+    assert "agrees" in rnnbench("verify", report).stdout
+    assert rnnbench("publish", report).stdout.endswith("reports/published/quick-quick/index.html\n")
+    assert "quick-quick agrees" in rnnbench("verify").stdout
+    assert "use a checkout" in one_sentence(rnnbench("test-cell", "gru"))
+    assert not {path.name for path in here.iterdir()} - {"reports", ".git"}

@@ -138,7 +138,7 @@ def test_a_notebook_that_was_opened_and_saved_has_not_changed(tmp_path, monkeypa
     path, out = tmp_path / "notebooks/03_compare.ipynb", tmp_path / "out"
     path.parent.mkdir()
     shutil.copy(PROJECT / "notebooks/03_compare.ipynb", path)
-    monkeypatch.setattr(launch, "PROJECT", tmp_path)
+    monkeypatch.setattr(launch, "SOURCES", tmp_path)
     saved, source, times = nbformat.read(path, as_version=4), out / ".sources/03_compare.ipynb", []
     *_, code = (cell for cell in saved.cells if cell.cell_type == "code")
     for change in ({}, {"execution_count": 3, "metadata": {"collapsed": True}}, {"source": "1"}):

@@ -95,9 +95,9 @@ def test_the_commit_is_the_projects_own_and_dirty_if_its_code_changed(monkeypatc
     git(tmp_path, "commit", "--allow-empty", "-m", "around")
     git(tmp_path, "tag", "v1")
     (tmp_path / "inside").mkdir()
-    monkeypatch.setattr(runs, "PROJECT", tmp_path / "inside")
+    monkeypatch.setattr(runs, "SOURCES", tmp_path / "inside")
     assert commit() == "unknown"
-    monkeypatch.setattr(runs, "PROJECT", tmp_path)
+    monkeypatch.setattr(runs, "SOURCES", tmp_path)
     ours = commit()
     assert len(ours) == 40  # although a tag names it
     monkeypatch.setenv("GIT_DIR", os.devnull)

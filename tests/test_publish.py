@@ -112,7 +112,7 @@ def test_where_a_front_page_lies_above_it_is_made_again(made, tmp_path):
 def test_pages_are_made_by_executing_the_notebooks_on_the_published_folder(
     made, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(publish, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(publish, "SOURCES", tmp_path / "project")
     notebook = tmp_path / "project/notebooks/03_compare.ipynb"
     parameters = new_code_cell("output_dir = ''", metadata={"tags": ["parameters"]})
     count = "from pathlib import Path\nprint(len([*Path(output_dir).rglob('*.parquet')]), 'tables')"

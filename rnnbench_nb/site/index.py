@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from rnnbench_nb import folders, statistics
-from rnnbench_nb.files import PROJECT, write_file
+from rnnbench_nb.files import SOURCES, write_file
 from rnnbench_nb.results import Report, formatted, readable, summary
 from rnnbench_nb.site.render import Page, fill, link_pages, render
 from rnnbench_nb.statistics import Verdict
@@ -102,7 +102,7 @@ def verdicts(report: Report) -> list[str]:
 
 def protocol_comment(name: str) -> dict[str, str]:
     """The `question` at the top of params/NAME.yaml, and the rest of that `comment`."""
-    path = PROJECT / f"params/{name}.yaml"
+    path = SOURCES / f"params/{name}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     comment = " ".join(line[2:] for line in takewhile(lambda line: line.startswith("# "), lines))
     question, mark, rest = comment.partition("?")

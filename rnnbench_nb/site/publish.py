@@ -8,7 +8,7 @@ import papermill
 
 from rnnbench_nb import figures, folders
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_file, write_json
+from rnnbench_nb.files import PROJECT, SOURCES, write_file, write_json
 from rnnbench_nb.results import MARKER, MISSING, Report, write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.index import FIGURE, FRONT, write
@@ -75,7 +75,7 @@ def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     if not found.published:
         raise UserError(f"{folder} is no published report; `rnnbench run` makes its pages.")
     names = [path.stem for path in folder.glob("pages/*.html")] if names is None else names
-    notebooks = [PROJECT / f"notebooks/{name}.ipynb" for name in sorted(names)]
+    notebooks = [SOURCES / f"notebooks/{name}.ipynb" for name in sorted(names)]
     pages = [_executed(path, found) for path in notebooks if path.exists()]
     folders.own(folder, [FIGURE])
     write_file(folder / FIGURE, figures.as_svg(figures.test_errors(found.results, found)))
