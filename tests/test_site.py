@@ -81,8 +81,10 @@ def test_data_that_stand_in_are_named_on_every_page_and_give_no_verdict(report):
     text = index.build(report).read_text()
     assert "stand-in data: no verdict" in text and "is better" not in text
     for path in [report / "index.html", *(report / "pages").glob("*.html")]:
-        warning = path.read_text().partition('<p class="warning">')[2]
-        assert warning.startswith("<strong>Mnist_5k stands in &lt;b&gt;"), path
+        soup = BeautifulSoup(path.read_text(), "html.parser")
+        assert soup.select_one("p.warning").text.startswith("Mnist_5k stands in <b>"), path
+        for drawn in soup("figure"):
+            assert "mnist_5k stands in <b>" in drawn.figcaption.text, path
 
 
 def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):

