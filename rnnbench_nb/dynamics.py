@@ -139,7 +139,7 @@ def replaced(step: Step) -> dict[str, Tensor]:
     A step is I + M, a flow exp(M); "with gates" adds G. A cell without `jacobian_terms` has the
     whole alone.
     """
-    if not hasattr(step.cell, "jacobian_terms"):
+    if not getattr(step.cell, "jacobian_terms", None):
         return {"whole": jacobian(step)}
     path, gates, matrix = parts_of(step)
     found = []

@@ -233,7 +233,7 @@ def damping(run: Finished, model: SequenceModel) -> Tables:
         over `SAMPLES` steps of the last three quarters, and `none`, the share of them where none
         exists (NaN where gamma is 0); `abnormality`, a mean, of the balanced path.
     """
-    if not hasattr(model.cell, "jacobian_terms"):
+    if not getattr(model.cell, "jacobian_terms", None):
         return {}
     inputs, _ = run.examples(DAMPED)
     chosen = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)

@@ -93,14 +93,33 @@ def gru_reset_before(w, x, h, o):
     return h - z * h + z * c
 
 
+def agru_matrix(w, o):
+    matrix = {"free": 1.0, "doubled": 2.0, "released": 2.0}.get(o.recurrence, 0) * w
+    matrix = matrix if matrix.any() else w - w.T
+    return matrix - o.gamma * torch.eye(len(w), dtype=w.dtype)
+
+
 def agru(w, x, h, o):
-    matrix = w["candidate_weight"]
-    if o.recurrence == "free":
-        matrix = matrix - o.gamma * torch.eye(len(matrix), dtype=x.dtype)
-    else:
-        matrix = damped(matrix, o.gamma)
-    z, c = reset_before(w, matrix, x, h)
+    z, c = reset_before(w, agru_matrix(w["candidate_weight"], o), x, h)
     return h + (w["epsilon"] if o.epsilon_itself else torch.exp(w["log_epsilon"])) * c * z
+
+
+def agru_heun(w, x, h, o):
+    """Each method by its table of Butcher: where a slope is taken, and how much of it."""
+    places, shares = {
+        "heun": ([0, 1], [1 / 2, 1 / 2]),
+        "half_steps": ([0, 1 / 2], [1 / 2, 1 / 2]),
+        "rk4": ([0, 1 / 2, 1 / 2, 1], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+    }[o.method]
+    gates = x @ w["weight_ih"].T + w["bias"]
+    n, size, slope, total = len(h[0]), torch.exp(w["log_epsilon"]), torch.zeros_like(h), 0
+    z, r = torch.sigmoid(gates[:, : 2 * n] + h @ w["gate_weight"].T).split(n, 1)
+    for place, share in zip(places, shares, strict=True):
+        state = r * (h + place * size * slope)
+        product = state @ agru_matrix(w["candidate_weight"], o).T
+        slope = z * torch.tanh(gates[:, 2 * n :] + product)
+        total = total + share * slope
+    return h + size * total
 
 
 READINGS = {
@@ -112,6 +131,7 @@ READINGS = {
     "mingru": (mingru, {}),
     "gru_reset_before": (gru_reset_before, {}),
     "agru": (agru, {"gamma": 0.3, "epsilon": 0.7}),
+    "agru_heun": (agru_heun, {"gamma": 0.3, "epsilon": 0.7}),
 }
 SHAPES = [(3, 5, 4, 6), (1, 5, 4, 6), (3, 1, 4, 6), (3, 5, 1, 6), (3, 5, 4, 1), (1, 1, 1, 1)]
 each_cell = pytest.mark.parametrize("cell", READINGS)
@@ -157,11 +177,32 @@ def test_a_cell_is_what_its_source_says(cell, shape, with_start):
     agrees(made, reading, x, h_0 if with_start else None)
 
 
+CONTROLS = ["free", "frozen", "doubled", "released"]
+
+
 @pytest.mark.parametrize(
-    "options", [{"recurrence": "free"}, {"recurrence": "frozen"}, {"epsilon_itself": True}]
+    "options", [*({"recurrence": name} for name in CONTROLS), {"epsilon_itself": True}]
 )
 def test_so_are_the_controls_of_the_agru(options):
     agrees(make("agru", gamma=0.3, **options), agru, torch.randn(5, 2, 4).double(), None)
+
+
+@pytest.mark.parametrize("method", ["half_steps", "rk4"])
+def test_so_are_the_other_methods_of_the_better_step(method):
+    made = make("agru_heun", gamma=0.3, method=method, recurrence="released")
+    agrees(made, agru_heun, torch.randn(5, 2, 4).double(), None)
+
+
+@pytest.mark.parametrize("cell", ["agru", "agru_heun"])
+def test_a_released_matrix_starts_as_the_antisymmetric_one_and_all_of_it_is_free(cell):
+    outputs, free = [], []
+    for recurrence in ("antisymmetric", "released"):
+        torch.manual_seed(0)
+        made = CELLS[cell](4, 6, recurrence=recurrence)
+        free.append(sum(p.numel() for p in made.parameters()) - made.redundant())
+        outputs.append(made(torch.ones(30, 2, 4))[0])
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)
+    assert free[1] - free[0] == 6 * 7 / 2
 
 
 @pytest.mark.parametrize("cell", ["agru", "antisymmetric_rnn", "gated_antisymmetric_rnn"])

@@ -3,6 +3,7 @@
 import sys
 
 from rnnbench_nb.cells.agru import AGRU
+from rnnbench_nb.cells.agru_heun import AGRUHeun
 from rnnbench_nb.cells.antisymmetric_rnn import AntisymmetricRNN
 from rnnbench_nb.cells.base import Cell, plain_loop
 from rnnbench_nb.cells.cornn import CoRNN

@@ -48,8 +48,12 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         epsilon: Positive = 1.0  # step size at the start
         learnable_epsilon: bool = True
         epsilon_itself: bool = False  # trained as it is, with weight decay, not as its logarithm
-        # A control, frozen, leaves W as it was drawn; another, free, takes A = W - gamma I.
-        recurrence: Literal["antisymmetric", "frozen", "free"] = "antisymmetric"
+        # Controls: frozen leaves W as it was drawn; free takes A = W - gamma I. Two take
+        # A = 2 W - gamma I, so that Adam's largest step on A is that of W - W^T: doubled leaves W
+        # as it was drawn, and released lets it start at (W - W^T) / 2, as antisymmetric.
+        recurrence: Literal["antisymmetric", "frozen", "free", "doubled", "released"] = (
+            "antisymmetric"
+        )
         initial_scale: NotNegative = 1.0  # factor on the initial W
 
     options: Options
@@ -71,16 +75,19 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
             else:
                 self.log_epsilon.fill_(math.log(start))
             self.candidate_weight.mul_(self.options.initial_scale)
+            if self.options.recurrence == "released":
+                self.candidate_weight.copy_((self.candidate_weight - self.candidate_weight.T) / 2)
 
     def step_size(self) -> Tensor:
         return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
 
     def recurrent_matrix(self) -> Tensor:
         w = self.candidate_weight
-        return damped(w if self.options.recurrence == "free" else w - w.T, self.options.gamma)
+        matrices = {"free": w, "doubled": 2 * w, "released": 2 * w}
+        return damped(matrices.get(self.options.recurrence, w - w.T), self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        return self.gate_weight, self.recurrent_matrix(), self.step_size()
+        return self.gate_weight, AGRU.recurrent_matrix(self), self.step_size()
 
     @staticmethod
     def step(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:

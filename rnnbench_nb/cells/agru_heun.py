@@ -1,0 +1,63 @@
+"""The antisymmetric GRU with a better step than Euler's."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnbench_nb.cells.agru import AGRU
+
+
+class AGRUHeun(AGRU):
+    """The A-GRU with a step of Heun's method; the gates z and r are held over the step.
+
+        k1 = z * tanh(V x + A (r * h) + b)
+        k2 = z * tanh(V x + A (r * (h + epsilon k1)) + b)
+        h' = h + epsilon (k1 + k2) / 2
+
+    Where the tanh is linear and the gates are open, a step multiplies a mode i lambda of epsilon A
+    by a number of modulus sqrt(1 + lambda^4 / 4), where Euler's has sqrt(1 + lambda^2).
+    """
+
+    name, label = "agru_heun", "A-GRU-Heun"
+    colour, dashes, marker = "#117733", (9, 2), "h"
+    kernels = ()  # type: ignore[assignment]
+    equation = r"""
+(`rnnbench_nb.cells.AGRUHeun`), the A-GRU with a step of Heun's method along the flow
+$f(h) = z_s \odot \tanh(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h) + b_h)$, whose gates are
+held over the step:
+
+$$h_s = h_{s-1} + \frac{\epsilon}{2} \left(f(h_{s-1}) + f(h_{s-1} + \epsilon f(h_{s-1}))\right)$$
+"""
+
+    class Options(AGRU.Options):
+        # Other ways to step along the same flow: the classical method of Runge and Kutta, and two
+        # Euler steps of half the size, which compute as much as one of Heun's.
+        method: Literal["heun", "rk4", "half_steps"] = "heun"
+
+    options: Options
+    jacobian_terms = None  # type: ignore[assignment]  # the parts of Euler's step are not this one's
+
+    def recurrent_matrix(self) -> None:  # type: ignore[override]
+        """None: what is said of a matrix and its step is said of Euler's."""
+
+    def step(  # type: ignore[override]
+        self, u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor
+    ) -> Tensor:
+        gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
+        z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
+
+        def flow(state: Tensor) -> Tensor:
+            return z * torch.tanh(candidate_input + F.linear(r * state, a))
+
+        first = flow(h)
+        if self.options.method == "half_steps":
+            half = h + epsilon / 2 * first
+            return half + epsilon / 2 * flow(half)
+        if self.options.method == "heun":
+            return h + epsilon / 2 * (first + flow(h + epsilon * first))
+        second = flow(h + epsilon / 2 * first)
+        third = flow(h + epsilon / 2 * second)
+        fourth = flow(h + epsilon * third)
+        return h + epsilon / 6 * (first + 2 * second + 2 * third + fourth)
