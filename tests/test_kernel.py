@@ -24,9 +24,7 @@ needs_kernel = pytest.mark.skipif(not KERNEL, reason="the kernel cannot be compi
 
 @pytest.fixture
 def load_for(monkeypatch):
-    """Load the kernel again, compiled for the instructions of this name."""
-
-    def load(isa):
+    def load(isa):  # compile and load the kernel again, for the instructions of this name
         monkeypatch.setenv("RNNBENCH_ISA", isa)
         kernel.load.cache_clear()
         return kernel.load()
@@ -45,8 +43,7 @@ def fresh_cache(monkeypatch, tmp_path, load_for):
 
 
 @pytest.fixture
-def no_kernel(monkeypatch):
-    """The kernel must not be called."""
+def no_kernel(monkeypatch):  # it must not be called
     monkeypatch.setattr(kernel, "forward", None)
 
 
@@ -95,8 +92,6 @@ def assert_same_bits(got, want):
     for name in want:
         assert torch.equal(got[name], want[name]), name
 
-
-# Right values
 
 # H, B, T and D
 SIZES = [(1, 1), (7, 5), (7, 513), (16, 128), (100, 1), (128, 128), (130, 33), (256, 5)]
