@@ -79,13 +79,14 @@ def summarise(report: Report) -> dict[str, Any]:
     runs = shown[["variant", "seed", "status", name, "best_epoch", "epochs", "seconds"]]
     runs = runs.assign(**{name: report.score.scale * runs[name].astype(float)})
     where = {key: {str(run[key]): None for run in done if run.get(key)} for key in WHERE}
+    lengths = " or ".join(map(str, sorted({run["data"]["steps"] for run in done})))
     return {
         **protocol_comment(report.name),
         "answers": verdicts(report) if done else [],
         "results": table(formatted(summary(shown), report.metrics)) if done else "",
         "runs": table(runs.rename(columns=readable)),
         "figure": FIGURE if done and (report.folder / FIGURE).is_file() else "",
-        "data": done[0]["data"] if done else {},
+        "data": {**done[0]["data"], "steps": lengths} if done else {},
         "where": {key: " / ".join(texts) for key, texts in where.items()},
         "finished": max((run["finished"][:10] for run in done), default=""),
         "protocol": protocol.read_text(encoding="utf-8") if protocol.is_file() else "",
