@@ -1,5 +1,5 @@
-# The graph of notebooks. `rnnbench run` calls it with the report's folder as the working
-# directory, where it has written the validated protocol.yaml and variants/.
+# The graph of notebooks. `rnnbench run` executes it in the report's folder, where it has written the
+# validated protocol.yaml and variants/.
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.launch import analysis_pages, data_pages, runs_of
@@ -12,9 +12,9 @@ output_dir = Path.cwd()
 if output_dir.is_relative_to(PROJECT):
     output_dir = output_dir.relative_to(PROJECT)
 
-# A notebook that fails leaves its partly executed copy and a marker; the report goes on and
-# says so. `papermill` is called as one would call it by hand.
-# One whose kernel ended before its first cell (two had chosen the same port) is tried once more.
+# A notebook that fails leaves its partly executed copy and a marker, and the report continues and
+# shows the failure. If the kernel ends before the first cell, which happens when two kernels choose
+# the same port, papermill runs once more. It is called as one would call it by hand.
 execute = (
     "rm -f {output:q}.failed; run() {{ papermill {input.notebook:q} {output:q} %s "
     "--log-output --no-progress-bar > {log:q} 2>&1; }}; "
@@ -38,7 +38,7 @@ localrules:
 rule all:
     input:
         "index.html",
-        # Named here, a notebook that failed or was deleted is made again.
+        # These are named here so that a failed or deleted notebook is executed again.
         expand("{run}/02_train.ipynb", run=runs),
         expand("notebooks/{name}.ipynb", name=[*data, *analyses]),
 

@@ -1,6 +1,6 @@
-"""Times of training steps and of inference, by torch.utils.benchmark, the cells taking turns.
+"""Time training steps and inference with torch.utils.benchmark.
 
-A round measures each cell once, so that a machine whose speed drifts slows all alike.
+A round measures each cell once, so that a machine whose speed drifts slows all cells alike.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -26,16 +26,16 @@ from rnnbench_nb.seeds import generator
 from rnnbench_nb.training import arithmetic
 
 OUTPUTS, ROUNDS = 10, 11
-LOOP = " loop"  # after a cell's name: the cell without its kernel
+LOOP = " loop"  # suffix of a cell's name: the cell without its kernel
 BASELINES = [name for name, cell in CELLS.items() if issubclass(cell, TorchCell)]
 # The cells with a compiled kernel.
 FAST = [name for name in CELLS if Path(build.__file__).with_name(f"{name}.cpp").exists()]
-TIMED = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
-NOISY = 0.1  # interquartile range over median, above which a warning is printed
+MODELS = [*BASELINES, *FAST, *(name + LOOP for name in FAST)]
+NOISY = 0.1  # spread (interquartile range over median) above which a warning is printed
 
 
 class Shape(NamedTuple):
-    """Steps T, hidden units H and sequences B, on a number of threads."""
+    """The shape of a measurement: steps T, hidden units H, sequences B, and threads."""
 
     steps: int
     hidden: int
@@ -48,9 +48,9 @@ SHAPES = [Shape(steps, 128, 128, 1, p) for steps in (28, 784) for p in ("highest
 
 
 def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable[[], None]:
-    """A function that does one training step ("train") or one inference ("infer") of a cell.
+    """Return a function that makes one training step ("train") or inference ("infer") of a cell.
 
-    A training step is forward, linear head, cross entropy, backward, clipping and fused Adam.
+    A training step has forward, linear head, cross entropy, backward, clipping and fused Adam.
     """
     cell = name.removesuffix(LOOP)
     parameters = run_parameters({"model": cell, "hidden_size": shape.hidden}, "bench")
@@ -76,9 +76,9 @@ def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable
 
 
 def measure(
-    shape: Shape, names: Collection[str] = TIMED, rounds: int = ROUNDS, device: str = "cpu"
+    shape: Shape, names: Collection[str] = MODELS, rounds: int = ROUNDS, device: str = "cpu"
 ) -> Iterator[dict[str, Any]]:
-    """Measure cells in turn, in rows with the fields of `shape`, `task, model, round, seconds`."""
+    """Measure cells in turn; yield rows of the fields of `shape`, `task, model, round, seconds`."""
     with arithmetic(shape.precision):
         for work in ("train", "infer"):
             steps = {name: step_of(name, work, shape, device) for name in names}
@@ -95,9 +95,9 @@ def measure(
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Medians of the rows of `measure`: `milliseconds`, `spread` (interquartile range over median).
+    """Return medians of the rows of `measure`: `milliseconds`, and `spread` (see `NOISY`).
 
-    For each of torch's cells `NAME_ratio` is its median over that of the row's model.
+    For each of torch's cells, `NAME_ratio` is its median over the one of the row's model.
     """
     keys = [*Shape._fields, "task", "model"]
     quartiles = rows.groupby(keys, sort=False)["seconds"].quantile([0.25, 0.5, 0.75]).unstack()
@@ -110,7 +110,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def command(path: Path | None, device: str, say: Callable[[str], None]) -> None:
-    """Measure all `SHAPES` on a device, print the table, and write the rows.
+    """Measure all `SHAPES` on a device, print tables with `say`, and write the rows to `path`.
 
     Raises:
         UserError: There is no GPU, or the file exists.
@@ -118,16 +118,16 @@ def command(path: Path | None, device: str, say: Callable[[str], None]) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
     if path and path.exists():
-        raise UserError(f"{path} exists; name a new file for the measurements.")
+        raise UserError(f"--json {path}: the file exists; name a new one.")
     name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
-    say(f"{name}, torch {torch.__version__}; a ratio above 1 means faster than torch's cell.")
+    say(f"{name}, torch {torch.__version__}; a ratio above 1 is faster than torch's cell.")
     rows: list[dict[str, Any]] = []
     for shape in SHAPES:
-        measured = list(measure(shape, TIMED, device=device))
-        table, rows = summarise(pd.DataFrame(measured)), rows + measured
+        new_rows = list(measure(shape, MODELS, device=device))
+        table, rows = summarise(pd.DataFrame(new_rows)), rows + new_rows
         say(table.to_string(index=False, float_format="{:.2f}".format))
         if table["spread"].max() > NOISY:
-            say(f"The times spread by {table['spread'].max():.0%}; close other programs.")
+            say(f"The times vary by {table['spread'].max():.0%}; close other programs.")
     if path:
         machine = {"processor": name, "torch": torch.__version__}
         write_json(path, {"machine": machine, "rows": rows})

@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs, so that none waits for what others need."""
+"""The command line. Each command imports only what it needs, so that it starts quickly."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ FOLDER = click.Path(path_type=Path)
 
 
 class _Commands(click.Group):
-    """Prints a `UserError` as one line without a traceback, and exits with 1."""
+    """A group that prints a `UserError` as one line without a traceback, and exits with 1."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -27,12 +27,12 @@ class _Commands(click.Group):
 
 
 def _require_own_environment() -> None:
-    """Refuse a program of a copied environment, which starts the Python and code of another."""
+    """Refuse to run in a copied environment, whose program starts the Python of the original."""
     program = Path(sys.argv[0]).absolute()
     beside, ours = program.parents[1] / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
     if beside.exists() and not (ours.exists() and beside.samefile(ours)):
         raise UserError(
-            f"{program} was moved or copied and starts the Python of {sys.prefix}: make env."
+            f"{program} is a copy and starts the Python of {sys.prefix}; run make env here."
         )
 
 
@@ -44,13 +44,13 @@ def main() -> None:
 
 @main.command()
 @click.argument("params", default=str(SOURCES / "params/quick.yaml"))
-@click.option("--runs", type=int, help="Number of seeds.")
-@click.option("--quick", is_flag=True, help="The protocol's short form.")
-@click.option("--models", help="The models that take part, separated by commas.")
+@click.option("--runs", type=int, help="Number of seeds of each variant.")
+@click.option("--quick", is_flag=True, help="Run the short form of the protocol.")
+@click.option("--models", help="Cells or variants to run, separated by commas.")
 @click.option("--output-dir", help="Folder of the report [reports/<name of PARAMS>].")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any parameter.")
-@click.option("--jobs", type=click.IntRange(1), help="Trainings side by side [all cores].")
-@click.option("--profile", default="local", help="Where jobs run: a folder of profiles/.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a parameter.")
+@click.option("--jobs", type=click.IntRange(1), help="Trainings at the same time [all cores].")
+@click.option("--profile", default="local", help="Where jobs run: a folder of profiles/ [local].")
 def run(
     params: str, runs: int | None, quick: bool, models: str | None, output_dir: str | None,
     settings: tuple[str, ...], jobs: int | None, profile: str,
@@ -60,17 +60,17 @@ def run(
 
     name = Path(params).stem + ("-quick" if quick else "")
     out = folders.output_folder(PROJECT / "reports" / name if output_dir is None else output_dir)
-    click.echo(f"Reading {params}, once PyTorch has started ...")
+    click.echo(f"Starting PyTorch and reading {params} ...")
 
     from rnnbench_nb import launch, statistics
     from rnnbench_nb.progress import Progress
     from rnnbench_nb.protocol import load_protocol
-    from rnnbench_nb.results import Report, formatted, summary
+    from rnnbench_nb.results import Report, format_summary, summary
     from rnnbench_nb.runs import device_of, stale_runs
 
     protocol = load_protocol(params, _overrides(runs, models, settings))
     folder = launch.profile_folder(profile)
-    protocol = (protocol.quick() if quick else protocol).resolved()
+    protocol = (protocol.quick() if quick else protocol).resolve()
     variants = protocol.parameterisations.values()
     on_gpu = profile == "local" and "cuda" in {device_of(own).type for own in variants}
     if protocol.note:
@@ -79,24 +79,24 @@ def run(
         launch.prepare(out, protocol, name)
         stale = stale_runs(Report(out))
         epochs = {parameters.run: parameters.epochs for parameters in launch.runs_of(protocol)}
-        click.echo(f"{len(epochs)} trainings, whose logs are in {out / 'logs'}.")
+        click.echo(f"The report has {len(epochs)} trainings; their logs are in {out / 'logs'}.")
         progress = Progress(out, epochs, click.echo)
         code = launch.snakemake(out, folder, jobs, on_gpu, progress.look, lock)
         progress.look()
         if code or not (out / "index.html").exists():
-            raise launch.why_it_stopped(out)
+            raise launch.stop_error(out)
     report = Report(out)
     problems = launch.problems(report)
     for problem in problems:
         click.echo(f"rnnbench: {problem}", err=True)
     if stale:
         names = ", ".join(stale)
-        click.echo(f"NOTE: the code has changed since {names}; another --output-dir trains anew.",
-                   err=True)  # fmt: skip
-    table = formatted(summary(report.results), report.metrics).iloc[:, :3]
-    click.echo("No training was completed." if table.empty else table.to_string(index=False))
+        click.echo(f"NOTE: the code has changed since {names}; to train again, name another "
+                   "--output-dir.", err=True)  # fmt: skip
+    table = format_summary(summary(report.results), report.metrics).iloc[:, :3]
+    click.echo("No training is complete." if table.empty else table.to_string(index=False))
     if sentence := statistics.finding(report):
-        click.echo(f"Found: {sentence}")
+        click.echo(f"Result: {sentence}")
     if report.note:
         click.echo(f"Note: {report.note}.")
     if report.stand_in or max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS:
@@ -108,7 +108,7 @@ def run(
 
 
 def _overrides(runs: int | None, models: str | None, settings: tuple[str, ...]) -> dict[str, Any]:
-    """The values that the options lay over the parameter file.
+    """Return the values with which the options replace those of the parameter file.
 
     Raises:
         UserError: A setting is not KEY=VALUE.
@@ -130,7 +130,7 @@ def _overrides(runs: int | None, models: str | None, settings: tuple[str, ...]) 
 
 @main.command()
 @click.argument("params")
-@click.option("--hours", is_flag=True, help="Print how long each variant takes here instead.")
+@click.option("--hours", is_flag=True, help="Print how long each variant takes on this machine.")
 def check(params: str, hours: bool) -> None:
     """Print the checked parameters of PARAMS, or how long they will take on this machine."""
     from rnnbench_nb.parameters import to_yaml
@@ -142,9 +142,9 @@ def check(params: str, hours: bool) -> None:
         return
     from rnnbench_nb import plan
 
-    table = plan.hours(protocol.resolved())
+    table = plan.hours(protocol.resolve())
     click.echo(table.to_string(index=False, float_format="{:.3g}".format))
-    click.echo(f"{table['hours'].sum():.3g} hours of one training at a time, for the whole budget.")
+    click.echo(f"In total {table['hours'].sum():.3g} hours of one training at a time are needed.")
 
 
 @main.command()
@@ -154,7 +154,7 @@ def data(params: str) -> None:
     from rnnbench_nb.protocol import load_protocol
     from rnnbench_nb.tasks.data import data_folder
 
-    protocol = load_protocol(params).resolved()
+    protocol = load_protocol(params).resolve()
     if protocol.stand_in:
         raise UserError(f"{params}: {protocol.note}.")
     click.echo(f"The data of {params} are complete and verified; files lie in {data_folder()}.")
@@ -183,7 +183,7 @@ def list_reports() -> None:
 @main.command()
 @click.argument("run_folder", type=FOLDER)
 def show(run_folder: Path) -> None:
-    """Print what the run in RUN_FOLDER is, and how it scored."""
+    """Print the status, the test scores and the record of the run in RUN_FOLDER."""
     from rnnbench_nb.results import COMPLETED, load_run, readable
 
     run = load_run(run_folder)
@@ -206,24 +206,24 @@ def render(report: Path) -> None:
     from rnnbench_nb.results import Report, write_tables
     from rnnbench_nb.site import index
 
-    found = Report(folders.own_report(report))
-    write_tables(found)
-    if found.runs:
-        folder = found.folder / "figures"
-        figures.save(figures.training_curves(found.history, found), folder / "training_curves")
-        figures.save(figures.error_curves(found.history, found), folder / "error_curves")
-        figures.save(figures.test_errors(found.results, found), folder / "test_comparison")
-    click.echo(str(index.build(found.folder)))
+    content = Report(folders.working_report(report))
+    write_tables(content)
+    if content.runs:
+        folder = content.folder / "figures"
+        figures.save(figures.training_curves(content.history, content), folder / "training_curves")
+        figures.save(figures.error_curves(content.history, content), folder / "error_curves")
+        figures.save(figures.test_errors(content.results, content), folder / "test_comparison")
+    click.echo(str(index.build(content.folder)))
 
 
 @main.command("publish")
 @click.argument("report", type=FOLDER)
-@click.option("--to", help="Where to [reports/published/<name of REPORT>].")
-@click.option("--replace", is_flag=True, help="Even if published runs are lost or changed.")
+@click.option("--to", help="Folder of the copy [reports/published/<name of REPORT>].")
+@click.option("--replace", is_flag=True, help="Publish even if published runs are lost or changed.")
 def publish_report(report: Path, to: str | None, replace: bool) -> None:
     """Copy pages, tables, records and predictions of REPORT, without weights.
 
-    If front.html.j2 lies beside the copy, the front page over all reports there is made again.
+    If front.html.j2 lies beside the copy, the front page over all reports is made again.
     """
     from rnnbench_nb.site.publish import publish
 
@@ -233,13 +233,13 @@ def publish_report(report: Path, to: str | None, replace: bool) -> None:
 
 @main.command("site")
 @click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
-@click.option("--draw", type=FOLDER, multiple=True, metavar="RUN", help="Reads drawn digits.")
-@click.option("--remake", type=FOLDER, multiple=True, metavar="REPORT", help="Its pages first.")
+@click.option("--draw", type=FOLDER, multiple=True, metavar="RUN", help="Run for the drawing page.")
+@click.option("--remake", type=FOLDER, multiple=True, metavar="REPORT", help="Report to remake.")
 def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -> None:
     """Write the front page over the published reports in FOLDER, from its front.html.j2.
 
-    Each --remake REPORT has its pages made again first, by the notebooks as they are now. Each
-    --draw RUN is a model, with its weights, for the page on which one draws a digit.
+    --remake REPORT first makes the pages of a report again, with today's notebooks. --draw RUN adds
+    the model of a run, which needs its weights, to the page on which visitors draw a digit.
     """
     from rnnbench_nb.results import load_run
     from rnnbench_nb.site import drawing, front, publish
@@ -267,27 +267,27 @@ def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     for folder in reports or published:
         try:
             report = Report(folder)
-            found = checks.verify(report)
+            faults = checks.verify(report)
         except UserError as error:  # a damaged file is a problem of its own report alone
             click.echo(error)
             problems += 1
             continue
-        problems += len(found)
-        for problem in found:
-            click.echo(f"{folder}: {problem}.")
-        if not found:
+        problems += len(faults)
+        for fault in faults:
+            click.echo(f"{folder}: {fault}.")
+        if not faults:
             click.echo(f"{folder} agrees with the predictions of {len(report.runs)} runs.")
         if retrain:
             problems += checks.retrain(report, retrain, click.echo).count("differs")
-    click.echo(f"Not checked: {'; '.join(checks.UNCHECKED)}.")
+    click.echo(f"This command does not check: {'; '.join(checks.UNCHECKED)}.")
     if problems:
-        raise UserError(f"{problems} things do not agree.")
+        raise UserError(f"checks that failed: {problems}; the lines above name them.")
 
 
 @main.command("test-cell")
 @click.argument("name")
 def test_cell(name: str) -> None:
-    """Hold the cell NAME to the contract of every cell."""
+    """Test the cell NAME against the contract of all cells."""
     from rnnbench_nb.cells import CELLS
     from rnnbench_nb.errors import lookup
 
@@ -303,7 +303,7 @@ def test_cell(name: str) -> None:
 @click.option("--json", "path", type=FOLDER, help="Write the measurements to this new file.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def bench(path: Path | None, device: str) -> None:
-    """Time training steps and inference of the models, in turn in one process."""
+    """Time training steps and inference of the models in turn, in one process."""
     from rnnbench_nb import bench
 
     bench.command(path, device, click.echo)

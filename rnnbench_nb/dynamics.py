@@ -1,9 +1,9 @@
-"""What a recurrence does to its state of n numbers: spectra, step Jacobians, exponents, gradients.
+"""Dynamics of a recurrence with n state numbers: spectra, step Jacobians, exponents, gradients.
 
-All is float64, batched over examples and streamed over steps.
+All computations are in float64, in batches of examples, one step after another.
 
-Torch's batched LU (`solve`, `det`, `slogdet`, `inv`) has no place here: on several threads it
-returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815).
+This module must not use torch's batched LU (`solve`, `det`, `slogdet`, `inv`): on several threads
+it returns wrong numbers or hangs (https://github.com/pytorch/pytorch/issues/142815).
 """
 
 import copy
@@ -19,29 +19,29 @@ from rnnbench_nb.cells import Cell
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.tasks import Task
 
-ERASED = 1e-12  # of a step's size: shrunk below it, a direction counts as erased by the step
-POINTS = 16  # dampings that are tried
+ERASURE = 1e-12  # a direction that a step shrinks below this share of its norm counts as erased
+POINTS = 16  # dampings that `least_damping` tries
 
 
 def stability(matrix: Tensor, epsilon: Tensor) -> dict[str, float]:
-    """How a recurrent matrix A (H, H) grows, as a flow and by Euler steps of a size epsilon.
+    """Measure how a recurrent matrix A (H, H) grows, as a flow and by Euler steps of size epsilon.
 
     A mode lambda of A grows along the flow if Re(lambda) > 0, and along the step I + epsilon A if
-    |1 + epsilon lambda| > 1, which is so beyond epsilon = -2 Re(lambda) / |lambda|^2.
+    |1 + epsilon lambda| > 1, that is, if epsilon > -2 Re(lambda) / |lambda|^2.
 
     Returns:
         `epsilon`; `lambda_max`, the largest imaginary part; `epsilon_lambda_max`, at most 1 if
-        some damping stabilises the step (gamma = 1/epsilon is the best); `epsilon_max`, the
-        largest step at which no mode grows; the largest modulus, `modulus_max`; `share_outside`,
-        the fraction of modes with one above 1; `abscissa`, the largest real part of an eigenvalue
-        of epsilon A, and `numerical_abscissa`, that of its symmetric part (above 0: the flow can
-        grow at once); `defect`, |A - S + gamma I| / |A| in Frobenius' norm for the nearest
-        S - gamma I, S antisymmetric (0: the eigenvalues are -gamma +- i omega).
+        some damping stabilises the step (gamma = 1/epsilon is best); `epsilon_max`, the largest
+        step at which no mode grows; `modulus_max`, the largest |1 + epsilon lambda|, and
+        `share_outside`, the fraction of modes with one above 1; `abscissa`, the largest real part
+        of an eigenvalue of epsilon A, and `numerical_abscissa`, that of its symmetric part (above
+        0 the flow can grow at once); `defect`, the distance |A - S + gamma I| / |A| (Frobenius) to
+        the nearest S - gamma I with antisymmetric S; at 0 eigenvalues are -gamma +- i omega.
     """
     matrix, epsilon = matrix.cpu().double(), epsilon.cpu().double()
     modes = torch.linalg.eigvals(matrix)
     moduli = (1 + epsilon * modes).abs()
-    largest_steps = -2 * modes.real / modes.abs() ** 2  # 0 / 0 for the mode 0, always neutral
+    largest_steps = -2 * modes.real / modes.abs() ** 2  # NaN for the mode 0, always neutral
     symmetric = (matrix + matrix.mT) / 2
     rest = symmetric - matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype)
     columns = {
@@ -65,16 +65,16 @@ class Step(NamedTuple):
     """One step of a cell, all in float64."""
 
     cell: Cell
-    u: Tensor  # what its input contributes (B, blocks H)
+    u: Tensor  # the drive of its input (B, blocks H)
     before: Tensor  # state before the step (B, n)
-    prepared: tuple[Tensor, ...]  # what the cell's `prepare` gave
+    prepared: tuple[Tensor, ...]  # the result of the cell's `prepare`
     after: Tensor  # state after the step (B, n)
 
 
 def walk(cell: Cell, inputs: Tensor, start: Tensor | None = None) -> Iterator[Step]:
     """Run a copy of a cell in float64 over sequences (B, T, D) and yield its steps one by one.
 
-    The start (B, n) is zeros if it is None; if it wants a gradient, so do all states after it.
+    The initial state `start` (B, n) is zero by default; later states require a gradient if it does.
     """
     cell = copy.deepcopy(cell).double().eval().requires_grad_(False)
     state = cell.zero_state(len(inputs)) if start is None else start.double()
@@ -91,10 +91,10 @@ def jacobian(step: Step) -> Tensor:
 
 
 def parts_of(step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """P and G (B, n, n) of J = I + P + G, and A (n, n), for a cell with `jacobian_terms`.
+    """Return P and G (B, n, n) of J = I + P + G, and A (n, n), for a cell with `jacobian_terms`.
 
-    The path P = L A R is the recurrent matrix between frozen gates, L and R being diagonal and
-    positive; G is the gates' own dependence on the state.
+    The path P = L A R, with positive diagonal matrices L and R, is the recurrent matrix at fixed
+    gates. G comes from the gates' dependence on the state.
     """
     cell: Any = step.cell
     terms = cell.jacobian_terms(step.u, step.before, *step.prepared)
@@ -102,25 +102,25 @@ def parts_of(step: Step) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def balanced(path: Tensor, matrix: Tensor) -> Tensor:
-    """N = Q^1/2 A Q^1/2 with Q = L R, of a path P = L A R (..., n, n): it has P's spectrum.
+    """Return N = Q^1/2 A Q^1/2 with Q = L R for a path P = L A R (..., n, n); N has P's spectrum.
 
-    For A = S - gamma I it is M - gamma Q with M = Q^1/2 S Q^1/2 antisymmetric: its symmetric part
-    is -gamma Q, so that its flow cannot grow, and N N^T - N^T N = 2 gamma (Q M - M Q), so that it
-    is normal at gamma = 0, or where Q is a multiple of I (see `abnormality`).
+    For A = S - gamma I, N = M - gamma Q, where M = Q^1/2 S Q^1/2 is antisymmetric. The symmetric
+    part of N is -gamma Q, so its flow cannot grow. As N N^T - N^T N = 2 gamma (Q M - M Q), N is
+    normal if gamma = 0 or if Q is a multiple of I (see `abnormality`).
     """
     scale = torch.where(matrix == 0, 0, path / matrix)  # of entry i, j: L_i R_j
     return matrix * (scale * scale.mT).sqrt()
 
 
 def abnormality(operator: Tensor) -> Tensor:
-    """|N N^T - N^T N| / |N|^2 (...) in Frobenius' norm, for N (..., n, n): 0 if N is normal."""
+    """Return |N N^T - N^T N| / |N|^2 in Frobenius' norm for N (..., n, n); 0 if N is normal."""
     transposed = operator.mT
     commutator = operator @ transposed - transposed @ operator
     return torch.linalg.matrix_norm(commutator) / torch.linalg.matrix_norm(operator) ** 2
 
 
 CAUSES = ("Euler step", "non-normality", "gates")
-# What stands in the place of a step's Jacobian, and the causes of growth that are left in it.
+# The matrices that replace a step's Jacobian, and the causes of growth that remain in each.
 REPLACEMENTS: dict[str, set[str]] = {
     "whole": set(CAUSES),
     "step of the path": {"Euler step", "non-normality"},
@@ -133,32 +133,32 @@ REPLACEMENTS: dict[str, set[str]] = {
 }
 
 
-def replaced(step: Step) -> dict[str, Tensor]:
-    """The step Jacobian (B, n, n) and what stands in its place, by the names of `REPLACEMENTS`.
+def replacements(step: Step) -> dict[str, Tensor]:
+    """Return the step Jacobian (B, n, n) and its replacements, by the names in `REPLACEMENTS`.
 
-    A step is I + M, a flow exp(M); "with gates" adds G. A cell without `jacobian_terms` has the
-    whole alone.
+    For a matrix M, the step is I + M and the flow is exp(M); "with gates" adds G. A cell without
+    `jacobian_terms` has only the "whole".
     """
     if not getattr(step.cell, "jacobian_terms", None):
         return {"whole": jacobian(step)}
     path, gates, matrix = parts_of(step)
-    found = []
+    matrices = []
     for operator in (path, balanced(path, matrix)):
         euler = torch.eye(len(matrix), dtype=matrix.dtype) + operator
         flow = torch.linalg.matrix_exp(operator)
-        found += [euler + gates, euler, flow + gates, flow]
-    return dict(zip(REPLACEMENTS, found, strict=True))
+        matrices += [euler + gates, euler, flow + gates, flow]
+    return dict(zip(REPLACEMENTS, matrices, strict=True))
 
 
 def least_damping(path: Tensor, matrix: Tensor, gamma: float, halvings: int = 5) -> Tensor:
-    """The smallest damping at which I + P has a spectral radius of at most 1, gates held fixed.
+    """Find the least damping at which I + P has a spectral radius of at most 1, at fixed gates.
 
-    `POINTS` dampings are tried, evenly up to 2 / max(L R), beyond which the largest of L R
-    overshoots by itself; the first that serves is refined by bisection.
+    It tries `POINTS` even dampings up to 2 / max(L R), beyond which the damping alone overshoots,
+    and refines the first stable one by bisection.
 
     Returns:
-        Dampings (B,), inf where none serves, for P = L (S - gamma I) R (B, n, n), the matrix
-        S - gamma I (n, n), and the gamma in use, which is not 0.
+        The least dampings (B,), inf if none of these is stable, for P = L (S - gamma I) R
+        (B, n, n), the matrix S - gamma I (n, n), and the cell's damping gamma, which is not 0.
     """
     scale = path.diagonal(dim1=-2, dim2=-1) / matrix.diagonal()  # L R, (B, n)
 
@@ -179,10 +179,10 @@ def least_damping(path: Tensor, matrix: Tensor, gamma: float, halvings: int = 5)
 
 
 def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 16) -> Tensor:
-    """What `measure` gives for `size` examples of the batches at a time, all together.
+    """Apply `measure` to `size` examples of the batches at a time, and concatenate the results.
 
-    Memory grows with `size` alone, about ten arrays (size, n, n) a thread. Each of torch's threads
-    has examples of its own, because several inside one small factorisation only fight.
+    It needs about ten arrays (size, n, n) a thread, whatever the number of examples. Each of
+    torch's threads has its own examples, because threads inside one small factorisation are slow.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -194,26 +194,26 @@ def over_examples(measure: Callable[..., Tensor], *batches: Tensor, size: int = 
 
 
 def _triangular_factors(jacobians: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """R_t (B, n, n) of Q_t R_t = J_t Q_{t-1}, Q_0 = I, and the size (B, 1) of its rounding."""
+    """Yield R_t (B, n, n) of Q_t R_t = J_t Q_{t-1} with Q_0 = I, and its rounding error (B, 1)."""
     q = None  # kept as Householder vectors, which is faster than forming it
     for j in jacobians:
         q = torch.geqrf(j if q is None else torch.ormqr(*q, j, left=False))
         r = q.a.triu()
-        yield r, ERASED * torch.linalg.matrix_norm(r)[:, None]
+        yield r, ERASURE * torch.linalg.matrix_norm(r)[:, None]
 
 
 def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
-    """Exponents by QR, lambda_i = mean over t of log |R_t,ii|: for long sequences.
+    """Compute Lyapunov exponents by QR, lambda_i = mean over t of log |R_t,ii|, for long sequences.
 
-    Benettin et al. 1980; Dieci and Van Vleck 2002; for recurrent networks Vogt et al. 2022
-    (Front. Appl. Math. Stat. 8:818799). Their sum is the mean of log |det J_t| at any T; each by
-    itself is off by the order of 1/T.
+    See Benettin et al. 1980, Dieci and Van Vleck 2002, and for recurrent networks Vogt et al. 2022
+    (Front. Appl. Math. Stat. 8:818799). The sum of the exponents is the mean of log |det J_t|,
+    exact at any T; each exponent has an error of order 1/T.
 
     Returns:
-        Exponents (B, n) in nats a step, roughly descending, of J_t (B, n, n) for t = 1 ... T in
-        this order; -inf for a direction that a step erases to working precision.
+        Exponents (B, n) in nats a step, roughly descending, for J_t (B, n, n) in the order t = 1
+        ... T; -inf for a direction that a step erases to working precision.
     """
-    total, steps = torch.zeros(()), 0  # no list of T tensors, which would fragment the memory
+    total, steps = torch.zeros(()), 0  # a list of T tensors would fragment the memory
     for r, rounding in _triangular_factors(jacobians):
         diagonal = r.diagonal(dim1=-2, dim2=-1).abs()  # (B, n)
         total = total + torch.where(diagonal > rounding, diagonal, 0).log()
@@ -222,13 +222,13 @@ def lyapunov_exponents(jacobians: Iterable[Tensor]) -> Tensor:
 
 
 def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
-    """Finite-time exponents log(sigma_i) / T of the product J_T ... J_1: for short sequences.
+    """Compute the exponents log(sigma_i) / T of the product J_T ... J_1, for short sequences.
 
-    The singular values are taken from the triangular factors, since the plain product loses all
-    that is below 1e-16 of the largest: half of a trained LSTM's at T = 28.
+    The singular values sigma_i come from the triangular factors, because the plain product loses
+    those below 1e-16 of the largest: half of a trained LSTM's at T = 28.
 
     Returns:
-        As `lyapunov_exponents`, but descending; -inf also for a direction that all steps together
+        As `lyapunov_exponents`, but descending; also -inf for a direction that all steps together
         shrink below 1e-308.
     """
     total, steps = None, 0
@@ -243,12 +243,12 @@ def singular_exponents(jacobians: Iterable[Tensor]) -> Tensor:
 def gradients(
     model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of each example's loss after the last step, by reverse differentiation.
+    """Differentiate each example's loss after the last step, in reverse mode and without dropout.
 
     Returns:
-        dL/ds_t for t = 0 ... T (B, T + 1, n), s_0 being the state before the first step, and
+        dL/ds_t for t = 0 ... T (B, T + 1, n), where s_0 is the state before the first step, and
         dL/dx_t for t = 1 ... T (B, T, D), for sequences (B, T, D) and targets (B, ...), or
-        (B, T, ...) where every step is read. There is no dropout.
+        (B, T, ...) if the model answers after every step.
     """
     inputs = inputs.detach().double().requires_grad_()
     start = model.cell.zero_state(len(inputs)).double().requires_grad_()
@@ -263,6 +263,6 @@ def gradients(
 
 
 def norm(vectors: Tensor) -> Tensor:
-    """The norm over the last dimension, also of vectors whose squares would underflow."""
+    """Return the norm over the last dimension, also for vectors whose squares would underflow."""
     largest = vectors.abs().amax(-1, keepdim=True)
     return largest[..., 0] * (vectors / largest.clamp(min=1e-300)).norm(dim=-1)

@@ -1,6 +1,6 @@
-"""One function a figure: a tidy frame and its report in, a figure out. Nothing here needs torch.
+"""Figures: each function takes a tidy frame and its report, and returns a figure without torch.
 
-The report knows each variant's label and look. The caller saves or shows a figure.
+The report has the label and the style of each variant. The caller saves or shows the figure.
 """
 
 import base64
@@ -22,11 +22,11 @@ from PIL import Image
 
 from rnnbench_nb.files import write_file
 from rnnbench_nb.results import COMPLETED, Report, readable
-from rnnbench_nb.statistics import Verdict, shown, t_interval
+from rnnbench_nb.statistics import Verdict, format_score, t_interval
 
-MANY = 9  # variants whose bands and rows need less room
+MANY = 9  # from so many variants on, bands are left out and rows are closer
 
-mpl.rcdefaults()  # a matplotlibrc of the user has no say
+mpl.rcdefaults()  # ignore the user's matplotlibrc
 sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
 mpl.rcParams |= {
     "figure.constrained_layout.use": True,
@@ -35,18 +35,18 @@ mpl.rcParams |= {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keep text as text
     "svg.hashsalt": "rnnbench",  # the same figure gives the same file
 }
 
 
-def labelled(frame: pd.DataFrame, report: Report) -> pd.DataFrame:
-    """Return the frame with a column `label`: the name of each `variant` for people."""
+def with_labels(frame: pd.DataFrame, report: Report) -> pd.DataFrame:
+    """Return the frame with a column `label`, the label of each `variant`."""
     return frame.assign(label=frame["variant"].map(report.labels))
 
 
 def look(report: Report, part: str) -> dict[str, Any]:
-    """Return `colour`, `dashes` or `marker` of each variant, by its label."""
+    """Return the `colour`, `dashes` or `marker` of each variant, by label."""
     values = {report.labels[name]: getattr(each, part) for name, each in report.looks.items()}
     return {label: legible(v) for label, v in values.items()} if part == "colour" else values
 
@@ -63,7 +63,7 @@ def legible(colour: str) -> str:
 
 
 def errors(scores: pd.Series, report: Report) -> tuple[pd.Series, str]:
-    """Errors in percent where scores are percentages, else the scores; and the axis label."""
+    """Return errors in percent if scores are percentages, else scores; and the axis label."""
     score, scores = report.score, scores.astype(float)
     if score.unit == "%":
         return score.scale * (1 - scores), "Error (%)"
@@ -72,19 +72,19 @@ def errors(scores: pd.Series, report: Report) -> tuple[pd.Series, str]:
 
 
 def training_curves(history: pd.DataFrame, report: Report) -> Figure:
-    """Training and validation loss by epoch: mean over seeds, band from lowest to highest."""
+    """Plot training and validation loss by epoch: mean over seeds, band from minimum to maximum."""
     return _curves(history, history["loss"], report, report.metrics.loss_label, log=True)
 
 
 def error_curves(history: pd.DataFrame, report: Report) -> Figure:
-    """Error by epoch on a log scale, or the score where it is no percentage."""
+    """Plot the error by epoch on a log scale, or the score if it is not a percentage."""
     values, label = errors(history[report.score.name], report)
     return _curves(history, values, report, label, log=report.score.unit == "%")
 
 
 def _curves(history: pd.DataFrame, y: pd.Series, report: Report, ylabel: str, log: bool) -> Figure:
-    """The values `y` of a history by epoch, training on the left and validation on the right."""
-    frame = labelled(history, report).assign(y=y)
+    """Plot values `y` of a history by epoch, training on the left and validation on the right."""
+    frame = with_labels(history, report).assign(y=y)
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
     bands = ("pi", 100) if frame["variant"].nunique() < MANY else None
     style = {"palette": look(report, "colour"), "dashes": look(report, "dashes"), "errorbar": bands}
@@ -94,7 +94,7 @@ def _curves(history: pd.DataFrame, y: pd.Series, report: Report, ylabel: str, lo
         sns.lineplot(part, x="epoch", y="y", hue="label", style="label", **style, ax=ax)
         ax.set(title=title, xlabel="Epoch", ylabel=ylabel)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    if log:  # after the means are taken
+    if log:  # after seaborn has taken the means
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes[0].yaxis.set_major_formatter("{x:g}")
@@ -104,8 +104,8 @@ def _curves(history: pd.DataFrame, y: pd.Series, report: Report, ylabel: str, lo
 
 
 def test_errors(results: pd.DataFrame, report: Report) -> Figure:
-    """Test error of every seed, and each variant's mean with its 95% t interval from three on."""
-    frame = labelled(results[results["status"] == COMPLETED], report)
+    """Plot every seed's test error, and means with 95% t intervals from three seeds on."""
+    frame = with_labels(results[results["status"] == COMPLETED], report)
     frame["shown"], xlabel = errors(frame[report.score.name], report)
     groups = frame.groupby("label", sort=False)["shown"]
     height = 0.7 if len(groups) < MANY else 0.4
@@ -122,12 +122,12 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
 
 
 def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: Report) -> Figure:
-    """Each pair's difference in every common seed, its mean, interval and verdict.
+    """Plot the difference of each pair in every common seed, with mean, interval and verdict.
 
     Args:
-        comparison: Rows of `statistics.compare`, or of `statistics.effects`, named by `change`.
-        results: The runs compared: `variant, seed` and the score.
-        report: The report that they are of.
+        comparison: Rows of `statistics.compare`, or of `statistics.effects` with their `change`.
+        results: The scores of the runs: `variant, seed` and the score.
+        report: Their report.
     """
     score, labels, names = report.score, report.labels, []
     rows = comparison[comparison["n"] > 0].to_dict("records")
@@ -147,7 +147,7 @@ def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: 
         each = (scores[a] - scores[b]).dropna()
         _seeds(ax, y, each, facecolor="white", edgecolor="0.25", zorder=5)
         ax.plot(each.mean(), y, "k|", markersize=17, mew=2.2, zorder=4, label="mean")
-        text = f"{shown(row['difference'], score, '+')}  {verdict}"
+        text = f"{format_score(row['difference'], score, '+')}  {verdict}"
         ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", size=10)
         if y and row.get("keys") != rows[y - 1].get("keys"):
             ax.axhline(y - 0.5, color="0.75", linewidth=0.8)
@@ -162,21 +162,21 @@ def paired_differences(comparison: pd.DataFrame, results: pd.DataFrame, report: 
 
 
 def _seeds(ax: Axes, y: float, values: pd.Series, **style: Any) -> None:
-    """A dot for each seed in row `y`."""
+    """Draw a dot for each seed in row `y`."""
     places = y + np.linspace(-0.3, 0.3, len(values) + 2)[1:-1]
     ax.scatter(values, places, s=25, label="one seed", **style)
 
 
 def _rows(ax: Axes, names: list[str], xlabel: str) -> None:
-    """Name the rows 0, 1, ... of some axes, the first at the top."""
+    """Name the rows 0, 1, ... of the axes, with the first at the top."""
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
 
 
 def legend_below(figure: Figure, *axes: Axes) -> None:
-    """Put the legend of the first of some axes, which show the same, under the figure."""
-    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))  # each label once
+    """Put one legend under the figure, that of the first axes; all axes show the same lines."""
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))  # by label
     for legend in (ax.get_legend() for ax in axes):
         if legend:
             legend.remove()
@@ -188,7 +188,7 @@ def legend_below(figure: Figure, *axes: Axes) -> None:
 
 
 def as_svg(figure: Figure) -> str:
-    """Return a figure as SVG, whose text is text."""
+    """Return a figure as SVG with real text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -196,11 +196,11 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Return a figure as PNG of at most 64 colours, a third of the weight of all colours."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(64).save(packed, format="png", optimize=True)
-    return packed.getvalue()
+    """Return a figure as PNG with at most 64 colours, which takes a third of the bytes."""
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png")
+    Image.open(full).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def save(figure: Figure, path: Path | str) -> None:
@@ -213,8 +213,8 @@ def save(figure: Figure, path: Path | str) -> None:
 def show(figure: Figure, alt: str, caption: str = "", **place: Any) -> None:
     """Show a figure in a notebook as PNG, and close it.
 
-    `alt` says what it shows, for those who cannot see it; `caption` stands under it on a page;
-    `place` is `display_id` and `update` of IPython's `display`, for a figure that changes.
+    `alt` describes the figure for people who cannot see it. `caption` stands under it on a page.
+    `place` may hold `display_id` and `update` of IPython's `display`, for a figure that changes.
     """
     data = {"image/png": base64.b64encode(as_png(figure)).decode(), "text/plain": alt}
     words = {"alt": alt, "width": round(100 * figure.get_figwidth())}  # pixels on the page

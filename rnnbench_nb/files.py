@@ -1,4 +1,4 @@
-"""The project's folders, the one writer of files, and notebooks without their outputs."""
+"""The project's folders, the one function that writes files, and notebooks without outputs."""
 
 import json
 import os
@@ -9,22 +9,22 @@ from typing import Any
 from rnnbench_nb.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[1:]
-# Where params/, profiles/, notebooks/ and the Snakefile are: the checkout, or what pip installed.
+# The folder of params/, profiles/, notebooks/ and the Snakefile: the checkout, or pip's copy.
 SOURCES = next((p for p in (_ABOVE[0], *(folder / "share/rnnbench" for folder in _ABOVE))
                 if (p / "Snakefile").exists()), _ABOVE[0])  # fmt: skip
 IS_CHECKOUT = (SOURCES / "pyproject.toml").exists()
-# Where reports/ and data/ are, relative to which notebooks name folders: the checkout, or else the
-# current folder, or the one that RNNBENCH_HOME names, which tells it to jobs and kernels.
+# Where reports/ and data/ are: the checkout, or else the current folder. RNNBENCH_HOME tells it
+# to jobs and kernels. Notebooks name folders relative to it.
 PROJECT = SOURCES if IS_CHECKOUT else Path(os.environ.get("RNNBENCH_HOME", ".")).resolve()
 if not IS_CHECKOUT:
     os.environ["RNNBENCH_HOME"] = str(PROJECT)
 
 
 def write_file(path: Path | str, data: bytes | str) -> None:
-    """Write bytes, or text as UTF-8, to a file; make its parent folders as needed.
+    """Write bytes, or text as UTF-8, to a file; make its parent folders if they are missing.
 
-    They go to a temporary file beside it, which then takes its name: a reader, or a run that
-    resumes after a kill, sees the old file or the new one, never a part.
+    The content goes to a temporary file, which then takes the name. So a reader, or a run that
+    resumes after a kill, sees either the old file or the new one, never a part of it.
 
     Raises:
         UserError: The folder cannot be written, or the disk is full.
@@ -44,16 +44,16 @@ def write_file(path: Path | str, data: bytes | str) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         why, advice = error.strerror or error, "free some space there or choose another folder"
-        raise UserError(f"{path} cannot be written ({why}): {advice}.") from error
+        raise UserError(f"{path} cannot be written ({why}); {advice}.") from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a value as JSON that people can read."""
+    """Write a value as JSON with line breaks, for people to read."""
     write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def unexecuted(notebook: bytes) -> bytes:
-    """Strip what executing and saving change in a notebook; return anything else unchanged."""
+def strip_outputs(notebook: bytes) -> bytes:
+    """Remove what execution and saving add to a notebook; return anything else unchanged."""
     try:
         content = json.loads(notebook)
         for number, cell in enumerate(content["cells"]):

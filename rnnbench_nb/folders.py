@@ -1,8 +1,8 @@
-"""Which folder a command may write to, and which files in it are the project's.
+"""Which folders a command may write to, and which files in them are the project's.
 
 A report's folder has a marker, `report.json`, and a list, `files.json`, of every file and folder
-that the project writes there. A command writes only to a folder that is new, empty or so marked;
-it overwrites and removes only what the list names. All other files are the user's.
+that the project writes there. A command writes only to a folder that is new, is empty or has a
+marker. It overwrites and removes only what the list names; all other files are the user's.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_json
 
 MARKER, LIST, LOCK = "report.json", "files.json", ".rnnbench.lock"
-FORMAT = 2  # of report.json and run.json
+FORMAT = 2  # version of report.json and run.json
 
 
 def marker(folder: Path) -> dict[str, Any] | None:
-    """The marker of a report's folder, or None if the folder is no report of this version."""
+    """Return the marker of a report's folder, or None if it is not a report of this version."""
     try:
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         is_ours = content["format"] == FORMAT and isinstance(content["protocol"], str)
@@ -34,16 +34,16 @@ def is_published(folder: Path) -> bool:
 
 
 def output_folder(path: Path | str, option: str = "--output-dir", publishing: bool = False) -> Path:
-    """The folder that a command may write a report to, symbolic links followed; nothing is made.
+    """Return the folder with its links resolved, if a command may write a report to it.
 
     Args:
-        path: The folder as the user named it.
-        option: The option that named it, for the error.
-        publishing: Whether the folder is to hold a published report, not one that is worked on.
+        path: The folder, as the user wrote it.
+        option: The option that names it, for the error.
+        publishing: Whether the report is a published one.
 
     Raises:
-        UserError: The folder is neither new nor empty nor a report of the kind asked for, or it
-            serves another purpose.
+        UserError: The folder is neither new, nor empty, nor a report of this kind, or it has
+            another purpose.
     """
     advice = f"name a new folder, such as {option} reports/mine"
     if not str(path):
@@ -59,19 +59,19 @@ def output_folder(path: Path | str, option: str = "--output-dir", publishing: bo
 
 
 def _why_not(folder: Path, publishing: bool) -> str:
-    """Why a report may not be written to a folder; empty if it may."""
+    """Say why a folder may not hold the report; return "" if it may."""
     reports = PROJECT / "reports"
-    reserved = {
+    purposes = {
         Path("/"): "the root of the file system",
         Path.home().resolve(): "the home folder",
         PROJECT: "the project's own folder",
         reports: "the folder of all reports",
         reports / "published": "the folder of the published reports",
     }
-    if folder in reserved:
-        return f"is {reserved[folder]}"
+    if folder in purposes:
+        return f"is {purposes[folder]}"
     if not publishing and reports / "published" in folder.parents:
-        return "is the place of a published report"
+        return "is reserved for published reports"
     if report := next(filter(marker, folder.parents), None):
         return f"lies in the report {report}"
     try:
@@ -79,50 +79,50 @@ def _why_not(folder: Path, publishing: bool) -> str:
     except FileNotFoundError:
         return ""
     if names and marker(folder) is None:
-        return f"holds files that are no report of rnnbench, such as {names[0]}"
+        return f"holds files that are not a report of rnnbench, such as {names[0]}"
     if names and is_published(folder) != publishing:
-        return "is a report that is not published" if publishing else "is a published report"
+        return "is an unpublished report" if publishing else "is a published report"
     return ""
 
 
 def _is_lock(path: Path) -> bool:
-    """Whether a file is the lock of a command, which a kill may leave in an empty folder."""
+    """Whether a file is the lock of a command, which may remain in an empty folder after a kill."""
     return path.name == LOCK and path.is_file() and not path.stat().st_size
 
 
-def own_report(path: Path) -> Path:
-    """The folder, if it is a report that is worked on, whose tables and pages a command writes."""
+def working_report(path: Path) -> Path:
+    """Return the folder if it is an unpublished report here; else raise a UserError."""
     folder = path.resolve()
     if marker(folder) is None or is_published(folder):
-        raise UserError(f"{folder} is no report that `rnnbench run` made here; name one.")
+        raise UserError(f"{folder} is not a report that `rnnbench run` made; name one.")
     return folder
 
 
 def digest(path: Path) -> str | None:
-    """The beginning of a file's SHA-256; None if there is no such file."""
+    """Return the first 16 digits of a file's SHA-256, or None if there is no such file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def seal(folder: Path) -> None:
-    """Add the hashes of the marker and of all listed files to the list of a folder."""
-    names = sorted(listed(folder) | {MARKER})
+    """Add to a folder's list the hashes of the marker and of all files on it."""
+    names = sorted(file_list(folder) | {MARKER})
     hashes = {name: digest(folder / name) for name in names}
     write_json(folder / LIST, hashes | {LIST: None})
 
 
-def changed(folder: Path) -> list[str]:
-    """The files of a folder that are not as they were when it was sealed."""
-    hashes = _list(folder).items()
+def changed_files(folder: Path) -> list[str]:
+    """Return the files of a folder that changed or went since it was sealed."""
+    hashes = _read_list(folder).items()
     return [name for name, old in hashes if old and digest(folder / name) != old]
 
 
-def listed(folder: Path) -> set[str]:
-    """The names on the list of a folder, relative to it; those of folders end in a slash."""
-    return {*_list(folder)} - {MARKER}
+def file_list(folder: Path) -> set[str]:
+    """Read a folder's list: names relative to the folder; those of folders end in a slash."""
+    return {*_read_list(folder)} - {MARKER}
 
 
-def _list(folder: Path) -> dict[str, str | None]:
-    """The list of a folder: names and, where it was sealed, hashes."""
+def _read_list(folder: Path) -> dict[str, str | None]:
+    """Read the names on a folder's list, with hashes if the folder is sealed."""
     path = folder / LIST
     if not path.exists():
         return {}
@@ -131,32 +131,32 @@ def _list(folder: Path) -> dict[str, str | None]:
         paths = [Path(name) for name in names]
         outside = [p for p in paths if p.is_absolute() or ".." in p.parts or not p.parts]
         if outside or not isinstance(names, list | dict):
-            raise ValueError("a name leads out of the folder, or this is no list")
+            raise ValueError("a name leads out of the folder, or this is not a list")
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged; move the folder away and start a new one.") from error
+        raise UserError(f"{path} is damaged; move its folder away and run again.") from error
     return names if isinstance(names, dict) else dict.fromkeys(names)
 
 
-def own(folder: Path, names: Iterable[str]) -> None:
-    """Add names to the list of a folder, before anything is written under them.
+def register(folder: Path, names: Iterable[str]) -> None:
+    """Add names to a folder's list; call this before you write the files.
 
     Raises:
-        UserError: A file of such a name is there and is not on the list, so it is not ours.
+        UserError: A file with such a name exists but is not on the list, so it is the user's.
     """
-    before, names = listed(folder), {*names, LIST}
+    before, names = file_list(folder), {*names, LIST}
     for path in (folder / name for name in sorted(names - before - {LIST})):
         if path.exists() or path.is_symlink():
-            raise UserError(f"{path} is in the way of what rnnbench writes; move it elsewhere.")
+            raise UserError(f"{path} exists, and rnnbench would overwrite it; move it elsewhere.")
     if names - before:
         write_json(folder / LIST, sorted(before | names))
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
-    """Remove files of a folder that its list names, and folders that are empty then.
+    """Remove files that a folder's list names, and their parent folders if these are empty then.
 
-    Files that the list does not name stay, and so does every listed folder.
+    Files that the list does not name stay, and so does every folder on the list.
     """
-    before = listed(folder)
+    before = file_list(folder)
     gone = {name for name in names if name in before and not name.endswith("/")}
     for path in (folder / name for name in gone):
         if path.is_file() or path.is_symlink():

@@ -1,4 +1,4 @@
-"""How a report is made: its folder is prepared, and Snakemake runs the notebooks in it."""
+"""Make a report: prepare its folder, and let Snakemake run the notebooks in it."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from rnnbench_nb import folders, supervisor
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import IS_CHECKOUT, SOURCES, unexecuted, write_file, write_json
+from rnnbench_nb.files import IS_CHECKOUT, SOURCES, strip_outputs, write_file, write_json
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import FAILED, Report
@@ -25,14 +25,14 @@ from rnnbench_nb.runs import marker
 from rnnbench_nb.tasks import DEFAULT, TASKS
 from rnnbench_nb.tasks.data import data_folder
 
-FEW = 8  # variants, of which 07_gradients can show each
-FULL = 4_000_000  # bytes: a disk with less room than this is said to be full
+FEW = 8  # most variants that 07_gradients can show
+FULL = 4_000_000  # bytes; a disk with less free space counts as full
 FIGURES = ("training_curves", "error_curves", "test_comparison")
-# What is set for terminals and sessions of the user and breaks a kernel or a job of the workflow.
+# Variables that are meant for the user's terminal and break kernels or jobs of the workflow.
 BREAKING = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH",
             "JPY_SESSION_NAME")  # fmt: skip
 
-# The notebooks of analysis, and of which parameterisations each makes a page.
+# The notebooks of analysis, each with the condition on the variants under which it makes a page.
 PAGES: dict[str, Callable[[Collection[RunParameters]], bool]] = {
     "03_compare": lambda variants: True,
     "04_eigenvalues": lambda variants: any(
@@ -50,13 +50,13 @@ PAGES: dict[str, Callable[[Collection[RunParameters]], bool]] = {
 
 
 def analysis_pages(protocol: Protocol) -> list[str]:
-    """The notebooks that analyse the runs of a protocol."""
+    """Return the notebooks that analyse the runs of a protocol."""
     variants = protocol.parameterisations.values()
     return [name for name, applies in PAGES.items() if applies(variants)]
 
 
 def data_pages(protocol: Protocol) -> dict[str, str]:
-    """The notebooks that show the data of a protocol, each with its parameters as YAML."""
+    """Return the notebooks that show a protocol's data, each with its parameters as YAML."""
     pages: dict[str, str] = {}
     for own in protocol.parameterisations.values():
         if page := TASKS[own.task].data_page:
@@ -66,12 +66,12 @@ def data_pages(protocol: Protocol) -> dict[str, str]:
 
 
 def runs_of(protocol: Protocol) -> list[RunParameters]:
-    """The parameters of every run of a protocol."""
+    """Return the parameters of every run of a protocol."""
     return [parameters for seed in protocol.seeds for parameters in protocol.at(seed)]
 
 
 def profile_folder(name: str) -> Path:
-    """The folder of a Snakemake profile.
+    """Return the folder of a Snakemake profile.
 
     Raises:
         UserError: There is no profile of this name, or its executor is not installed.
@@ -80,18 +80,18 @@ def profile_folder(name: str) -> Path:
     settings = read_yaml(folder / "config.yaml", "name a folder of profiles/, such as local")
     plugin = f"snakemake-executor-plugin-{settings.get('executor', 'local')}"
     if "executor" in settings and find_spec(plugin.replace("-", "_")) is None:
-        raise UserError(f"--profile {name} needs {plugin}; install it: pip install {plugin}.")
+        raise UserError(f"--profile {name} needs {plugin}; run pip install {plugin}.")
     return folder
 
 
 @contextmanager
 def claim(out: Path) -> Iterator[int]:
-    """Hold the lock of an output folder, which is made if it is new.
+    """Hold the lock of an output folder, and make the folder if it is new.
 
-    While another command, or work that one left behind, has the lock, this waits and says so.
+    If another command or its remaining processes have the lock, wait for them and say so.
 
     Yields:
-        The lock's file descriptor. The lock lasts as long as any process has it.
+        The file descriptor of the lock, which lasts as long as a process has it open.
 
     Raises:
         UserError: The folder cannot be written.
@@ -108,7 +108,7 @@ def claim(out: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            click.echo(f"Waiting for another rnnbench, which is at work in {out} ...", err=True)
+            click.echo(f"Waiting for another rnnbench, which uses {out} ...", err=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         if (out / ".snakemake/slurm_logs").exists():
             cancel_slurm_jobs(out)
@@ -116,7 +116,7 @@ def claim(out: Path) -> Iterator[int]:
 
 
 def cancel_slurm_jobs(out: Path) -> None:
-    """End the Slurm jobs that a killed command left at work in an output folder.
+    """Cancel the Slurm jobs of an output folder that a killed command left.
 
     Raises:
         UserError: Slurm does not list the jobs.
@@ -132,80 +132,79 @@ def cancel_slurm_jobs(out: Path) -> None:
                 if comment.startswith("rule_") and folder == str(out)]  # fmt: skip
         if not jobs:
             return
-        click.echo(f"Ending Slurm jobs of an earlier command: {', '.join(jobs)} ...", err=True)
+        click.echo(f"Cancelling Slurm jobs of an earlier command: {', '.join(jobs)}", err=True)
         subprocess.run(["scancel", *jobs])
-        time.sleep(2)  # a job has 30 seconds to end itself
+        time.sleep(2)  # Slurm gives a job 30 seconds to end
 
 
 def parameter_files(out: Path, protocol: Protocol) -> dict[str, str]:
-    """The content of each variant's parameter file that is not in the output folder yet.
+    """Return the variants' parameter files that are not in the output folder yet, with content.
 
     Raises:
-        UserError: The folder holds runs of a variant with other parameters.
+        UserError: The folder has runs of a variant with other parameters.
     """
     files = {}
     for name, parameters in protocol.parameterisations.items():
         path = out / f"variants/{name}.yaml"
         if path.exists():
-            values = read_yaml(path, "move it away and give the command again")
+            values = read_yaml(path, "move it away and run the command again")
             there = run_parameters({**values, "seed": parameters.seed}, str(path))
-            if there.same_as(parameters):  # also if the file lacks keys that are new since
+            if there.same_as(parameters):  # even if the file lacks newer keys
                 continue
             if any(out.glob(f"runs/{name}-seed*")):
                 old, new = there.flat(), parameters.flat()
                 key = next(key for key in new if old.get(key) != new[key])
                 raise UserError(
-                    f"{out}: it holds runs of {name} with other parameters ({key}: {old.get(key)!r}"
-                    f" there, {new[key]!r} asked for); name another --output-dir."
+                    f"{out} has runs of {name} with other parameters ({key} is {old.get(key)!r} "
+                    f"there, but {new[key]!r} now); name another --output-dir."
                 )
-        files[f"variants/{name}.yaml"] = to_yaml(parameters.grouped())
+        files[f"variants/{name}.yaml"] = to_yaml(parameters.for_notebook())
     return files
 
 
-def written(out: Path, protocol: Protocol) -> set[str]:
-    """The names of all files and folders that a report of this protocol writes in its folder."""
-    asked = [parameters.run for parameters in runs_of(protocol)]
+def output_names(out: Path, protocol: Protocol) -> set[str]:
+    """Return the names of all files and folders that a report of this protocol writes."""
+    runs = [parameters.run for parameters in runs_of(protocol)]
     pages = {*data_pages(protocol), *analysis_pages(protocol)}
-    shown = pages | {path.stem for path in out.glob("notebooks/*.ipynb")}  # the user's own, too
+    every_page = pages | {path.stem for path in out.glob("notebooks/*.ipynb")}  # the user's as well
     return {
         *("protocol.yaml", "index.html", "results.csv", "history.csv", "results_summary.md"),
         *(".snakemake/", ".sources/"),
         *(f"variants/{name}.yaml" for name in protocol.parameterisations),
         *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")),
         *(f"notebooks/{page}.ipynb{ending}" for page in pages for ending in ("", ".failed")),
-        *(f"pages/{page}.html" for page in shown),
-        *(f"pages/02_train-{run}.html" for run in asked),
-        *(f"logs/{job}.txt" for job in (*pages, *asked, "render", "snakemake")),
-        *(f"runs/{run}/" for run in asked),
+        *(f"pages/{page}.html" for page in every_page),
+        *(f"pages/02_train-{run}.html" for run in runs),
+        *(f"logs/{job}.txt" for job in (*pages, *runs, "render", "snakemake")),
+        *(f"runs/{run}/" for run in runs),
     }
 
 
 def prepare(out: Path, protocol: Protocol, name: str) -> None:
     """Mark an output folder as the report of a protocol, and write what the workflow reads.
 
-    Pages of an earlier protocol that this one lacks are removed, if the folder's list names them.
-    Runs stay.
+    It removes pages that this protocol lacks, if the folder's list names them, but never runs.
 
     Raises:
-        UserError: The folder holds runs of a variant with other parameters, or a file of the
-            user's where the report writes one.
+        UserError: The folder has runs of a variant with other parameters, or a file of the user
+            where the report writes one.
     """
     files = parameter_files(out, protocol) | {"protocol.yaml": to_yaml(protocol.dump())}
     write_json(out / folders.MARKER, marker(name, protocol))
-    names = written(out, protocol)
-    folders.own(out, names)
-    ours = folders.listed(out)
+    names = output_names(out, protocol)
+    folders.register(out, names)
+    ours = folders.file_list(out)
     failed = [out / name for name in ours if name.endswith(".failed")]
     failed += [out / name / "02_train.ipynb.failed" for name in ours if name.startswith("runs/")]
-    for path in filter(Path.exists, failed):  # the workflow executes them again
+    for path in filter(Path.exists, failed):  # so that the workflow executes them again
         path.with_suffix("").unlink(missing_ok=True)
         path.unlink()
-    stays = {name for name in ours if name.startswith("variants/") or name == folders.LIST}
-    folders.remove(out, ours - names - stays)
-    # Snakemake executes notebooks without outputs: to open or execute one changes no report.
+    remaining = {name for name in ours if name.startswith("variants/") or name == folders.LIST}
+    folders.remove(out, ours - names - remaining)
+    # Snakemake uses copies without outputs, so opening a notebook does not make its page stale.
     sources = (SOURCES / "notebooks").glob("*.ipynb")
     contents = {place: text.encode() for place, text in files.items()}
-    contents |= {f".sources/{path.name}": unexecuted(path.read_bytes()) for path in sources}
+    contents |= {f".sources/{path.name}": strip_outputs(path.read_bytes()) for path in sources}
     for place, content in contents.items():
         path = out / place
         if not path.exists() or path.read_bytes() != content:
@@ -213,7 +212,7 @@ def prepare(out: Path, protocol: Protocol, name: str) -> None:
 
 
 def environment(out: Path) -> dict[str, str]:
-    """The user's environment for the workflow, without what is known to break a kernel."""
+    """Return the user's environment variables for the workflow, without those that break it."""
     hidden = out / ".snakemake/rnnbench"
     profile = hidden / "ipython/profile_default/ipython_kernel_config.py"
     write_file(profile, "c = get_config()\nc.HistoryManager.enabled = False\n")
@@ -221,13 +220,13 @@ def environment(out: Path) -> dict[str, str]:
     values |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUTF8": "1",
-        "RNNBENCH_DATA": str(data_folder().absolute()),  # jobs work in another folder
+        "RNNBENCH_DATA": str(data_folder().absolute()),  # jobs run in another folder
         "IPYTHONDIR": str(hidden / "ipython"),
-        "JUPYTER_PREFER_ENV_PATH": "1",  # this Python's kernel before the user's
+        "JUPYTER_PREFER_ENV_PATH": "1",  # prefer this Python's kernel to the user's
         **{f"JUPYTER_{kind}_DIR": str(hidden / kind.lower())
            for kind in ("CONFIG", "DATA", "RUNTIME")},
     }  # fmt: skip
-    if IS_CHECKOUT:  # it need not be installed
+    if IS_CHECKOUT:  # which need not be installed
         values["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{values.get('PYTHONPATH', '')}".rstrip(":")
     if not os.access(Path.home(), os.W_OK):
         values["XDG_CACHE_HOME"] = values["MPLCONFIGDIR"] = str(hidden / "cache")
@@ -237,17 +236,18 @@ def environment(out: Path) -> dict[str, str]:
 def snakemake(
     out: Path, profile: Path, jobs: int | None, on_gpu: bool, look: Callable[[], None], lock: int
 ) -> int:
-    """Run the workflow in a folder under a supervisor, which ends it when this process ends.
+    """Run the workflow in a folder under a supervisor, and return Snakemake's exit code.
 
-    Snakemake's lines go to logs/snakemake.txt. At most `jobs` trainings run side by side, and one
-    `on_gpu`. `look` is called twice a second. The supervisor keeps `lock` until all has ended.
+    The supervisor ends the workflow if this process ends, and holds `lock` until then. The output
+    goes to logs/snakemake.txt. At most `jobs` trainings run at the same time, and only one
+    `on_gpu`. `look` is called twice a second.
     """
     values, others = environment(out), {process.pid for process in supervisor.descendants()}
     command = [sys.executable, "-P", supervisor.__file__, sys.executable, "-m", "snakemake"]
     command += ["--snakefile", str(SOURCES / "Snakefile"), "--profile", str(profile)]
     command += ["--nolock", "--show-failed-logs"]
     command += ["--cores", str(jobs), "--jobs", str(jobs)] if jobs else []  # here; on a cluster
-    if on_gpu:  # `gpu` is a resource that the machine has, and that each training takes
+    if on_gpu:  # the machine has one unit of the resource `gpu`, which each training takes
         command += ["--resources", "gpu=1", "--set-resources", "train:gpu=1"]
     log = out / "logs/snakemake.txt"
     write_file(log, "")
@@ -269,20 +269,20 @@ def snakemake(
     return code
 
 
-def why_it_stopped(out: Path) -> UserError:
-    """The error of a workflow that ended before the report was made."""
+def stop_error(out: Path) -> UserError:
+    """Return the error for a workflow that ended before the report was made."""
     reasons = [run["reason"].rstrip(".") for run in Report(out).missing if run["status"] == FAILED]
     if shutil.disk_usage(out).free < FULL:
         reasons.insert(0, "the disk is full; free some space")
     why = f" ({reasons[0]})" if reasons else ""
     return UserError(
-        f"{out}: the workflow stopped early{why}; {out / 'logs/snakemake.txt'} says more. The same "
-        "command goes on from what is finished."
+        f"{out}: the workflow stopped early{why}; see {out / 'logs/snakemake.txt'}, and give the "
+        "same command again to continue."
     )
 
 
 def problems(report: Report) -> list[str]:
-    """One sentence for each run that did not complete and each notebook that failed."""
+    """Return a sentence for each run that did not complete and each notebook that failed."""
     missing = {f"{run['variant']}-seed{run['seed']}": run for run in report.missing}
     sentences = [f"{name} is {run['status']}: {run['reason']}" for name, run in missing.items()]
     failed = [*report.folder.glob("notebooks/*.failed"), *report.folder.glob("runs/*/*.failed")]

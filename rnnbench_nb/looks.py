@@ -1,4 +1,4 @@
-"""The label and the look of each variant of a report, from its cell."""
+"""The label and the style of each variant of a report, from its cell."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ MARKERS = ["D", "v", "P", "X", "<", ">", "h"]
 
 
 class Look(NamedTuple):
-    """How a variant is drawn: colour as #rrggbb, dashes (on and off, in points), marker."""
+    """The style of a variant in figures: colour #rrggbb, dashes (on and off, in points), marker."""
 
     colour: str
     dashes: tuple[float, ...]
@@ -18,10 +18,10 @@ class Look(NamedTuple):
 
 
 def labels(cells: Mapping[str, Any]) -> dict[str, str]:
-    """The label of each variant, from the cell class of each.
+    """Return the label of each variant, from the variants' cell classes.
 
-    A variant named after its cell has the cell's label (`gru_128` of the cell `gru` has
-    `GRU-128`); any other keeps its own name. A part of a cell's label after a comma is put in
+    A variant whose name begins with its cell's has the cell's label: `gru_128` of the cell `gru` is
+    `GRU-128`. Any other variant keeps its name. What follows a comma in a cell's label goes into
     brackets, because sentences separate labels by commas.
     """
     result = {}
@@ -37,7 +37,7 @@ def labels(cells: Mapping[str, Any]) -> dict[str, str]:
 
 
 def looks(cells: Mapping[str, Any]) -> dict[str, Look]:
-    """A different look for each variant, from its cell class: the cell's own, or a spare one."""
+    """Return a different style for each variant: that of its cell class, or a spare one."""
     names = [cell.name for cell in cells.values()]
     result, spare = {}, 0
     for name, cell in cells.items():

@@ -1,7 +1,7 @@
-"""What of a finished run needs its weights, as small tidy tables, computed in the run's own job.
+"""Measures of a finished run that need its weights, as small tidy tables.
 
-Everything is taken along the first examples of the test set, at two moments: `initial`, before the
-first step of training, and `trained`, at the best epoch.
+The job of the run computes them along the first examples of the test set, at two moments:
+`initial`, before the first step of training, and `trained`, at the best epoch.
 """
 
 import copy
@@ -21,63 +21,63 @@ from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.tasks import Task
 from rnnbench_nb.tasks.base import Split
 
-EXAMPLES, FEW = 32, 8  # examples of most measures, and of exponents
-JACOBIANS, FEWEST = 1024, 4  # steps of all examples of a measure, but at least so many examples
-SHORT = 100  # steps: up to here exponents come from the singular values of the whole product
-POINTS = 60  # most points along a curve
-REACH = 0.01  # of an example's largest gradient: an input with less no longer matters
-DAMPED, SAMPLES = 2, 4  # examples, and steps of each, at which the least damping is looked for
-BINS = 15  # of confidence
+EXAMPLES, FEW = 32, 8  # examples for most measures, and for exponents
+JACOBIANS, FEWEST = 1024, 4  # most Jacobians of a measure, but at least four examples
+SHORT = 100  # steps up to which exponents come from the singular values of the whole product
+POINTS = 60  # most points of a curve
+REACH = 0.01  # an input matters if its gradient is at least this share of the largest one
+DAMPING_EXAMPLES, SAMPLES = 2, 4  # examples, and steps of each, for the least damping
+BINS = 15  # bins of confidence
 
 Tables = dict[str, pd.DataFrame]
 
 
-class Finished(NamedTuple):
-    """A finished run."""
+class RunData(NamedTuple):
+    """The parts of a finished run that measures need."""
 
     task: Task
     data: Split
-    models: dict[str, SequenceModel]  # by moment
-    outputs: Tensor  # of the trained model's head for the test examples (N, ...)
-    matrices: Sequence[dict[str, Tensor]]  # `SequenceModel.tracked` at the start and each epoch
+    models: dict[str, SequenceModel]  # by moment: initial, trained
+    outputs: Tensor  # of the trained model for the test examples, (N, ...)
+    matrices: Sequence[dict[str, Tensor]]  # `SequenceModel.recurrence` at the start and each epoch
 
     def examples(self, count: int = EXAMPLES) -> tuple[Tensor, Tensor]:
-        """The first test examples: sequences (count, T, D) and their targets."""
+        """Return the first test examples: sequences (count, T, D) and their targets."""
         inputs, targets = self.data.test
         return self.task.inputs(inputs[:count]), targets[:count]
 
     @property
     def length(self) -> int:
-        """Steps of a sequence, T."""
+        """The number of steps of a sequence, T."""
         return self.examples(1)[0].shape[1]
 
     def count(self, most: int) -> int:
-        """How many examples have their Jacobians multiplied: fewer of long sequences."""
+        """Return how many examples to take, at most `most`; long sequences allow fewer."""
         return max(min(most, JACOBIANS // self.length), FEWEST)
 
 
-def measure(parameters: RunParameters, run: Finished) -> tuple[Tables, dict[str, str]]:
-    """The tables of a run, keyed `variant, seed`, and why a cell made some measures impossible."""
+def measure(parameters: RunParameters, run: RunData) -> tuple[Tables, dict[str, str]]:
+    """Return a run's tables by name, with `variant, seed`, and the errors of failed measures."""
     models = {moment: copy.deepcopy(model).cpu().eval() for moment, model in run.models.items()}
     run, failures = run._replace(models=models), {}
-    found: Tables = {}
+    tables: Tables = {}
     for part in (spectra, training, gradients, exponents, growth, damping, memoryless, reliability):
         try:
             for name, table in part(run).items():
-                found[name] = found[name].merge(table, on="moment") if name in found else table
-        except Exception as error:  # whatever a contributed cell raises costs its own tables alone
+                tables[name] = tables[name].merge(table, on="moment") if name in tables else table
+        except Exception as error:  # an error in a contributed cell costs only these tables
             failures[part.__name__] = f"{type(error).__name__}: {error}"
-    for table in found.values():
+    for table in tables.values():
         table.insert(0, "variant", parameters.name)
         table.insert(1, "seed", parameters.seed)
-    return found, failures
+    return tables, failures
 
 
-def of_both(part: Callable[[Finished, SequenceModel], Tables]) -> Callable[[Finished], Tables]:
-    """Make the measure of a model one of a run: the rows of both models, by `moment`."""
+def of_both(part: Callable[[RunData, SequenceModel], Tables]) -> Callable[[RunData], Tables]:
+    """Turn a measure of one model into one of both models of a run, with the column `moment`."""
 
     @wraps(part)
-    def measured(run: Finished) -> Tables:
+    def measure_both(run: RunData) -> Tables:
         each = {moment: part(run, model) for moment, model in run.models.items()}
         return {
             name: pd.concat({moment: tables[name] for moment, tables in each.items()})
@@ -86,21 +86,21 @@ def of_both(part: Callable[[Finished, SequenceModel], Tables]) -> Callable[[Fini
             for name in each["trained"]
         }
 
-    return measured
+    return measure_both
 
 
 @of_both
-def spectra(run: Finished, model: SequenceModel) -> Tables:
+def spectra(run: RunData, model: SequenceModel) -> Tables:
     """The recurrent matrix A of a cell that has one, and the Euler step along it.
 
     Returns:
-        `stability` (moment): what `dynamics.stability` says. `spectra` (moment): `step_size`, the
-        eigenvalues of A, `real, imaginary`, and the `frequency` of its antisymmetric part.
+        `stability` (moment): the values of `dynamics.stability`. `spectra` (moment): `step_size`,
+        the eigenvalues of A as `real, imaginary`, and the `frequency` of its antisymmetric part.
     """
-    tracked = model.tracked()
-    if not tracked:
+    recurrence = model.recurrence()
+    if not recurrence:
         return {}
-    a, epsilon = (tensor.double() for tensor in tracked.values())
+    a, epsilon = (tensor.double() for tensor in recurrence.values())
     modes = torch.linalg.eigvals(a)
     modes = modes[modes.imag.argsort()]
     frequency = torch.linalg.eigvals((a - a.mT) / 2).imag.sort().values
@@ -111,8 +111,8 @@ def spectra(run: Finished, model: SequenceModel) -> Tables:
     }
 
 
-def training(run: Finished) -> Tables:
-    """The table `training` (epoch): some columns of `dynamics.stability` after every epoch."""
+def training(run: RunData) -> Tables:
+    """The table `training` (epoch) has some values of `dynamics.stability` after each epoch."""
     if not run.matrices[0]:
         return {}
     places = pd.DataFrame([dynamics.stability(*each.values()) for each in run.matrices])
@@ -120,19 +120,19 @@ def training(run: Finished) -> Tables:
     return {"training": places[columns].rename_axis("epoch").reset_index()}
 
 
-def thinned(length: int) -> np.ndarray:
-    """At most `POINTS` places from 0 to length - 1, evenly, both ends among them."""
+def even_places(length: int) -> np.ndarray:
+    """Return at most `POINTS` evenly spaced places from 0 to length - 1, with both ends."""
     return np.unique(np.linspace(0, length - 1, min(POINTS, length)).round().astype(int))
 
 
 @of_both
-def gradients(run: Finished, model: SequenceModel) -> Tables:
-    """Gradients on their way back through a sequence, and states; means over the examples.
+def gradients(run: RunData, model: SequenceModel) -> Tables:
+    """Gradients on their way back through a sequence, and norms of states; means over examples.
 
     Returns:
         `along` (moment, step): `log10_gradient` of the loss with respect to the state after a
-        step, and `state_norm` of the part that is read out. `memory` (moment): the `decades` by
-        which the gradient grows on its way from the last step to the start; and `reach`.
+        step, and `state_norm` of its first H numbers. `memory` (moment): the `decades` by
+        which the gradient grows from the last step back to the start; and `reach`, in steps.
     """
     inputs, targets = run.examples()
 
@@ -147,27 +147,27 @@ def gradients(run: Finished, model: SequenceModel) -> Tables:
     sizes = log10(of_states).mean(0).numpy()
     along = pd.DataFrame({"log10_gradient": sizes, "state_norm": state_norm}).rename_axis("step")
     memory = {"decades": sizes[0] - sizes[-1], "reach": reach(of_inputs)}
-    along = along.iloc[thinned(len(along))].reset_index()
+    along = along.iloc[even_places(len(along))].reset_index()
     return {"along": along, "memory": pd.DataFrame([memory])}
 
 
 def reach(gradients: Tensor) -> float:
-    """The number of steps after which inputs matter, a mean over their gradients (B, T).
+    """Count the steps from the first input that matters to the last; mean over gradients (B, T).
 
-    The first that matters has a gradient of at least `REACH` of the largest in its sequence; the
-    last step is 1, and 0 is where all gradients are 0.
+    An input matters if its gradient is at least `REACH` times the largest of its sequence. The
+    count is 1 if only the last input matters, and 0 if all gradients are 0.
     """
     matters = (gradients >= REACH * gradients.amax(1, keepdim=True)) & (gradients > 0)
     return float((matters * torch.arange(gradients.shape[1], 0, -1)).amax(1).double().mean())
 
 
 @of_both
-def exponents(run: Finished, model: SequenceModel) -> Tables:
-    """Finite-time exponents along whole sequences, each a mean over the examples.
+def exponents(run: RunData, model: SequenceModel) -> Tables:
+    """Finite-time exponents of whole sequences, as means over the examples.
 
     Returns:
         `exponents` (moment): `position` from 0, the largest, to 1, and `exponent` in nats a step.
-        Directions that a step erases are left out of the mean. `memory` (moment):
+        The mean leaves out directions that a step erases. `memory` (moment):
         `largest_exponent`, and `lasting`, the share of directions that lose less than a factor e
         over the whole sequence.
     """
@@ -180,29 +180,29 @@ def exponents(run: Finished, model: SequenceModel) -> Tables:
 
     each = dynamics.over_examples(rates, inputs, size=4).sort(descending=True).values
     ranked = pd.DataFrame(each.numpy()).replace(-np.inf, np.nan).mean()
-    places = thinned(len(ranked))
+    places = even_places(len(ranked))
     spectrum = {"position": places / max(places[-1], 1), "exponent": ranked[places].to_numpy()}
     memory = {"largest_exponent": ranked.max(), "lasting": (ranked > -1 / run.length).mean()}
     return {"exponents": pd.DataFrame(spectrum), "memory": pd.DataFrame([memory])}
 
 
 @of_both
-def growth(run: Finished, model: SequenceModel) -> Tables:
-    """Growth from end to end of a sequence, by what stands in the place of each step's Jacobian.
+def growth(run: RunData, model: SequenceModel) -> Tables:
+    """Growth over a whole sequence, for each replacement of the steps' Jacobians.
 
     Returns:
-        `growth` (moment, replacement), for what `dynamics.replaced` gives, means over the examples:
-        the decades by which the `gradient` grows on its way back, and those of a `random`
-        direction (root mean square over all); `exponent`, of the direction that grows most, in
-        nats a step; `growing`, the share of directions that grow.
+        `growth` (moment, replacement), one row for each of `dynamics.replacements`, with means over
+        the examples: `gradient`, the decades by which the gradient grows on its way back; `random`,
+        the same for a random direction (root mean square over all); `exponent`, that of the
+        direction that grows most, in nats a step; `growing`, the share of directions that grow.
     """
     inputs, targets = run.examples(run.count(EXAMPLES))
 
-    def grown(x: Tensor, y: Tensor) -> Tensor:  # (B, replacements, 4)
+    def measure_growth(x: Tensor, y: Tensor) -> Tensor:  # (B, replacements, 4)
         last = dynamics.gradients(model, run.task, x, y)[0][:, -1]
         products: dict[str, Tensor] = {}
         for step in dynamics.walk(model.cell, x):
-            for name, j in dynamics.replaced(step).items():
+            for name, j in dynamics.replacements(step).items():
                 products[name] = j @ products[name] if name in products else j
         product = torch.stack(list(products.values()), 1)  # (B, replacements, n, n)
         first = torch.einsum("brij,bi->brj", product, last)
@@ -212,7 +212,7 @@ def growth(run: Finished, model: SequenceModel) -> Tables:
         exponent = singular[..., 0].log() / run.length
         return torch.stack([decades, random, exponent, (singular > 1).double().mean(-1)], -1)
 
-    means = dynamics.over_examples(grown, inputs, targets).mean(0)
+    means = dynamics.over_examples(measure_growth, inputs, targets).mean(0)
     columns = ["gradient", "random", "exponent", "growing"]
     names = list(dynamics.REPLACEMENTS)[: len(means)]
     table = pd.DataFrame(means.numpy(), names, columns)
@@ -220,24 +220,25 @@ def growth(run: Finished, model: SequenceModel) -> Tables:
 
 
 def log10(sizes: Tensor) -> Tensor:
-    """The decimal logarithm of sizes, or -300 for what is smaller or 0."""
+    """Return the decimal logarithm of sizes, at least -300."""
     return sizes.clamp(min=1e-300).log10()
 
 
 @of_both
-def damping(run: Finished, model: SequenceModel) -> Tables:
-    """The least damping that keeps the path's step from growing, states and gates held fixed.
+def damping(run: RunData, model: SequenceModel) -> Tables:
+    """The least damping at which the step of the path does not grow, at fixed states and gates.
 
     Returns:
-        `damping` (moment), for cells with `jacobian_terms`: `gamma`, in use; `least`, a median
-        over `SAMPLES` steps of the last three quarters, and `none`, the share of them where none
-        exists (NaN where gamma is 0); `abnormality`, a mean, of the balanced path.
+        `damping` (moment), for cells with `jacobian_terms`: `gamma`, the damping of the cell;
+        `least`, the median over `SAMPLES` steps in the last three quarters, and `none`, the share
+        of steps without such a damping (both NaN if gamma is 0); `abnormality`, the mean
+        abnormality of the balanced path.
     """
     if not getattr(model.cell, "jacobian_terms", None):
         return {}
-    inputs, _ = run.examples(DAMPED)
-    chosen = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)
-    steps = [step for t, step in enumerate(dynamics.walk(model.cell, inputs)) if t in chosen]
+    inputs, _ = run.examples(DAMPING_EXAMPLES)
+    places = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)
+    steps = [step for t, step in enumerate(dynamics.walk(model.cell, inputs)) if t in places]
     parts = [(path, matrix) for path, _, matrix in map(dynamics.parts_of, steps)]
     even = torch.cat([dynamics.abnormality(dynamics.balanced(*each)) for each in parts])
     gamma = model.cell.options.gamma
@@ -248,12 +249,12 @@ def damping(run: Finished, model: SequenceModel) -> Tables:
     return {"damping": pd.DataFrame([row])}
 
 
-def memoryless(run: Finished) -> Tables:
-    """The error without memory, by a formula or of a model that sees the last step alone.
+def memoryless(run: RunData) -> Tables:
+    """The error without memory, from a formula or from a model of the last step alone.
 
     Returns:
-        `memoryless`: `judged`, the loss if there is a formula, else the score; `right`, its value
-        for right answers; and `floor`, by how much a model without memory misses that.
+        `memoryless`: `judged`, "loss" if there is a formula, else the name of the score; `right`,
+        its value if all answers are right; `floor`, the distance of a model without memory from it.
     """
     judged, value = run.task.memoryless(run.data)
     label = run.data.test.targets.numpy()
@@ -262,13 +263,13 @@ def memoryless(run: Finished) -> Tables:
     return {"memoryless": pd.DataFrame([row])}
 
 
-def reliability(run: Finished) -> Tables:
+def reliability(run: RunData) -> Tables:
     """Confidence (the largest probability) against accuracy, for a task with one class to name.
 
     Returns:
-        `reliability`: for each bin of confidence `low, high`, `count`, and the means `confidence`
-        and `accuracy`, NaN if it is empty. `calibration`: `ece`, the expected calibration error
-        (Guo et al. 2017), their mean gap weighted by the counts.
+        `reliability`, one row for each bin of confidence: `low, high`, `count`, and the means
+        `confidence` and `accuracy`, which are NaN in an empty bin. `calibration`: `ece`, the
+        expected calibration error (Guo et al. 2017), the mean of their gaps weighted by `count`.
     """
     targets = run.data.test.targets
     if run.outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():

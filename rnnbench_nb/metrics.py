@@ -1,4 +1,4 @@
-"""How answers are judged: one kind of metrics for each kind of answer."""
+"""Metrics that judge answers, one kind for each kind of answer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,10 +7,10 @@ import numpy as np
 
 
 class Score(NamedTuple):
-    """The score of one test example, where more is better; the score of a run is their mean.
+    """The score of one test example, higher is better; the score of a run is the mean over them.
 
-    `name` is its column in results.csv. People read it multiplied by `scale` (100 for percent)
-    and followed by `unit`, and a difference of two followed by `difference`.
+    `name` is its column in results.csv. Texts show it multiplied by `scale` (100 for percent) with
+    the unit `unit`; a difference of two scores has the unit `difference`.
     """
 
     name: str = "accuracy"
@@ -23,11 +23,11 @@ class Metrics(NamedTuple):
     """One kind of metrics.
 
     Attributes:
-        score: The score of a test example.
-        names: The columns of results.csv that judge a run, the mean score first.
-        loss_label: The training loss with its unit, for the axis of a figure.
+        score: The kind of score of a test example.
+        names: The columns of results.csv that judge a run; the first is the mean score.
+        loss_label: The name of the loss with its unit, for the axis of a figure.
         note: A sentence that explains the names.
-        scores: Computes the score of each of N examples (N,) from targets and answers.
+        scores: A function that computes the scores (N,) from N targets and N answers.
     """
 
     score: Score
@@ -39,8 +39,8 @@ class Metrics(NamedTuple):
     def values(self, label: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         """Compute the values of `names` from targets and answers, N rows each.
 
-        Precision, recall and F1 (0 to 1) are means over the classes in either; a class that is
-        never predicted has precision 0.
+        Precision, recall and F1 (0 to 1) are means over all classes among targets or answers. A
+        class that is never predicted has precision 0.
         """
         values = [float(self.scores(label, predicted).mean())]
         if len(self.names) > 1:

@@ -1,4 +1,4 @@
-"""A recurrent cell and its linear head, started by one policy for all cells."""
+"""A recurrent cell with a linear head, and one initialisation policy for all cells."""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,13 @@ from rnnbench_nb.protocol import RunParameters
 
 
 class SequenceModel(nn.Module):
-    """A cell that reads a sequence, and a linear head on the state that is read out.
+    """A cell that reads a sequence, and a linear head on the first H numbers of its state.
 
     Args:
-        cell: A cell, batch first.
-        outputs: Numbers that the head gives, K.
-        dropout: Probability in [0, 1) of dropping a unit before the head.
-        read: "last" for an answer after the last step, "every" for one after each.
+        cell: A cell with batch_first=True.
+        outputs: Number of outputs of the head, K.
+        dropout: Probability in [0, 1) that a unit is dropped before the head.
+        read: "last" for an answer after the last step, "every" for one after each step.
     """
 
     def __init__(self, cell: Cell, outputs: int, dropout: float = 0.0, read: str = "last"):
@@ -26,15 +26,15 @@ class SequenceModel(nn.Module):
         self.read = read
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs (B, K), or (B, T, K) where every step is read, of sequences (B, T, D)."""
+        """Compute outputs (B, K), or (B, T, K) if `read` is "every", from inputs (B, T, D)."""
         states, last = self.cell(inputs)
         if self.read == "last":
-            last = last[0] if isinstance(last, tuple) else last  # torch's LSTM gives (h, c)
+            last = last[0] if isinstance(last, tuple) else last  # torch's LSTM returns (h, c)
             states = last[-1, ..., : self.cell.hidden_size]  # (B, H)
         return self.head(self.dropout(states))
 
-    def tracked(self) -> dict[str, Tensor]:
-        """The cell's recurrent matrix (H, H) and step size, which are kept at every epoch."""
+    def recurrence(self) -> dict[str, Tensor]:
+        """Copy the cell's recurrent matrix (H, H) and step size; {} if it has none."""
         matrix = self.cell.recurrent_matrix()
         if matrix is None:
             return {}
@@ -49,11 +49,11 @@ def build_model(
     generator: torch.Generator,
     read: str = "last",
 ) -> SequenceModel:
-    """The model that the parameters describe, for `input_size` features a step, D.
+    """Build the model that the parameters describe, for `input_size` features a step, D.
 
-    Every matrix is uniform on +-1/sqrt(H), which is torch's own bound for LSTM and GRU, or Xavier
-    uniform, and every vector is 0. Then the cell changes its own start (the LSTM its forget bias,
-    the A-GRU its step size).
+    Every matrix is uniform on +-1/sqrt(H), which is torch's bound for its LSTM and GRU, or Xavier
+    uniform; every vector is 0. Then the cell makes its own changes: the LSTM sets its forget bias,
+    the A-GRU its step size.
     """
     units, policy = parameters.hidden_size, parameters.initialisation
     options = parameters.cell_options.model_dump()
@@ -66,9 +66,9 @@ def build_model(
 
 
 def count(model: SequenceModel) -> tuple[int, int]:
-    """The number of trained parameters, and how many of them are not redundant with others.
+    """Return the number of trained parameters, and the number of those that are free.
 
-    A pair of biases that acts as its sum counts once, and W - W^T of H units H (H - 1) / 2 times.
+    Of two biases that act only as their sum one is free, and W - W^T of H units has H (H - 1) / 2.
     """
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return total, total - model.cell.redundant()
+    return total, total - model.cell.redundant_parameters()

@@ -1,4 +1,4 @@
-"""What the notebooks share: a report to read, sentences with numbers, figures and sliders."""
+"""Functions that notebooks share: opening a report, sentences with numbers, figures, sliders."""
 
 import os
 from collections.abc import Callable
@@ -10,25 +10,25 @@ import seaborn as sns
 from IPython.display import Markdown, display
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.figures import labelled, show
+from rnnbench_nb.figures import show, with_labels
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.folders import MARKER
 from rnnbench_nb.results import Report
 
-__all__ = ["claim", "facets", "measured", "open_report", "show", "sliders"]
+__all__ = ["claim", "facets", "measured_table", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
 EXAMPLE = "reports/published/noise_tuned"
 
 
 def open_report(output_dir: str) -> Report:
-    """Open a report and show what its reader has to know first.
+    """Open a report, and show its note and what is missing in it.
 
     Args:
-        output_dir: Folder of the report, relative to the project. Where the default folder holds
-            none yet, a published report is opened, and is said to be one.
+        output_dir: Folder of the report, relative to the project. If the default folder has no
+            report yet, a published report is opened in its place, with a note.
 
     Raises:
-        UserError: The folder holds no report.
+        UserError: The folder has no report.
     """
     folder = PROJECT / output_dir
     if output_dir == DEFAULT_REPORT and not (folder / MARKER).exists():
@@ -44,20 +44,20 @@ def open_report(output_dir: str) -> Report:
     return report
 
 
-def measured(report: Report, name: str) -> pd.DataFrame:
-    """A table that was measured on the runs' weights, with a column `label` for people.
+def measured_table(report: Report, name: str) -> pd.DataFrame:
+    """Return a table of `measures` with a column `label`.
 
     Raises:
-        UserError: No run of the report has it.
+        UserError: No run of the report has this table.
     """
     table = report.table(name)
     if table.empty:
-        raise UserError(f"{report.folder} has no table {name}: no finished run was measured so.")
-    return labelled(table, report)
+        raise UserError(f"{report.folder} has no table {name}: no finished run has this measure.")
+    return with_labels(table, report)
 
 
 def claim(text: str, when: Any = True, **numbers: Any) -> None:
-    """Show a sentence of Markdown if it is true: fields such as `{error:.2f}` take the numbers."""
+    """Show a Markdown sentence if `when` is true; fields such as `{error:.2f}` take `numbers`."""
     if when:
         display(Markdown(text.format(**numbers)))
 
@@ -65,13 +65,13 @@ def claim(text: str, when: Any = True, **numbers: Any) -> None:
 def facets(
     plot: Callable[..., sns.FacetGrid], frame: pd.DataFrame, **options: Any
 ) -> sns.FacetGrid:
-    """A figure with panels by `seaborn.relplot` or `catplot`, which lay them out by themselves."""
+    """Call `seaborn.relplot` or `catplot`, which lay out their panels themselves."""
     with plt.rc_context({"figure.constrained_layout.use": False}):
         return plot(frame, **options)
 
 
 def sliders(draw: Callable[..., None], **controls: Any) -> None:
-    """In JupyterLab, call `draw` with the values of `ipywidgets.interact`; elsewhere do nothing."""
+    """In JupyterLab, call `draw` with values from sliders (`ipywidgets.interact`)."""
     if "JPY_SESSION_NAME" in os.environ:
         import ipywidgets
 

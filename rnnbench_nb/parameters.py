@@ -1,4 +1,4 @@
-"""Values that people write: YAML is read strictly, frozen classes check it; what a budget holds."""
+"""Parameters as people write them: strict YAML, the classes that check it, and budgets."""
 
 import difflib
 import math
@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rnnbench_nb.errors import UserError
 
-LIMIT = 100_000  # characters of a YAML file
-
+LIMIT = 100_000  # most characters of a YAML file
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -21,12 +20,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Schedule = Literal["plateau", "cosine", "none"]  # of the learning rate
+Schedule = Literal["plateau", "cosine", "none"]  # schedule of the learning rate
 Name = Annotated[str, Field(pattern=r"^\w[\w.+=-]{0,63}$")]
 
 
 class Frozen(BaseModel):
-    """Refuses unknown keys, wrong types and impossible values; an instance never changes."""
+    """An immutable model that refuses unknown keys, wrong types and impossible values."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -35,16 +34,16 @@ Kind = TypeVar("Kind", bound=Frozen)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Return the value that a piece of YAML 1.2 without aliases stands for.
+    """Parse YAML 1.2 without aliases; `where` names the source of the text in errors.
 
     Raises:
-        UserError: The text, from `where`, cannot be read, gives a key twice, or is too long.
+        UserError: The text is not such YAML, has a key twice, or is too long.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     def refuse(node: object) -> None:
-        raise ValueError("an alias, which may grow without end; write its value out")
+        raise ValueError("aliases are not allowed; write the value out")
 
     yaml = YAML(typ="safe", pure=True)
     yaml.composer.return_alias = refuse
@@ -63,7 +62,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the values of a YAML file of KEY: VALUE lines, or raise a UserError with `remedy`."""
+    """Read a YAML file of KEY: VALUE lines, or raise a UserError that ends with `remedy`."""
     try:
         with path.open(encoding="utf-8") as file:
             values = parse_yaml(file.read(LIMIT + 1), str(path))
@@ -71,16 +70,16 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"{path}: the file cannot be read ({reason}); {remedy}.") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path}: the file must hold KEY: VALUE lines, keys being names; {remedy}.")
+        raise UserError(f"{path}: the file must hold KEY: VALUE lines with text as keys; {remedy}.")
     return values
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Write values as YAML that means the same to readers of version 1.2 and 1.1 (papermill)."""
+    """Format values as YAML that means the same in versions 1.2 and 1.1, papermill's."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Quotes text that version 1.2 alone takes for a number."""
+        """A dumper that quotes text if YAML 1.2 would read it as a number."""
 
     number = re.compile(r"[-+]?[\d_]*\.?[\d_]*[eE][-+]?\d+$|0o[0-7]+$")
     Dumper.add_implicit_resolver("tag:yaml.org,2002:float", number, [*"+-.0123456789"])
@@ -89,7 +88,7 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def validate(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
-    """Return a `kind` with these values, or raise a UserError on the first wrong key."""
+    """Build a `kind` from these values, or raise a UserError about the first wrong key."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -97,9 +96,9 @@ def validate(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown(key, kind.model_fields)}") from error
-        problem, given = first["msg"].removeprefix("Value error, "), reprlib.repr(first["input"])
+        problem, value = first["msg"].removeprefix("Value error, "), reprlib.repr(first["input"])
         problem = problem[0].lower() + problem[1:]
-        raise UserError(f"{where}: {key}: {problem}, but {given} is given.") from error
+        raise UserError(f"{where}: {key}: {problem}, but {value} is given.") from error
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
@@ -110,13 +109,13 @@ def unknown(key: str, known: Iterable[str]) -> str:
 
 
 def batches_of(parameters: Any, examples: int) -> int:
-    """The number of batches in a whole epoch; the last may be incomplete, unless it is dropped."""
+    """Return the number of batches in a full epoch, with or without an incomplete last one."""
     whole, rest = divmod(examples, parameters.batch_size)
     return whole + (rest > 0 and not (parameters.drop_last and whole))
 
 
 def epochs_of(parameters: Any, examples: int) -> int:
-    """The number of epochs in the budget; if steps end it, the last epoch may be short."""
+    """Return the number of epochs in the budget; if `steps` limits it, the last may be short."""
     if not parameters.steps:
         return parameters.epochs
     return min(parameters.epochs, math.ceil(parameters.steps / batches_of(parameters, examples)))

@@ -1,24 +1,24 @@
-"""How long a protocol takes on this machine, from a few measured steps of each variant."""
+"""Estimate how long a protocol takes on this machine, from a few steps of each variant."""
 
 import pandas as pd
 
 from rnnbench_nb.parameters import batches_of, epochs_of
 from rnnbench_nb.protocol import Protocol, RunParameters
-from rnnbench_nb.runs import device_of, started, task_of
+from rnnbench_nb.runs import device_of, new_model, task_of
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import fit
 
-STEPS = 3  # measured, after as many that are not
-VALIDATED = 200  # examples
+STEPS = 3  # steps to measure, after as many for warming up
+VALIDATION_EXAMPLES = 200
 
 
 def hours(protocol: Protocol) -> pd.DataFrame:
-    """Measure what the whole budget of each variant takes, one training at a time.
+    """Estimate the time of each variant's whole budget, with one training at a time.
 
     Returns:
         One row a variant: `variant`, `step` (seconds a step of the optimiser), `steps`,
-        `validation` (seconds an epoch), `epochs`, `seeds`, and `hours` of all its seeds. Early
-        stopping may end them before.
+        `validation` (seconds an epoch), `epochs`, `seeds`, and `hours` for all its seeds. Early
+        stopping may shorten them.
     """
     table = pd.DataFrame([_row(own) for own in protocol.parameterisations.values()])
     table["seeds"] = table["variant"].map(protocol.runs)
@@ -29,11 +29,11 @@ def hours(protocol: Protocol) -> pd.DataFrame:
 def _row(parameters: RunParameters) -> dict[str, str | float]:
     task = task_of(parameters)
     train, validation, test = task.load(parameters.seed)
-    sizes = (train, STEPS * parameters.batch_size), (validation, VALIDATED), (test, None)
+    sizes = (train, STEPS * parameters.batch_size), (validation, VALIDATION_EXAMPLES), (test, None)
     small = Split(*(Part(part.inputs[:n], part.targets[:n]) for part, n in sizes))
-    few = parameters.changed(steps=STEPS, epochs=STEPS, patience=None)
-    model = started(parameters, task, train).to(device_of(parameters))
-    for _ in range(2):  # the first time may build a kernel
+    few = parameters.replace(steps=STEPS, epochs=STEPS, patience=None)
+    model = new_model(parameters, task, train).to(device_of(parameters))
+    for _ in range(2):  # the first may compile a kernel
         state = fit(model, small, task, few, report=lambda line: None)
     seconds = pd.DataFrame(state.history).groupby("split")["seconds"].sum()
     share = len(validation.targets) / len(small.validation.targets) / state.progress["epoch"]

@@ -1,4 +1,4 @@
-"""Find the entries of a folder, one file an entry: the cells and the tasks."""
+"""Find the cells and the tasks, each of which is a file in a folder."""
 
 import importlib
 import pkgutil
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
-    """The subclasses of `kind` with a `name` that the files of a package define, by that name.
+    """Return the subclasses of `kind` that the files of a package define, by their `name`.
 
     Raises:
-        UserError: A file cannot be imported, or a name is taken twice.
+        UserError: A file cannot be imported, or two classes have the same name.
     """
     entries: dict[str, type[T]] = {}
     for _, file, _ in pkgutil.iter_modules(package.__path__):
@@ -22,10 +22,10 @@ def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
         try:
             module = importlib.import_module(f"{package.__name__}.{file}")
         except Exception as error:  # whatever a contributed file raises
-            raise UserError(f"{path} cannot be imported ({error}); mend or remove it.") from error
+            raise UserError(f"{path} cannot be imported ({error}); fix or remove it.") from error
         for entry in vars(module).values():
             if isinstance(entry, type) and issubclass(entry, kind) and "name" in vars(entry):
                 name = vars(entry)["name"]
                 if entries.setdefault(name, entry) is not entry:
-                    raise UserError(f"{path}: the name {name!r} is taken; choose another.")
+                    raise UserError(f"{path}: the name {name!r} is in use; choose another.")
     return entries

@@ -1,9 +1,9 @@
 """A probe of the code: the numbers of a tiny training, which the record of each run keeps.
 
-A run is stale if the code of today gives other numbers than the code that trained it. The probe is
-three short epochs on the CPU with the run's own cell, task and settings, but one seed for all, on
-made-up examples. Rounding must not grow in it, or no tolerance would tell it from a change of the
-code: sequences end after `STEPS` steps, over which no cell is chaotic, and the rate is a tenth.
+A run is stale if today's code gives other numbers than the code that trained it. The probe trains
+the run's cell on the CPU for a few short epochs, with the run's task and settings, a fixed seed and
+random examples. Rounding errors must not grow in it, or they would look like a change of the code:
+sequences end after `STEPS` steps, over which no cell is chaotic, and the learning rate is a tenth.
 """
 
 import copy
@@ -21,20 +21,20 @@ from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import arithmetic, evaluate, fit
 
-Probe = dict[str, list[float]]  # numbers by kind
+Probe = dict[str, list[float]]  # numbers, by kind
 
-EXAMPLES, BATCH = 64, 24  # so that the last batch of an epoch is incomplete
-STEPS, OUTPUTS = 32, 16  # of a sequence; numbers of the trained model's outputs that are kept
-NO_FALL = 1e6  # min_delta with which no epoch but the first lowers the validation loss
+EXAMPLES, BATCH = 64, 24  # the last batch of an epoch is incomplete
+STEPS, OUTPUTS = 32, 16  # most steps of a sequence; numbers of the model's outputs to keep
+NO_FALL = 1e6  # min_delta, so large that only the first epoch lowers the validation loss
 
-# Ten times the largest relative difference that was seen, by `precision`: over ten cells and five
-# tasks, with the kernel and torch at AVX2 and at the compiler's least, with one and two threads;
-# for "medium" between products of float32 and of operands rounded to bfloat16.
+# Ten times the largest relative difference found, by `precision`: over ten cells and five tasks,
+# with the kernel and torch at AVX2 and at the baseline instructions, on one and two threads. For
+# "medium" it is the difference between products in float32 and in bfloat16.
 TOLERANCE = {"highest": 2.1e-5, "medium": 8.5e-2}
 
 
-def shortened(parameters: RunParameters) -> RunParameters:
-    """The parameters with a budget of three epochs in which schedule, patience and steps act."""
+def short_parameters(parameters: RunParameters) -> RunParameters:
+    """Return parameters of a few epochs in which schedule, patience and step budget have effect."""
     changed: dict[str, Any] = {"seed": 0, "batch_size": BATCH, "epochs": 3, "plateau_patience": 0}
     changed["learning_rate"] = parameters.learning_rate / 10
     if parameters.patience:
@@ -45,11 +45,11 @@ def shortened(parameters: RunParameters) -> RunParameters:
     return short.model_copy(update=changed)
 
 
-def made_up(data: Split) -> Split:
-    """Random examples with the shapes, types and ranges of the test part, equal for all seeds.
+def random_examples(data: Split) -> Split:
+    """Draw random examples with the shapes, types and ranges of the test part, with a fixed seed.
 
-    The targets to validate on are others than those to train on: the validation loss rises, so
-    that plateaus, patience and the choice of the best epoch act.
+    Validation targets differ from training targets, so the validation loss rises, and plateaus,
+    patience and the choice of the best epoch have effect.
     """
     random = torch.Generator().manual_seed(0)
 
@@ -70,14 +70,14 @@ def made_up(data: Split) -> Split:
 
 
 def probe(parameters: RunParameters, task: Any, data: Split) -> Probe:
-    """Train on made-up examples like those of a run.
+    """Train on random examples that resemble those of a run.
 
     Returns:
         For each epoch `training_loss`, `gradient_norm`, `learning_rate` and the validation `loss`;
-        and some `outputs` of the best epoch, the number of which is the last of `best_epoch`. No
-        numbers at all if the loss is not finite, which is for the run's own training to tell.
+        the number of the `best_epoch`; and some `outputs` of that epoch. The probe is empty if the
+        loss is not finite, which the training of the run will report.
     """
-    parameters, task, data = shortened(parameters), copy.copy(task), made_up(data)
+    parameters, task, data = short_parameters(parameters), copy.copy(task), random_examples(data)
     whole = task.inputs
     task.inputs = lambda stored: whole(stored)[:, :STEPS]
     with arithmetic(parameters.precision), torch.random.fork_rng(devices=[]):
@@ -101,10 +101,10 @@ def probe(parameters: RunParameters, task: Any, data: Split) -> Probe:
     }
 
 
-def agrees(recorded: Probe | None, today: Probe, precision: str) -> bool:
-    """Whether a recorded probe and today's are equal, up to rounding of the largest of a kind."""
-    if recorded is None or recorded.keys() != today.keys():
+def agrees(record: Probe | None, today: Probe, precision: str) -> bool:
+    """Whether two probes agree, up to rounding relative to the largest number of each kind."""
+    if record is None or record.keys() != today.keys():
         return False
     limit = TOLERANCE[precision]
-    kinds = [(np.array(recorded[name]), np.array(today[name])) for name in today]
+    kinds = [(np.array(record[name]), np.array(today[name])) for name in today]
     return all(x.size == y.size and abs(x - y).max() <= limit * abs(x).max() for x, y in kinds)

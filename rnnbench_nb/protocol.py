@@ -1,7 +1,7 @@
 """Parameters of runs and of sweeps over them, from YAML files, options or a notebook.
 
-The keys are flat: the common ones, and the options of the run's cell and task. A key that a run
-does not read is refused.
+The keys are flat: the common keys, and the options of the run's cell and task. A key that the run
+does not use is an error.
 """
 
 import json
@@ -33,17 +33,17 @@ from rnnbench_nb.parameters import (
 from rnnbench_nb.tasks import DEFAULT, TASKS
 
 QUICK_EPOCHS = 5
-SEEDS = 2**32  # seeds are below it
-RETIRED = {"start": "common", "biases": True}  # options in old records, which meant what is now
-NO_GPU = "device: 'cuda' is asked for but no GPU is found; use 'auto' or 'cpu'."
+SEEDS = 2**32  # every seed is below it
+LEGACY = {"start": "common", "biases": True}  # options of old records; now always so
+NO_GPU = "device: cuda needs a GPU, and there is none here; use auto or cpu."
 
 
 class RunParameters(Frozen):
     """Everything that one run depends on; params/row_mnist.yaml says what each key means.
 
-    `variant` names the parameterisation; `cell_options` and `task_options` are instances of the
-    `Options` of its cell and its task. Matrices start uniform on +-1/sqrt(H), or as Xavier has it
-    (Glorot and Bengio 2010). `precision` is that of `torch.set_float32_matmul_precision`.
+    `variant` names the parameterisation. `cell_options` and `task_options` are instances of the
+    `Options` of the cell and the task. Xavier's rule is that of Glorot and Bengio (2010), and
+    `precision` is the argument of `torch.set_float32_matmul_precision`.
     """
 
     model: str
@@ -80,7 +80,7 @@ class RunParameters(Frozen):
 
     @property
     def run(self) -> str:
-        """The name of the run and of its folder, as in `x-seed42`."""
+        """The name of the run and of its folder, such as `gru-seed42`."""
         return f"{self.name}-seed{self.seed}"
 
     @property
@@ -88,22 +88,22 @@ class RunParameters(Frozen):
         """The task and its options as text: only variants of one group are compared."""
         return json.dumps([self.task, *self.task_options.model_dump().values()])
 
-    def grouped(self) -> dict[str, Any]:
-        """The values as notebooks take them: common keys, and all others below `options`."""
+    def for_notebook(self) -> dict[str, Any]:
+        """Return the values as 02_train takes them: common keys, and all others in `options`."""
         options = self.task_options.model_dump() | self.cell_options.model_dump()
         return self.model_dump(include=COMMON) | {"options": options}
 
     def flat(self) -> dict[str, Any]:
-        """All values by flat keys, as parameter files and records hold them."""
-        values = self.grouped()
+        """Return all values by flat keys, as in parameter files and records."""
+        values = self.for_notebook()
         return values | values.pop("options")
 
-    def changed(self, **values: Any) -> "RunParameters":
-        """These parameters with other values, given by flat keys."""
+    def replace(self, **values: Any) -> "RunParameters":
+        """Return these parameters with some values replaced, by flat keys."""
         return run_parameters({**self.flat(), **values}, self.run)
 
     def same_as(self, other: "RunParameters") -> bool:
-        """Whether two runs are alike in all but the variant's name."""
+        """Whether two runs have equal parameters, apart from the name of the variant."""
         return self.flat() | {"variant": None} == other.flat() | {"variant": None}
 
 
@@ -117,18 +117,19 @@ def _some(values: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
 def run_parameters(
     values: Mapping[str, Any], where: str, lenient: Collection[str] = ()
 ) -> RunParameters:
-    """Check the parameters of a run, by flat keys or as `RunParameters.grouped` gives them.
+    """Check the parameters of a run, with flat keys or in the form of `for_notebook`.
+
+    Options in `lenient` may be unused. `where` names the source of the values in errors.
 
     Raises:
-        UserError: A key is unknown, or wrong, or an option that is not in `lenient` and that
-            neither the cell nor the task reads; `where` names the source of the values.
+        UserError: A key is unknown or unused, or its value is wrong.
     """
     values = dict(values)
     options = values.pop("options", {})
     if not isinstance(options, dict):
         raise UserError(f"{where}: options: must hold KEY: VALUE pairs, but {options!r} is given.")
     values |= options
-    values = {key: value for key, value in values.items() if (key, value) not in RETIRED.items()}
+    values = {key: value for key, value in values.items() if (key, value) not in LEGACY.items()}
     cell = lookup(CELLS, f"{where}: model", values.get("model"))
     task = lookup(TASKS, f"{where}: task", values.get("task", DEFAULT))
     own, theirs = cell.Options.model_fields, task.Options.model_fields
@@ -143,7 +144,7 @@ def run_parameters(
 def _require_read(
     values: Iterable[str], read: Collection[str], where: str, lenient: Collection[str] = ()
 ) -> None:
-    """Refuse the first key that is not in `read`, unless it is an option in `lenient`."""
+    """Raise a UserError on the first key that is not in `read`, unless it is in `lenient`."""
     entries: dict[str, Any] = {**CELLS, **TASKS}
     options = {name: entry.Options.model_fields for name, entry in entries.items()}
     for key in (key for key in values if key not in read):
@@ -151,15 +152,15 @@ def _require_read(
         if not readers:
             raise UserError(f"{where}: {unknown(key, [*read, *chain(*options.values())])}")
         if key not in lenient:
-            fault = f"is an option of {readers}, and nothing here reads it"
+            fault = f"is an option of {readers} and has no effect here"
             raise UserError(f"{where}: {key} {fault}; leave it out.")
 
 
 class _Sweep(Frozen):
-    """What a parameter file says beside a run's parameters.
+    """The keys of a parameter file that are not parameters of a run.
 
-    A variant is a named set of values laid over the file's own, `runs` among them; `quick` holds
-    what the quick form has instead.
+    A variant is a named set of values that replace the file's own, such as its `runs`. `quick` has
+    the values of the quick form.
     """
 
     models: list[str] = []
@@ -174,8 +175,8 @@ class _Sweep(Frozen):
 class Protocol:
     """A sweep: for each variant its parameters at the first seed, and its number of seeds.
 
-    `note` stands at the top of the report, which gives no verdict if other data `stand_in`. `short`
-    holds the values of the quick form, for every variant that reads them.
+    The report shows `note` at its top. It gives no verdict if `stand_in` is true, that is, if other
+    data replace those of the protocol. `short` has the values of the quick form.
     """
 
     parameterisations: dict[str, RunParameters]
@@ -203,26 +204,26 @@ class Protocol:
         ]
 
     def quick(self, where: str = "quick") -> "Protocol":
-        """The quick form: `short`, and at most `QUICK_EPOCHS` epochs, in every variant."""
+        """Return the quick form: the values `short` and at most `QUICK_EPOCHS` epochs."""
         variants = {}
         for name, own in self.parameterisations.items():
             short = run_parameters(own.flat() | _some(self.short, own.flat()), where)
             variants[name] = short.model_copy(update={"epochs": min(short.epochs, QUICK_EPOCHS)})
         return replace(self, parameterisations=variants, short={})
 
-    def resolved(self) -> "Protocol":
-        """This protocol with what `Task.resolve` settles on this machine, and its notes."""
+    def resolve(self) -> "Protocol":
+        """Fetch the data, and return this protocol with what `Task.resolve` changed and noted."""
         variants, notes, stand_in = {}, [self.note], self.stand_in
         for name, own in self.parameterisations.items():
-            settled, note = TASKS[own.task](own.task_options).resolve()
-            variants[name] = own.changed(**settled)
+            changes, note = TASKS[own.task](own.task_options).resolve()
+            variants[name] = own.replace(**changes)
             notes.append(note)
             stand_in |= bool(note)
         note = "; ".join(filter(None, dict.fromkeys(notes)))
         return replace(self, parameterisations=variants, note=note, stand_in=stand_in)
 
     def dump(self) -> dict[str, Any]:
-        """All values, as a parameter file holds them: what variants share comes first."""
+        """Return all values in the form of a parameter file; shared values come first."""
         flat = {name: own.flat() for name, own in self.parameterisations.items()}
         values = {key: value for own in flat.values() for key, value in own.items()}
         del values["variant"]
@@ -241,9 +242,9 @@ class Protocol:
 
 
 def _protocol(
-    values: Mapping[str, Any], where: str, lenient: Collection[str], capped: bool = False
+    values: Mapping[str, Any], where: str, lenient: Collection[str], cap_runs: bool = False
 ) -> Protocol:
-    """Check a file's values; if `capped`, no variant has more seeds than `runs` says."""
+    """Check the values of a file; `cap_runs` limits every variant to `runs` seeds."""
     sweep = validate(_Sweep, _some(values, _Sweep.model_fields), where)
     rest = _some(values, set(values) - set(_Sweep.model_fields))
     layers = [rest, *sweep.variants.values()]
@@ -254,22 +255,22 @@ def _protocol(
     for name in models:
         lookup({**CELLS, **sweep.variants}, f"{where}: models", name)
     alone = len(models) == 1 and models[0] in CELLS
-    cell = models[0] if alone else rest.get("model")  # None: each variant has to say which
-    _require_read(rest, COMMON, where, rest)  # what is unknown to all is no variant's fault
+    cell = models[0] if alone else rest.get("model")  # None if each variant names its own
+    _require_read(rest, COMMON, where, rest)  # an unknown key is no variant's fault
     variants, runs = {}, {}
-    for name, own in _taking_part(models, sweep.variants, cell).items():
+    for name, own in _participants(models, sweep.variants, cell).items():
         place = f"{where}: variant {name!r}" if name in sweep.variants else where
         if "seed" in own or "variant" in own:
-            raise UserError(f"{place}: a variant cannot set 'seed' or 'variant'; leave it out.")
+            raise UserError(f"{place}: a variant cannot set seed or variant; leave them out.")
         count = validate(_Sweep, {"runs": own.pop("runs", sweep.runs)}, place).runs
-        runs[name] = min(count, sweep.runs) if capped else count
+        runs[name] = min(count, sweep.runs) if cap_runs else count
         whole = {**rest, **own, "variant": name}
         variants[name] = run_parameters(whole, place, set(rest) - set(own))
         if variants[name].seed + runs[name] > SEEDS:
             raise UserError(f"{where}: seed: the last seed would be above {SEEDS - 1}; lower it.")
     if not variants:
         used = " or ".join(models)
-        raise UserError(f"{where}: models: no variant uses {used}; name a model that one uses.")
+        raise UserError(f"{where}: models: no variant uses {used}; name one that a variant uses.")
     _refuse_alike(variants, where)
     read = {key for own in variants.values() for key in own.flat()}
     _require_read(sweep.quick, read - {"variant"}, f"{where}: quick")
@@ -279,13 +280,13 @@ def _protocol(
     return protocol
 
 
-def _taking_part(
+def _participants(
     models: list[str], variants: Mapping[str, Mapping[str, Any]], cell: str | None
 ) -> dict[str, dict[str, Any]]:
     """The values of each variant that takes part, with its model, which is `cell` by default.
 
-    A variant takes part if `models` has its cell or its own name. A cell in `models` takes part by
-    itself if there are no variants, or if it stands beside the names of variants and none uses it.
+    A variant takes part if `models` has its cell or its name. A cell in `models` takes part without
+    a variant if there are no variants, or if `models` also names variants and none uses the cell.
     """
     whole = {
         name: {"model": "module" if "module" in own else cell, **own}
@@ -295,51 +296,51 @@ def _taking_part(
         used = [own["model"] for own in whole.values()]
         alone = {name: {"model": name} for name in models if name in CELLS and name not in used}
         whole = alone | whole
-    chosen = (None, *models)
-    return {name: own for name, own in whole.items() if own["model"] in chosen or name in models}
+    selection = (None, *models)
+    return {name: own for name, own in whole.items() if own["model"] in selection or name in models}
 
 
 def _refuse_alike(variants: Mapping[str, RunParameters], where: str) -> None:
-    """Refuse names of folders, or labels in figures, that are equal but for case or punctuation."""
+    """Refuse folder names or labels that differ only in case or punctuation."""
     seen: set[str] = set()
     for name, label in labels({name: CELLS[own.model] for name, own in variants.items()}).items():
         forms = {
             re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", text.casefold()) for text in (name, label)
         }
         if seen & forms:
-            raise UserError(f"{where}: variants: {name!r} looks like another; rename it.")
+            raise UserError(f"{where}: variants: {name!r} is too similar to another; rename it.")
         seen |= forms
 
 
-def _found(path: Path) -> Path:
-    """The file of this name, or else the project's own."""
+def _resolve(path: Path) -> Path:
+    """Return the file with this path, or else the one with its name in the project's params/."""
     ours = SOURCES / "params" / f"{path.name.removesuffix('.yaml')}.yaml"
     return path if path.is_file() or not ours.exists() else ours
 
 
-def _layers(path: Path, remedy: str, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """Return the values of a parameter file after those of its `base`, beside it or in params/."""
-    if path in above:
-        raise UserError(f"{path}: its base leads back to itself; leave the base of one file out.")
+def _layers(path: Path, remedy: str, parents: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """Read a parameter file and its `base`, from its folder or params/; the base comes first."""
+    if path in parents:
+        raise UserError(f"{path}: its base leads back to it; remove the base of one file.")
     values = read_yaml(path, remedy)
     base = values.pop("base", None)
     if base is None:
         return [values]
     remedy = f"the base of {path} must be the name, without .yaml, of a file beside it"
-    return [*_layers(_found(path.parent / f"{base}.yaml"), remedy, (*above, path)), values]
+    return [*_layers(_resolve(path.parent / f"{base}.yaml"), remedy, (*parents, path)), values]
 
 
 def load_protocol(name: Path | str, overrides: Mapping[str, Any] | None = None) -> Protocol:
-    """Load the protocol in a parameter file, with `overrides` laid over it.
+    """Load the protocol in a parameter file; `overrides` replace its values.
 
-    The file may be named alone if it is in the project's params/. Nobody needs to read the options
-    of its base, nor those of the file beside overrides.
+    A file in the project's params/ needs no folder and no ending. Options of its base may be
+    unused, and so may options of the file if there are overrides.
 
     Raises:
         UserError: The file cannot be read or is empty, or a key or value in it is wrong.
     """
     path = Path(name)
-    path = _found(path) if path.name == str(name) else path
+    path = _resolve(path) if path.name == str(name) else path
     *below, own = _layers(path, "name a parameter file, such as params/quick.yaml")
     values = {key: value for layer in (*below, own) for key, value in layer.items()}
     protocol = _protocol(values, str(path), set(values) - set(own))

@@ -1,8 +1,8 @@
 """Reports and their runs as files and as tidy tables, without torch.
 
-A report's folder holds report.json, which says what its runs have in common, and for each run
+A report's folder has report.json, which describes what its runs have in common, and for each run
 runs/<run>/ with run.json, history.csv, predictions.safetensors, measures/<table>.parquet and
-weights. A published report holds the same for all of its runs together, without weights: runs.json,
+weights. A published report has one file for all of its runs, and no weights: runs.json,
 history.parquet, predictions.safetensors.xz and measures/<table>.parquet.
 """
 
@@ -35,22 +35,22 @@ SIZES = ["parameters", "free_parameters", "epochs", "best_epoch"]
 
 @contextmanager
 def reading(path: Path, part_of: Path | None = None) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into a sentence that names it and a remedy."""
-    wrong = OSError, EOFError, ValueError, TypeError, AttributeError, LookupError
+    """Turn any error while a file is read into a UserError with its name and a remedy."""
+    errors = OSError, EOFError, ValueError, TypeError, AttributeError, LookupError
     try:
         yield
-    except (*wrong, lzma.LZMAError, SafetensorError) as error:
-        remedy = f"restore it, or move {part_of or path.parent} elsewhere and make it again"
+    except (*errors, lzma.LZMAError, SafetensorError) as error:
+        remedy = f"restore it, or move {part_of or path.parent} elsewhere and run again"
         raise UserError(f"{path} is missing or damaged; {remedy}.") from error
 
 
 @dataclass
 class Run:
-    """One run: `record` is its run.json; its other files are read when they are asked for."""
+    """One run; `record` is the content of its run.json, and its other files are read on access."""
 
     folder: Path
     record: dict[str, Any]
-    published: bool = False  # a part of a report that keeps all runs in common files
+    published: bool = False  # whether its report has one file for all runs
 
     @property
     def key(self) -> tuple[str, int]:
@@ -69,16 +69,16 @@ class Run:
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
-        """The arrays `label` and `predicted` over the N test examples."""
+        """The arrays `label` and `predicted`, with a row for each of the N test examples."""
         return self.tensors("predictions")
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """The score of each test example, (N,); more is better."""
+        """The score of each test example (N,); higher is better."""
         return self.metrics.scores(self.predictions["label"], self.predictions["predicted"])
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays in the file NAME.safetensors; a UserError if it is missing or damaged."""
+        """Read the arrays in NAME.safetensors, or raise a UserError if it is missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         if self.published:
             raise UserError(f"{path} does not exist: a published report has no weights.")
@@ -86,7 +86,7 @@ class Run:
             return safetensors.numpy.load_file(path)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that were measured on the run, by name, but for those that pool seeds."""
+        """Read the tables that were measured on the run, by name, without those that pool seeds."""
         tables, place = {}, self.folder.parents[1] if self.published else self.folder
         for path in place.glob("measures/*.parquet"):
             with reading(path, place):
@@ -98,7 +98,7 @@ class Run:
 
 
 def load_run(folder: Path | str) -> Run:
-    """The run in a folder such as reports/quick/runs/gru-seed42, published or not.
+    """Load the run in a folder such as reports/quick/runs/gru-seed42, published or not.
 
     Raises:
         UserError: The folder holds no readable run.
@@ -114,16 +114,16 @@ def load_run(folder: Path | str) -> Run:
         return run
     runs = _published_runs(report) if (report / "runs.json").is_file() else {}
     if folder.name not in runs:
-        raise UserError(f"{folder} holds no run (no run.json); name another.")
+        raise UserError(f"{folder} has no run (there is no run.json); name the folder of a run.")
     return runs[folder.name]
 
 
 def _published_runs(report: Path) -> dict[str, Run]:
-    """The runs of a published report, finished or not, by name."""
+    """Read the runs of a published report, finished or not, by name."""
     with reading(path := report / "runs.json"):
-        found = [Run(report / "runs" / f"{record['variant']}-seed{record['seed']}", record, True)
+        every = [Run(report / "runs" / f"{record['variant']}-seed{record['seed']}", record, True)
                  for record in json.loads(path.read_text(encoding="utf-8"))]  # fmt: skip
-        runs = [run for run in found if run.record["status"] == COMPLETED]
+        runs = [run for run in every if run.record["status"] == COMPLETED]
     with reading(path := report / "history.parquet"):
         histories = dict(list(pd.read_parquet(path).groupby(["variant", "seed"])))
         for run in runs:
@@ -133,22 +133,22 @@ def _published_runs(report: Path) -> dict[str, Run]:
         for run in runs:
             names = "label", "predicted"
             run.predictions = {name: arrays[f"{run.folder.name}/{name}"] for name in names}
-    return {run.folder.name: run for run in found}
+    return {run.folder.name: run for run in every}
 
 
 class Report:
     """A report's folder, published or not. Its runs are read once.
 
     Attributes:
-        marker: The content of report.json, of which the others are parts.
-        stand_in: Whether other data stand in for those asked for, so that no verdict can be given.
-        variants: For each variant its `label`, look, `model`, `task`, `parameters` at the first
-            seed, and `group`: only variants of equal group (task and its options) are compared.
-        metrics, score: What judges its runs.
-        published: Whether this is the light, committed form.
+        marker: The content of report.json; the following attributes are parts of it.
+        stand_in: Whether other data replace those of the protocol, so that there is no verdict.
+        variants: For each variant its `label`, style, `model`, `task`, `parameters` at the first
+            seed, and `group` (task and its options); only variants of one group are compared.
+        metrics, score: The metrics and the kind of score that judge its runs.
+        published: Whether this is a published report.
 
     Raises:
-        UserError: The folder holds no readable report.json.
+        UserError: The folder has no readable report.json.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -156,7 +156,7 @@ class Report:
         path = self.folder / MARKER
         if not path.exists():
             old = (self.folder / "protocol.yaml").exists()
-            why = OLD if old else f"holds no report (no {MARKER}); name another."
+            why = OLD if old else f"has no report (there is no {MARKER}); name a report's folder."
             raise UserError(f"{self.folder} {why}")
         with reading(path):
             self.marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -182,15 +182,15 @@ class Report:
 
     @property
     def run_folders(self) -> list[Path]:
-        """The folders of all runs that the protocol asks for, in order."""
+        """The folders of all runs of the protocol, in order."""
         names = [f"{name}-seed{seed}" for name in self.variants for seed in self.seeds[name]]
         return [self.folder / "runs" / name for name in names]
 
     @cached_property
     def every_run(self) -> list[Run]:
-        """All runs that the protocol asks for, in order; `reason` says why one has no results."""
-        there = _published_runs(self.folder) if self.published else {}
-        return [there.get(folder.name) or self._run(folder) for folder in self.run_folders]
+        """All runs of the protocol, in order; `record["reason"]` says why one has no results."""
+        published = _published_runs(self.folder) if self.published else {}
+        return [published.get(folder.name) or self._run(folder) for folder in self.run_folders]
 
     def _run(self, folder: Path) -> Run:
         variant, _, seed = folder.name.rpartition("-seed")
@@ -201,7 +201,7 @@ class Report:
                 if run.key != (variant, int(seed)):
                     raise UserError(f"{folder / 'run.json'} is of another run; move it elsewhere.")
                 if run.record["status"] == COMPLETED:
-                    run.predictions, run.history  # noqa: B018 (a damaged file is found now)
+                    run.predictions, run.history  # noqa: B018 (finds damage now)
                 return run
             except UserError as error:
                 reason = str(error)
@@ -215,7 +215,7 @@ class Report:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records of all runs that the protocol asks for, in order."""
+        """The records of all runs of the protocol, in order."""
         return [run.record for run in self.every_run]
 
     @property
@@ -225,12 +225,12 @@ class Report:
         return [unknown | record for record in self.records if record["status"] != COMPLETED]
 
     def of(self, variant: str) -> list[Run]:
-        """The completed runs of a variant, in order of their seeds."""
+        """Return the completed runs of a variant, in the order of their seeds."""
         return [run for run in self.runs if run.key[0] == variant]
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """One row for each run, failed and missing ones too, with the columns of results.csv."""
+        """One row for each run, also failed and missing ones, with the columns of results.csv."""
         rows = [result_row(record, self.metrics.names) for record in self.records]
         return pd.DataFrame(rows, columns=result_columns(self.metrics.names))
 
@@ -242,7 +242,7 @@ class Report:
         return pd.concat(histories, ignore_index=True) if histories else empty
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of `measures`, such as "stability"; empty if no completed run has it."""
+        """Read a table of `measures`, such as "stability"; empty if no completed run has it."""
         folders = [self.folder] if self.published else [run.folder for run in self.runs]
         tables = []
         for folder in folders:
@@ -253,19 +253,19 @@ class Report:
 
 
 def digests(run: Path) -> dict[str, str | None]:
-    """The hashes of the history, the predictions and the measured tables in a run's folder."""
+    """Return the hashes of the history, the predictions and the tables in a run's folder."""
     paths = [run / "history.csv", run / "predictions.safetensors", *run.glob("measures/*.parquet")]
     return {path.relative_to(run).as_posix(): digest(path) for path in sorted(paths)}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as safetensors; those in a file that ends in .xz are compressed."""
+    """Write arrays as safetensors, compressed if the path ends in .xz."""
     content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
     write_file(path, lzma.compress(content) if path.suffix == ".xz" else content)
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Write a tidy frame as CSV, in full precision, or as Parquet, by the ending of the path."""
+    """Write a tidy frame as CSV in full precision or as Parquet, by the ending of the path."""
     if path.suffix == ".csv":
         write_file(path, frame.to_csv(index=False))
     else:
@@ -273,7 +273,7 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read columns of a tidy frame, errors as in `reading`; names stay text whatever they are."""
+    """Read columns of a CSV file; names stay text, and errors are those of `reading`."""
     with reading(path):
         text = path.read_text(encoding="utf-8-sig")
         if not text.endswith("\n"):
@@ -284,18 +284,18 @@ def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def history_columns(score: str) -> list[str]:
-    """The columns of a history; `score` is the name of the task's."""
-    rates = ["learning_rate", "gradient_norm"]  # of the split "train" alone
+    """Return the columns of a history; `score` is the name of the task's score."""
+    rates = ["learning_rate", "gradient_norm"]  # only of the split "train"
     return [*KEYS, "epoch", "split", "loss", score, "seconds", *rates]
 
 
 def result_columns(metrics: Iterable[str]) -> list[str]:
-    """The columns of results.csv."""
+    """Return the columns of results.csv."""
     return [*KEYS, *metrics, "loss", *SIZES, "seconds", "status"]
 
 
 def result_row(record: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, Any]:
-    """A run's row of results.csv; a run that did not complete has no scores."""
+    """Return a run's row of results.csv; a run that did not complete has no scores."""
     test = record.get("test", {})
     values = {name: record.get(name) for name in (*KEYS, *SIZES, "seconds", "status")}
     values |= {name: test.get(name) for name in (*metrics, "loss")}
@@ -304,7 +304,7 @@ def result_row(record: Mapping[str, Any], metrics: Iterable[str]) -> dict[str, A
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each variant, over its completed runs.
+    """Summarise the completed runs of each variant in one row.
 
     Returns:
         Columns `variant, seeds`; mean and `_sd` (ddof 1) of each metric of results.csv;
@@ -318,8 +318,8 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def formatted(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
-    """The summary as text for people: metrics scaled, as mean ± sd; thousands separated."""
+def format_summary(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
+    """Format a `summary` for people: scaled metrics as mean ± sd, and thousands separators."""
     scale, unit = metrics.score.scale, f" {metrics.score.unit}".rstrip()
     digits = 2 if scale > 1 else 4
     columns: dict[str, Any] = {name: table[name] for name in ("variant", "seeds")}
@@ -335,14 +335,14 @@ def formatted(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
 
 
 def readable(name: str) -> str:
-    """A column's name as people read it: `negative_mse` is `negative MSE`."""
+    """Return the name of a column for people: `negative_mse` becomes `negative MSE`."""
     return name.replace("_", " ").replace("mse", "MSE").replace("f1", "F1")
 
 
 def summary_text(report: Report) -> str:
-    """The content of results_summary.md."""
-    shown = report.results.assign(variant=report.results["variant"].map(report.labels))
-    table = formatted(summary(shown), report.metrics)
+    """Return the content of results_summary.md."""
+    rows = report.results.assign(variant=report.results["variant"].map(report.labels))
+    table = format_summary(summary(rows), report.metrics)
     note = f"**{report.note}.**\n\n" if report.note else ""
     text = f"# Test results\n\n{note}Mean ± standard deviation over seeds.\n\n"
     text += table.to_markdown(index=False, disable_numparse=True) + "\n"

@@ -1,4 +1,4 @@
-"""One run: its data, its model, its training, one look at the test set, and its folder."""
+"""One run: its data, its model, its training, one evaluation on the test set, and its folder."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, SOURCES, write_file, write_json
 from rnnbench_nb.folders import FORMAT
 from rnnbench_nb.looks import labels, looks
-from rnnbench_nb.measures import Finished, measure
+from rnnbench_nb.measures import RunData, measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.probe import agrees, probe
-from rnnbench_nb.protocol import NO_GPU, RETIRED, Protocol, RunParameters, run_parameters
+from rnnbench_nb.protocol import LEGACY, NO_GPU, Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
@@ -41,7 +41,7 @@ PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scikit-learn", "snakemake",
 
 
 def marker(name: str, protocol: Protocol) -> dict[str, Any]:
-    """The content of report.json, from which a report is read without cells and tasks."""
+    """Return the content of report.json, with all that a reader needs about cells and tasks."""
     own = protocol.parameterisations
     cells = {variant: CELLS[parameters.model] for variant, parameters in own.items()}
     names, styles = labels(cells), looks(cells)
@@ -59,7 +59,7 @@ def marker(name: str, protocol: Protocol) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The project's commit, with `-dirty` if its package has changed; "unknown" outside its git."""
+    """Return the commit of the project, with `-dirty` if the package has changes, or "unknown"."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
@@ -69,14 +69,14 @@ def commit() -> str:
     if not which("git"):
         return "unknown"
     top, _, head = git("rev-parse", "--show-toplevel", "HEAD").partition("\n")
-    if top != str(SOURCES) or len(head) != 40:  # a repository around it, or none
+    if top != str(SOURCES) or len(head) != 40:  # another repository, or none
         return "unknown"
     changes = git("status", "--porcelain", "--untracked-files=all", "rnnbench_nb")
     return head + "-dirty" * bool(changes)
 
 
 def processor() -> str:
-    """The name of the processor, or its architecture if the system does not tell the name."""
+    """Return the name of the processor, or its architecture if the name is unknown."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     named = re.search(r"^model name\s*: (.+)", text, re.M)
@@ -84,7 +84,7 @@ def processor() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The versions, commit, machine and time that a run's record states."""
+    """Return the versions, commit, machine and start time for a run's record."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     place = {"commit": commit(), "machine": machine, "processor": processor()}
@@ -93,7 +93,7 @@ def environment() -> dict[str, Any]:
 
 
 def device_of(parameters: RunParameters) -> torch.device:
-    """The device that `device: auto | cpu | cuda` means here; a UserError if it is not there."""
+    """Return the device for `device: auto | cpu | cuda`, or raise a UserError without a GPU."""
     if parameters.device == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
     gpu = parameters.device != "cpu" and torch.cuda.is_available()
@@ -101,19 +101,19 @@ def device_of(parameters: RunParameters) -> torch.device:
 
 
 def task_of(parameters: RunParameters) -> Task:
-    """The task of a run, with its options."""
+    """Return the task of a run, with its options."""
     return TASKS[parameters.task](parameters.task_options)
 
 
-def started(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
-    """The model of a run before its first step, for examples like those of a part."""
+def new_model(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
+    """Build the model of a run before its first step, for examples like those of `part`."""
     features = task.inputs(part.inputs[:1]).shape[2]
     random = generator(parameters.seed, "initialisation")
     return build_model(parameters, features, task.outputs(), random, task.read)
 
 
 def load_model(run: Run) -> SequenceModel:
-    """The model of a run at its best epoch, in evaluation mode; errors as in `Run.tensors`."""
+    """Load the model of a run at its best epoch in evaluation mode, or raise a UserError."""
     parameters = run_parameters(run.record["parameters"], f"{run.folder}/run.json")
     random, data = generator(parameters.seed, "initialisation"), run.record["data"]
     read = TASKS[parameters.task].read
@@ -123,8 +123,8 @@ def load_model(run: Run) -> SequenceModel:
     return model.eval()
 
 
-def described(task: Task, data: Split) -> dict[str, Any]:
-    """The `data` of run.json, with a hash of all examples that the run sees."""
+def data_record(task: Task, data: Split) -> dict[str, Any]:
+    """Return the `data` of run.json, with a hash of all examples that the run sees."""
     digest = hashlib.sha256()
     for tensor in (tensor for part in data for tensor in part):
         digest.update(tensor.contiguous().numpy().data)
@@ -135,16 +135,16 @@ def described(task: Task, data: Split) -> dict[str, Any]:
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether parameters, by flat keys, are equal in all but the variant's name."""
-    return {**RETIRED, **a, "variant": None} == {**RETIRED, **b, "variant": None}
+    """Whether two sets of flat parameters are equal, apart from the variant's name."""
+    return {**LEGACY, **a, "variant": None} == {**LEGACY, **b, "variant": None}
 
 
-def finished(record: Mapping[str, Any]) -> Run | None:
-    """A completed run of the project with the parameters, data and probe of a record."""
+def find_finished_run(record: Mapping[str, Any]) -> Run | None:
+    """Find a completed run of the project with the parameters, data and probe of a record."""
     reports, precision = PROJECT / "reports", record["parameters"]["precision"]
     published = sorted(reports.glob("published/*/runs.json"))
     for path in [*sorted(reports.glob("*/runs/*/run.json")), *published]:
-        with suppress(UserError), results.reading(path):  # a damaged run is none
+        with suppress(UserError), results.reading(path):  # skip a damaged run
             content = json.loads(path.read_text(encoding="utf-8"))
             for other in content if path in published else [content]:
                 if (
@@ -155,17 +155,17 @@ def finished(record: Mapping[str, Any]) -> Run | None:
                 ):
                     name = f"runs/{other['variant']}-seed{other['seed']}"
                     run = load_run(path.parent / name if path in published else path.parent)
-                    run.predictions, run.history  # noqa: B018 (both can be read)
+                    run.predictions, run.history  # noqa: B018 (checks that both are readable)
                     return run
     return None
 
 
 def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
-    """Write a run's record, history, predictions and tables to a folder; weights if it has them."""
+    """Copy a run to a folder: record, history, predictions, tables, and weights if it has them."""
     name = parameters.name
     results.write_frame(folder / "history.csv", run.history.assign(variant=name))
     results.write_tensors(folder / "predictions.safetensors", run.predictions)
-    for path in run.folder.glob("*.safetensors"):  # none in a published report
+    for path in run.folder.glob("*.safetensors"):  # a published report has none
         write_file(folder / path.name, path.read_bytes())
     for table, rows in run.tables().items():
         results.write_frame(folder / f"measures/{table}.parquet", rows.assign(variant=name))
@@ -177,63 +177,63 @@ def copy_run(run: Run, parameters: RunParameters, folder: Path) -> Run:
 
 
 def train_run(parameters: RunParameters, folder: Path | str, report: Say = print) -> Run:
-    """Train one model with one seed, look at the test set once, and write the run's folder.
+    """Train one model with one seed, evaluate it on the test set once, and write the run's folder.
 
-    A run that was finished before, here or in another report of the project, is not trained again.
+    A run that is finished here or in another report of the project is not trained again.
 
     Args:
         parameters: Everything that the run depends on.
-        folder: The run's folder; a run that was killed there goes on from its last epoch.
-        report: Takes the lines of progress.
+        folder: The run's folder; an interrupted run there continues from its last epoch.
+        report: A function that takes a line of progress.
 
     Raises:
-        UserError: The run cannot be trained, and run.json says why; or the folder holds a run with
-            other parameters, and stays as it is.
+        UserError: The run cannot be trained, and run.json says why; or the folder has a run with
+            other parameters, which stays unchanged.
     """
     folder = Path(folder)
-    settled, note = task_of(parameters).resolve()
+    changes, note = task_of(parameters).resolve()
     if note:
         report(f"{note}.")
-    parameters = parameters.changed(**settled) if settled else parameters
+    parameters = parameters.replace(**changes) if changes else parameters
     checkpoint = read_checkpoint(folder, report)
     run = load_run(folder) if (folder / "run.json").exists() else None
-    if run and run.record["status"] != COMPLETED:  # what failed is tried again
+    if run and run.record["status"] != COMPLETED:  # train a failed run again
         run = None
     there = run.record["parameters"] if run else checkpoint and checkpoint["stamp"]["parameters"]
     if there and not _same(there, parameters.flat()):
-        raise UserError(f"{folder} holds a run with other parameters; name another output folder.")
+        raise UserError(f"{folder} has a run with other parameters; name another output folder.")
     if run:
-        report(f"{parameters.run} is finished: its results are read, not trained again.")
+        report(f"{parameters.run} is finished already, so it is not trained again.")
         return run
     record = {"format": FORMAT, "variant": parameters.name, "model": parameters.model}
     record |= {"seed": parameters.seed, "status": FAILED, **environment()}
     record["parameters"] = parameters.flat()
     try:
         with arithmetic(parameters.precision):
-            return _trained(parameters, folder, report, record, checkpoint)
-    except Exception as error:  # whatever a contributed cell raises
+            return _train(parameters, folder, report, record, checkpoint)
+    except Exception as error:  # from a contributed cell, for instance
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         write_json(folder / "run.json", {**record, "reason": reason})
         raise
 
 
-def _trained(
+def _train(
     parameters: RunParameters, folder: Path, report: Say, record: Record, checkpoint: Record | None
 ) -> Run:
-    """Train a run and write its folder; `record` is filled on the way."""
+    """Train a run, complete its `record`, and write its folder."""
     task, device = task_of(parameters), device_of(parameters)
     data = task.load(parameters.seed)
-    model, initial = (started(parameters, task, data.train) for _ in range(2))
+    model, initial = (new_model(parameters, task, data.train) for _ in range(2))
     record["parameter_count"], record["free_parameter_count"] = count(model)
     record |= {"metrics": task.metrics, "device": str(device), "threads": torch.get_num_threads()}
-    record |= {"data": described(task, data), "probe": probe(parameters, task, data)}
-    if run := finished(record):
-        report(f"{parameters.run} is finished in {run.folder}: it is copied, not trained again.")
+    record |= {"data": data_record(task, data), "probe": probe(parameters, task, data)}
+    if run := find_finished_run(record):
+        report(f"{parameters.run} is copied from {run.folder}, where it is finished.")
         return copy_run(run, parameters, folder)
     stamp = {name: record[name] for name in ("parameters", "probe")}
     old = checkpoint and checkpoint["stamp"]["probe"]
     if checkpoint and not agrees(old, record["probe"], parameters.precision):
-        report(f"{folder / CHECKPOINT} was made by other code: training starts again.")
+        report(f"{folder / CHECKPOINT} is from other code, so training starts again.")
         checkpoint = None
     state = fit(model.to(device), data, task, parameters, folder, report, stamp, checkpoint)
     model.load_state_dict(state.best)
@@ -248,7 +248,7 @@ def _trained(
     results.write_frame(folder / "history.csv", pd.DataFrame(state.history).assign(**keys)[columns])
     initial.load_state_dict(state.initial)
     models = {"initial": initial, "trained": model}
-    tables, failures = measure(parameters, Finished(task, data, models, outputs, state.tracked))
+    tables, failures = measure(parameters, RunData(task, data, models, outputs, state.tracked))
     for name, table in tables.items():
         results.write_frame(folder / f"measures/{name}.parquet", table)
     record |= {
@@ -265,15 +265,15 @@ def _trained(
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
-    """Integers from 0 on in the smallest type that holds them; others as they are."""
+    """Convert integers of at least 0 to the smallest type that holds them; keep other arrays."""
     is_count = array.dtype.kind in "iu" and array.min() >= 0
     return array.astype(np.min_scalar_type(array.max())) if is_count else array
 
 
 def stale_runs(report: Report) -> list[str]:
-    """The completed runs for which today's code gives other numbers, by their probes.
+    """Return the names of completed runs for which today's code gives other numbers in the probe.
 
-    A run whose record has no probe, or whose data are not on this machine, is not listed.
+    Runs without a probe, and runs whose data are not on this machine, are left out.
     """
     stale = []
     for variant, own in report.variants.items():

@@ -1,17 +1,17 @@
-"""One seed a run, one independent generator for each thing that is random in it."""
+"""One seed for each run, and one independent generator for each random purpose in it."""
 
 import numpy as np
 import torch
 
-# The place in this tuple is part of the stream: append, never reorder.
+# The position in this tuple determines the random numbers, so append here and never reorder.
 PURPOSES = ("split", "order", "initialisation", "dropout", "examples", "test")
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """Return the generator of one of the `PURPOSES` in the run with this seed, at least 0.
+    """Return the generator for one of the `PURPOSES` in the run with this seed, at least 0.
 
-    The streams are independent, so leaving a model out changes nothing for another, and they are
-    the same on every machine.
+    The random streams are independent, so that leaving out one model changes nothing for another,
+    and they are the same on every machine.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))
     return torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))

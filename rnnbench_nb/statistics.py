@@ -1,7 +1,7 @@
-"""Intervals and verdicts on scores, of which more is better, without torch.
+"""Intervals and verdicts on scores, for which higher is better; nothing here needs torch.
 
-All intervals over seeds treat runs as independent. Runs share one training pool, so the spread over
-new training sets is wider than any of these intervals.
+All intervals over seeds treat runs as independent. Runs share one pool of training data, so the
+spread over new training sets is wider than any of these intervals.
 """
 
 from collections.abc import Hashable, Mapping
@@ -20,14 +20,14 @@ from rnnbench_nb.metrics import Score
 from rnnbench_nb.results import COMPLETED, Report
 
 LEVEL = 0.95  # coverage of every interval
-LEAST_SEEDS = 5  # below, there is no verdict
-MARGIN = 0.002  # differences within it count as equivalent, in the unit of the score
-PAIRS = 4  # variants of a group that are compared pair by pair; of more, each with the first alone
-LENT = 4  # degrees of freedom that a family's spread lends to each pair
-SIGNS = 2**17  # sign flips looked at: all of them up to 17 pairs
-MOST_SEEDS = 1000  # that `seeds_needed` says
+LEAST_SEEDS = 5  # with fewer, there is no verdict
+MARGIN = 0.002  # differences within +-MARGIN count as equivalent; unscaled, so 0.2 points
+PAIRS = 4  # most variants of a group of which all pairs are compared, not each with the first
+LOAN = 4  # degrees of freedom that a family's spread lends to each pair
+SIGNS = 2**17  # most sign flips: all of them for up to 17 differences
+MOST_SEEDS = 1000  # the largest value of `seeds_needed`
 NUMBERS = ("no common seed", "one seed", "two seeds", "three seeds", "four seeds")
-NO_CHANGE = {"seed", "device", "variant"}  # these parameters change no model
+NO_CHANGE = {"seed", "device", "variant"}  # parameters that change no model
 ACCURACY = Score()
 COLUMNS = (
     "a b n difference low high family_low family_high resolution seeds_needed correlation p "
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 class Verdict(StrEnum):
-    """What an interval says of a difference a - b."""
+    """What an interval says about a difference a - b."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -48,10 +48,10 @@ class Verdict(StrEnum):
 OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 
 
-def shown(value: float, score: Score, sign: str = "", unit: str = "") -> str:
-    """Format an unscaled score (0.9884), or with the sign `+` a difference, in the score's unit.
+def format_score(value: float, score: Score, sign: str = "", unit: str = "") -> str:
+    """Format an unscaled score, such as 0.9884, or with the sign "+" a difference of scores.
 
-    `unit` follows it: `score.unit` for a score, `score.difference` for a difference.
+    `unit` follows the number: `score.unit` for a score, `score.difference` for a difference.
     """
     if np.isnan(value):
         return "unknown"
@@ -60,16 +60,16 @@ def shown(value: float, score: Score, sign: str = "", unit: str = "") -> str:
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval for the mean; NaN where fewer than two distinct values show no spread."""
+    """Student's interval for the mean of values (n,); NaN if fewer than two of them differ."""
     if np.unique(np.round(values, 12)).size < 2:  # 0.3 - 0.2 and 0.2 - 0.1 are one value
         return np.nan, np.nan
     return DescrStatsW(values).tconfint_mean(1 - LEVEL)
 
 
 def example_interval(scores: np.ndarray) -> tuple[float, float]:
-    """Interval of a fitted model's mean over new examples, from scores (N,): Wilson's or Student's.
+    """Interval for the mean score of a fitted model over new examples, from its scores (N,).
 
-    Wilson's is for scores of 0 and 1.
+    It is Wilson's interval if all scores are 0 or 1, and else Student's.
     """
     if np.isin(scores, (0, 1)).all():
         return proportion_confint(scores.sum(), scores.size, 1 - LEVEL, method="wilson")
@@ -77,19 +77,19 @@ def example_interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def two_way_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Interval of the mean difference over new seeds and new examples together.
+    """Interval for the mean difference over new seeds and new examples together.
 
-    With the mean squares of the two-way layout without replication, var(mean) = (MS_seed +
-    MS_example - MS_rest) / (S N), with Satterthwaite's degrees of freedom: the multi-reader
-    multi-case design of Dorfman, Berbaum and Metz (1992, Invest. Radiol. 27:723), seeds as readers.
-    Never taken below the variance over seeds alone.
+    It follows the multi-reader multi-case design of Dorfman, Berbaum and Metz (1992, Invest.
+    Radiol. 27:723), with seeds as readers: var(mean) = (MS_seed + MS_example - MS_rest) / (S N).
+    The mean squares are those of a two-way layout without replication, and the degrees of freedom
+    are Satterthwaite's. The variance is at least the one over seeds alone.
 
     Args:
-        differences: (S, N), of the scores of two models: one row a seed, one column an example.
-        level: Coverage.
+        differences: Score differences of two models (S, N): a row a seed, a column an example.
+        level: Coverage, in (0, 1).
 
     Returns:
-        The ends, in the unit of the scores; NaN where nothing varies over the seeds or S < 2.
+        The ends, in the unit of the scores; NaN if the means of the seeds do not vary or S < 2.
     """
     s, n = differences.shape
     mean, by_seed, by_example = (differences.mean(axis) for axis in (None, 1, 0))
@@ -99,7 +99,7 @@ def two_way_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[flo
     rest = differences - by_seed[:, None] - by_example + mean
     rest = (rest**2).sum() / ((s - 1) * (n - 1))
     total, df = seed, s - 1
-    if example >= rest:  # else there is no sign of examples that favour one model
+    if example >= rest:  # otherwise nothing suggests that examples favour a model
         total = seed + example - rest
         squares = np.array([seed, example, rest]) ** 2
         df = total**2 / (squares / [s - 1, n - 1, (s - 1) * (n - 1)]).sum()
@@ -107,10 +107,10 @@ def two_way_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[flo
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of paired differences (n,) over all signs; over `SIGNS` fixed draws if n > 17."""
+    """Two-sided p value of paired differences (n,), over all sign flips or `SIGNS` random ones."""
 
     def mean(values: np.ndarray, axis: int) -> np.ndarray:
-        return values.mean(axis=axis).round(12)  # sums that tie must tie in floats too
+        return values.mean(axis=axis).round(12)  # equal sums must be equal in floats too
 
     options = {"n_resamples": SIGNS, "batch": 2**14, "random_state": np.random.default_rng(0)}
     test = stats.permutation_test((differences,), mean, permutation_type="samples", **options)
@@ -128,41 +128,41 @@ def compare(
 ) -> pd.DataFrame:
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
-    A difference is better or worse if the interval that decides excludes 0, equivalent if that lies
-    inside the margin, and undecided otherwise. It is Student's of the paired differences, corrected
-    over the pairs (Bonferroni). Few seeds hardly know their spread, so each variance is moderated
-    by that of the family, the pairs of one group (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
-    (f F + d v) / (f + d) with f + d degrees of freedom, v being the pair's own variance with
-    d = n - 1, F the mean over the family, and f = `LENT`, or less where it has less to lend:
-    (variants - 2) d. With two variants this is the paired t test. Simulations with the spreads of
-    published runs (in the tests) hold the error rates at 5%.
+    One interval decides. A difference is better or worse if the interval excludes 0, equivalent if
+    it lies inside the margin, and undecided otherwise. It is Student's interval of the paired
+    differences with Bonferroni's correction for the number of pairs. A few seeds estimate their
+    spread badly, so the variance is moderated by that of the family, the pairs of one group (Smyth
+    2004, Stat. Appl. Genet. Mol. Biol. 3:3): (f F + d v) / (f + d) with f + d degrees of freedom.
+    Here v is the pair's variance, d = n - 1, F is the mean over the family, and f is the smaller of
+    `LOAN` and (variants - 2) d. Two variants give the paired t test. Simulations in the tests,
+    with the spreads of published runs, hold the error rates at 5%.
 
-    With `examples` the verdict covers new examples too, on which equal models differ by chance: the
-    interval is the wider at each end of this one and of `two_way_interval`.
+    With `examples` the verdict also covers new examples, on which equal models differ by chance:
+    each end of the interval is the outer one of this interval and of `two_way_interval`.
 
     Args:
         results: Columns `variant, seed` and the score, one row a run.
         margin: Half-width of the equivalence zone, in the unit of the score (0.002 = 0.2 points).
-        score: What is compared.
-        reference: Compare each other variant of its group with this one only, and those of another
-            group with the first of that group; every pair if empty.
+        score: The score that is compared.
+        reference: Compare each variant of its group with this one only, and each variant of another
+            group with the first of that group; if empty, compare every pair.
         examples: For each (variant, seed) the score of each example (N,).
         groups: A key for each variant; only variants with equal keys are compared.
-        stand_in: Whether other data stand in for those asked for; there is then no verdict.
+        stand_in: Whether other data replace those of the protocol; there is then no verdict.
 
     Returns:
-        `COLUMNS`, one row a pair: `n` common seeds; mean `difference` a - b; `low, high` its paired
-        t interval; `family_low, family_high`, which decides; `resolution`, its half;
-        `seeds_needed` (at most `MOST_SEEDS`) for one of the margin; `correlation` of the scores;
-        `p` of the sign flips, uncorrected; `level`, the coverage of an interval, or of all that
-        decide together; `verdict`, a `Verdict`; `small`, whether a better or worse difference is
-        below the margin; `reason` why there is no verdict.
+        `COLUMNS`, one row a pair: `n`, the number of common seeds; `difference`, the mean of a - b;
+        `low, high`, its paired t interval; `family_low, family_high`, the interval that decides;
+        `resolution`, half of its width; `seeds_needed`, at which that half is the margin, at most
+        `MOST_SEEDS`; `correlation` of the scores; `p` of the sign flips, uncorrected; `level`, the
+        coverage of each t interval, and of all deciding intervals together; `verdict`, a `Verdict`;
+        `small`, whether a better or worse difference is below the margin; `reason` for no verdict.
 
     Raises:
-        UserError: The margin is not positive, or the reference is no variant.
+        UserError: The margin is not positive, or the reference is not a variant.
     """
     if not margin > 0:
-        raise UserError(f"The margin is {margin}, but must be above 0.")
+        raise UserError(f"margin must be above 0, not {margin}.")
     variants = list(results["variant"].unique())
     group = groups or dict.fromkeys(variants, "all")
     pairs = _pairs(variants, group, reference)
@@ -197,44 +197,44 @@ def compare(
     enough = _half_width(variance[:, None], seeds - 1, others[:, None], family) <= margin
     needed = np.where(enough.any(1), seeds[enough.argmax(1)], MOST_SEEDS)
     table["seeds_needed"] = np.where(np.isnan(variance), np.nan, needed)
-    judged = [_judge(row, stand_in) for row in table.to_dict("records")]
-    table[["verdict", "small", "reason"]] = judged
+    verdicts = [_judge(row, stand_in) for row in table.to_dict("records")]
+    table[["verdict", "small", "reason"]] = verdicts
     return table[COLUMNS]
 
 
 def _pairs(
     variants: list[str], group: Mapping[str, Hashable], reference: str
 ) -> list[tuple[str, str]]:
-    """The pairs (a, b) that are compared."""
+    """Return the pairs (a, b) to compare."""
     if not reference:
         return [(a, b) for a, b in combinations(variants, 2) if group[a] == group[b]]
     if reference not in variants:
-        raise UserError(f"The reference {reference!r} is none of the variants {variants}.")
+        raise UserError(f"reference: {reference!r} must be one of {', '.join(variants)}.")
     first = {group[name]: name for name in (*reversed(variants), reference)}
     return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
 
 
 def _moderated(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair's moderated variance, NaN where nothing varies, and its family's other variants."""
+    """Return each pair's moderated variance, NaN if none, and the count of other variants."""
     variance, others = np.full(len(table), np.nan), np.zeros(len(table))
     for _, family in table[table["n"] > 1].groupby("family"):
         d, own = family["n"] - 1, family["variance"]
         others[family.index] = family[["a", "b"]].stack().nunique() - 2
-        lent = np.minimum(LENT, others[family.index] * d)
-        variance[family.index] = (lent * np.average(own, weights=d) + d * own) / (lent + d)
+        loan = np.minimum(LOAN, others[family.index] * d)
+        variance[family.index] = (loan * np.average(own, weights=d) + d * own) / (loan + d)
     return np.where(variance > 0, variance, np.nan), others
 
 
 def _half_width(
     variance: np.ndarray, d: np.ndarray, others: np.ndarray, level: float
 ) -> np.ndarray:
-    """Half of Student's interval for the mean of d + 1 differences of moderated variance."""
-    df = d + np.minimum(LENT, others * d)
+    """Half the width of Student's interval for the mean of d + 1 differences."""
+    df = d + np.minimum(LOAN, others * d)
     return stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance / (d + 1))
 
 
 def verdict(low: float, high: float, margin: float) -> Verdict:
-    """Judge a difference by the interval that decides; NONE where there is no interval."""
+    """Judge a difference by the interval that decides; without one (NaN) there is no verdict."""
     if np.isnan([low, high]).any():
         return Verdict.NONE
     if low > 0 or high < 0:
@@ -243,7 +243,7 @@ def verdict(low: float, high: float, margin: float) -> Verdict:
 
 
 def _judge(row: Mapping[Any, Any], stand_in: bool) -> tuple[Verdict, bool, str]:
-    """The verdict of a pair, whether its difference is small, and why there is no verdict."""
+    """Return a pair's verdict, whether its difference is small, and why there is no verdict."""
     if stand_in:
         return Verdict.NONE, False, "stand-in data"
     if row["n"] < LEAST_SEEDS:
@@ -253,8 +253,8 @@ def _judge(row: Mapping[Any, Any], stand_in: bool) -> tuple[Verdict, bool, str]:
     return kind, small, "seeds that do not vary" if kind == Verdict.NONE else ""
 
 
-def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The same row of `compare` as the difference b - a."""
+def reverse(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a row of `compare` as the difference b - a."""
     ends = {"family_low": -row["family_high"], "family_high": -row["family_low"]}
     verdict = OPPOSITE.get(row["verdict"], row["verdict"])
     sides = {"a": row["b"], "b": row["a"], "difference": -row["difference"]}
@@ -262,28 +262,28 @@ def turned(row: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
-    """One row of `compare` as one short sentence; `labels` has each variant's name for people."""
+    """Return a row of `compare` as a sentence; `labels` maps variants to their labels."""
     if row["verdict"] == Verdict.WORSE:
-        row = turned(row)
+        row = reverse(row)
     a, b, n, unit = labels[row["a"]], labels[row["b"]], row["n"], score.difference
     if n == 0:
         return f"{a} and {b} have no common seed."
     sign = "" if row["verdict"] == Verdict.BETTER else "+"
-    difference = shown(row["difference"], score, sign, unit)
-    low, high = (shown(row[end], score, sign) for end in ("family_low", "family_high"))
-    known = f"{difference} ({low} to {high}, {n} seeds)"
+    difference = format_score(row["difference"], score, sign, unit)
+    low, high = (format_score(row[end], score, sign) for end in ("family_low", "family_high"))
+    evidence = f"{difference} ({low} to {high}, {n} seeds)"
     margin = f"{score.scale * row['margin']:.3g} {unit}".rstrip()
     below = f", less than the margin of {margin}" if row["small"] else ""
     return {
         Verdict.NONE: f"{a} minus {b} is {difference}; {row['reason']}: no verdict.",
-        Verdict.BETTER: f"{a} is better than {b} by {known}{below}.",
-        Verdict.EQUIVALENT: f"{a} and {b} are equivalent within {margin}: {known}.",
-        Verdict.UNDECIDED: f"{a} and {b} cannot be told apart: {known}.",
+        Verdict.BETTER: f"{a} is better than {b} by {evidence}{below}.",
+        Verdict.EQUIVALENT: f"{a} and {b} are equivalent within {margin}: {evidence}.",
+        Verdict.UNDECIDED: f"{a} and {b} cannot be told apart: {evidence}.",
     }[row["verdict"]]
 
 
 def finding(report: Report) -> str:
-    """One sentence on the two variants with the best means; empty where no two are compared."""
+    """Return a sentence on the two variants with the best means, or "" if they are not compared."""
     scores = report.results[report.score.name].astype(float)
     means = scores.groupby(report.results["variant"]).mean()
     best = {*means.nlargest(2).index}
@@ -293,10 +293,11 @@ def finding(report: Report) -> str:
 
 
 def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
-    """Compare the variants of a report within each group, by the mean over each run's predictions.
+    """Compare the variants of a report within each group by their test scores.
 
-    Without a `reference` every pair is compared, and of more than `PAIRS` variants in a group each
-    with the first. Arguments and columns are those of `compare`, with `split`.
+    Without a `reference`, all pairs of a group are compared; if a group has more than `PAIRS`
+    variants, each is compared with the first. Arguments and columns are those of `compare`, and the
+    column `split` is added.
     """
     examples = {run.key: run.scores for run in report.runs}
     results = report.results[["variant", "seed"]].copy()
@@ -310,14 +311,14 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
 
 
 def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
-    """Compare each variant with the reference of its family, at the epoch that each run chose.
+    """Compare each variant with the reference of its family by validation scores.
 
-    All is judged on validation examples, so that the test set can still judge what is chosen.
-    Arguments are those of `compare` and `families`.
+    The scores are those of each run's best epoch. They are validation scores so that the test set
+    can still judge the choice. Arguments are those of `compare` and `families`.
 
     Returns:
-        As `compare`, with `split`, `change` (the parameters that differ from the reference, with
-        their values) and `keys` (their names).
+        The columns of `compare`, and `split`, `change` (the parameters that differ from the
+        reference, with their values) and `keys` (their names).
 
     Raises:
         UserError: Fewer than two variants have a finished run, or the reference has none.
@@ -338,12 +339,11 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
 
 
 def families(report: Report, reference: str = "") -> list[list[str]]:
-    """The variants with finished runs that are compared with one another, the reference first.
+    """Return the families of variants with finished runs, each with its reference first.
 
-    The variants of a group are one family. If every model of the group has several variants, as in
-    a search for each model's best, its models are families. A variant alone is in no family.
-
-    The reference of a family is `reference` if that is in it, and else its first variant.
+    Variants of one family are compared. A group is a family. If every model of a group has several
+    variants, as in a search for each model's best settings, each model is a family. A family has at
+    least two variants. Its reference is `reference` if it has that variant, and else its first.
 
     Raises:
         UserError: The reference has no finished run.
@@ -363,14 +363,14 @@ def families(report: Report, reference: str = "") -> list[list[str]]:
 
 
 def changes(own: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that both variants have and whose values differ from the reference's."""
+    """Return the parameters that both variants have, where they differ, with values of `own`."""
     return {k: v for k, v in own.items() if k in base and v != base[k] and k not in NO_CHANGE}
 
 
 def validation_scores(results: pd.DataFrame, history: pd.DataFrame, score: str) -> pd.DataFrame:
-    """`variant, seed, free_parameters` and validation `score` of each run at its chosen epoch."""
-    done = results[results["status"] == COMPLETED].drop(columns=score)
-    chosen = history[history["split"] == "validation"].rename(columns={"epoch": "best_epoch"})
+    """Return `variant, seed, free_parameters` and each run's validation score at its best epoch."""
+    runs = results[results["status"] == COMPLETED].drop(columns=score)
+    validation = history[history["split"] == "validation"].rename(columns={"epoch": "best_epoch"})
     keys = ["variant", "seed", "best_epoch"]
-    scores = done.astype({"best_epoch": int}).merge(chosen[[*keys, score]], on=keys)
+    scores = runs.astype({"best_epoch": int}).merge(validation[[*keys, score]], on=keys)
     return scores[["variant", "seed", score, "free_parameters"]]

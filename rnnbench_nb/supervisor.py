@@ -1,7 +1,7 @@
-"""`python supervisor.py COMMAND ...` ends all work of a command once the parent of it has ended.
+"""`python supervisor.py COMMAND ...` runs a command, and ends it if the parent process ends.
 
-The parent holds the other end of the standard input, which closes whatever ends the parent. The
-command then gets a SIGINT, on which Snakemake cancels a cluster's jobs; what is left is killed.
+The parent holds the other end of the standard input, which closes when the parent ends. The command
+then gets SIGINT, on which Snakemake cancels its cluster jobs; remaining descendants are killed.
 """
 
 import ctypes
@@ -15,23 +15,23 @@ from contextlib import suppress
 
 import psutil
 
-PATIENCE = 5.0  # seconds for what is interrupted to end by itself
+PATIENCE = 5.0  # seconds that an interrupted command has to end by itself
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """On Linux, become the parent of every descendant whose own parent ends."""
+    """On Linux, become the parent of every descendant whose parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants() -> list[psutil.Process]:
-    """All processes that this one started, and those that they started."""
+    """All processes that this process started, directly or indirectly."""
     return psutil.Process().children(recursive=True)
 
 
 def end_descendants(others: Collection[int] = ()) -> None:
-    """Kill all descendants but those with the process ids `others`."""
+    """Kill all descendants except those with the process ids `others`."""
     while processes := [process for process in descendants() if process.pid not in others]:
         for process in processes:
             with suppress(psutil.Error):
@@ -40,7 +40,7 @@ def end_descendants(others: Collection[int] = ()) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run the command; return its exit code, or 1 if it was ended."""
+    """Run the command; return its exit code, or 1 if this process had to end it."""
     adopt_orphans()
     reader, writer = os.pipe()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -1,4 +1,4 @@
-"""The one training loop: fair, resumable, and without knowledge of cells and tasks."""
+"""The one training loop. It can resume, and treats all cells and tasks alike."""
 
 import copy
 import io
@@ -22,19 +22,19 @@ from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split, Task
 
-EVALUATION_BATCH = 1000  # examples at once where no gradient is wanted
+EVALUATION_BATCH = 1000  # examples in a batch where no gradient is needed
 CHECKPOINT = "checkpoint.pt"
 
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Compute with matrix products of a precision, as torch names it, and without denormal numbers.
+    """Set the precision of matrix products, as torch names it, and flush denormal numbers to zero.
 
-    Vanishing gradients end as such numbers, whose product may take a processor ten times as long.
+    Vanishing gradients become denormal, and processors may take ten times as long to multiply them.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = precision != "highest"  # else torch's own cells alone round
+    torch.backends.cudnn.allow_tf32 = precision != "highest"  # else only torch's cells would round
     torch.set_flush_denormal(True)
     try:
         yield
@@ -45,8 +45,8 @@ def arithmetic(precision: str) -> Iterator[None]:
 
 
 def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:
-    """The optimiser; parameters that the cell excludes from weight decay have none."""
-    decayed, others = model.cell.decayed()
+    """Build the optimiser; weight decay leaves out the parameters that the cell excludes."""
+    decayed, others = model.cell.decay_groups()
     groups: list[dict[str, Any]] = [{"params": [*decayed, *model.head.parameters()]}]
     groups += [{"params": others, "weight_decay": 0.0}] if others else []
     rate, decay = parameters.learning_rate, parameters.weight_decay
@@ -60,7 +60,7 @@ def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.opt
 def make_schedule(
     optimiser: torch.optim.Optimizer, parameters: RunParameters, epochs: int
 ) -> lr_scheduler.LRScheduler:
-    """The schedule of the learning rate, which takes a step after each epoch."""
+    """Build the schedule of the learning rate, which takes a step after each epoch."""
     if parameters.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(
             optimiser,
@@ -86,36 +86,36 @@ def evaluate(model: SequenceModel, part: Part, task: Task) -> tuple[float, float
 
 
 class State:
-    """Everything that training changes; a checkpoint holds it.
+    """Everything that training changes, and what a checkpoint contains.
 
     Attributes:
         history: A row for each epoch and split, without the columns that name the run.
-        initial, best: The state dict before the first step and at the best epoch.
-        tracked: What `SequenceModel.tracked` gave before training and after each epoch.
-        progress: `epoch`, `best_epoch`, `seconds`, the `path` that served the cell, and more.
+        initial, best: The state dict before the first step, and the one at the best epoch.
+        tracked: The values of `SequenceModel.recurrence` before training and after each epoch.
+        progress: `epoch`, `best_epoch`, `seconds`, the cell's `path`, and more.
     """
 
-    PARTS = ("model", "optimiser", "schedule")  # which have a state dict
+    PARTS = ("model", "optimiser", "schedule")  # attributes with a state dict
     PLAIN = ("progress", "history", "initial", "best", "tracked")
-    RANDOM = ("order", "dropout", "dropout_cuda")  # states of generators
-    KEPT = ("stamp", *PARTS, *PLAIN, *RANDOM)
+    RANDOM = ("order", "dropout", "dropout_cuda")  # states of random generators
+    KEYS = ("stamp", *PARTS, *PLAIN, *RANDOM)
 
     def __init__(self, model: SequenceModel, parameters: RunParameters, epochs: int) -> None:
         self.model = model
         self.optimiser = make_optimiser(model, parameters)
         self.schedule = make_schedule(self.optimiser, parameters, epochs)
         self.order = generator(parameters.seed, "order")
-        # Dropout alone draws from torch's global generator.
+        # Only dropout draws from torch's global generator.
         torch.manual_seed(generator(parameters.seed, "dropout").initial_seed())
         self.progress: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": -math.inf}
         self.progress |= {"lowest_loss": math.inf, "epochs_without_fall": 0, "seconds": 0.0}
         self.history: list[dict[str, Any]] = []
         self.initial: dict[str, Tensor] = copy.deepcopy(model.state_dict())
         self.best = self.initial
-        self.tracked = [model.tracked()]
+        self.tracked = [model.recurrence()]
 
     def save(self, path: Path, stamp: Mapping[str, Any]) -> None:
-        """Write a checkpoint; `stamp` says which run it belongs to."""
+        """Write a checkpoint; its `stamp` tells which run it belongs to."""
         random = self.order.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
         content = {"stamp": dict(stamp), **dict(zip(self.RANDOM, random, strict=True))}
         content |= {name: getattr(self, name).state_dict() for name in self.PARTS}
@@ -125,7 +125,7 @@ class State:
         write_file(path, buffer.getvalue())
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from the content of a checkpoint."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(content[name])
         for name in self.PLAIN:
@@ -133,20 +133,20 @@ class State:
         order, dropout, dropout_cuda = (content[name] for name in self.RANDOM)
         self.order.set_state(order)
         torch.set_rng_state(dropout)
-        if len(dropout_cuda) == torch.cuda.device_count():  # else they draw anew
+        if len(dropout_cuda) == torch.cuda.device_count():  # else dropout on the GPU starts again
             torch.cuda.set_rng_state_all(dropout_cuda)
 
 
 def read_checkpoint(folder: Path, report: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """The checkpoint in a run's folder; None if there is none, or if it is reported as damaged."""
+    """Read the checkpoint in a run's folder; return None if it is missing or damaged."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
-        return {name: content[name] for name in State.KEPT}
+        return {name: content[name] for name in State.KEYS}
     except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError):
-        report(f"{path} is damaged: training starts again from the first epoch.")
+        report(f"{path} is damaged, so training starts again from the first epoch.")
         return None
 
 
@@ -160,13 +160,13 @@ def fit(
     stamp: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
 ) -> State:
-    """Train a model, which changes in place, on the training and validation examples.
+    """Train a model in place on the training examples, and validate it after every epoch.
 
-    The schedule and early stopping follow the validation loss; the best epoch is the earliest with
-    the highest validation score, or with the lowest loss if `best_by` says so. Losses are means
-    over examples; those of the training split are taken while the model learns. `report` takes a
-    line an epoch. After each epoch a checkpoint with the `stamp` is written to `folder`; training
-    goes on from `checkpoint`.
+    The schedule and early stopping follow the validation loss. The best epoch is the earliest with
+    the highest validation score, or the lowest validation loss if `best_by` is "loss". Losses are
+    means over examples; those of the training part are taken while the model learns. `report` takes
+    a line an epoch. A checkpoint with the `stamp` goes to `folder` after every epoch, and training
+    continues from `checkpoint`. Returns the state after the last epoch.
 
     Raises:
         UserError: The loss is not finite.
@@ -181,7 +181,7 @@ def fit(
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()
         training = _train_epoch(state, data.train, task, parameters, epoch)
-        progress["path"] = model.cell.served
+        progress["path"] = model.cell.path
         middle = time.perf_counter()
         loss, score, _ = evaluate(model, data.validation, task)
         end = time.perf_counter()
@@ -192,7 +192,7 @@ def fit(
         validation = {"loss": loss, name: score, "seconds": end - middle}
         state.history.append({"epoch": epoch, "split": "train", **training})
         state.history.append({"epoch": epoch, "split": "validation", **validation})
-        state.tracked.append(model.tracked())
+        state.tracked.append(model.recurrence())
         worth = score if parameters.best_by == "score" else -loss
         if worth > progress["best_score"]:
             progress |= {"best_score": worth, "best_epoch": epoch}
@@ -219,9 +219,9 @@ def fit(
 def _train_epoch(
     state: State, part: Part, task: Task, parameters: RunParameters, epoch: int
 ) -> dict[str, float]:
-    """Train on the examples once, or on what the budget of steps leaves of them.
+    """Train on the examples once, or until the budget of steps is used up.
 
-    Returns the means of loss and score over examples, and of the norm before clipping over steps.
+    Returns the means over examples of loss and score, and over steps of the norm before clipping.
     """
     state.model.train()
     device = next(state.model.parameters()).device
@@ -230,7 +230,7 @@ def _train_epoch(
     batches = batches[: batches_of(parameters, len(part.targets))]
     if parameters.steps:
         batches = batches[: parameters.steps - (epoch - 1) * len(batches)]
-    losses, norms, answers = [], [], []  # on the device, which nobody waits for within an epoch
+    losses, norms, answers = [], [], []  # on the device, so that no step waits for it
     for batch in batches:
         outputs = state.model(task.inputs(part.inputs.index_select(0, batch)).to(device))
         loss = task.losses(outputs, part.targets[batch].to(device), "mean")

@@ -1,4 +1,4 @@
-"""Does a report say what its runs did? Its tables against records, histories and predictions."""
+"""Check the tables of a report against the records, histories and predictions of its runs."""
 
 import math
 from collections import Counter
@@ -19,21 +19,22 @@ UNCHECKED = (
     "says of its machine (beyond that they are as they were written)",
     "pages and figures of a report that is not published",
 )
-# Means over the steps of an epoch; a validation loss is of one moment, and may differ by percents.
-COMPARED = ["loss", "gradient_norm"]
-# Ten times the largest relative difference that was seen in them in the first epoch of row_mnist:
-# 1.2e-3, an LSTM with torch at AVX2 and at the least instruction set. In twenty published pairs
-# float32 and bfloat16 products differ by less (9e-4), so that it holds for both precisions.
+# Means over the steps of an epoch. A validation loss is of one moment and can differ by percents.
+COLUMNS = ["loss", "gradient_norm"]
+# Ten times the largest relative difference found in the first epoch of row_mnist: 1.2e-3, for an
+# LSTM with torch at AVX2 and at the baseline instructions. In twenty published pairs float32 and
+# bfloat16 products differ by less (9e-4), so the tolerance holds for both precisions.
 TOLERANCE = 1.2e-2
 
 
 def verify(report: Report) -> list[str]:
-    """A sentence for each thing in which tables, records, histories and predictions disagree.
+    """Return a sentence for each disagreement of tables, records, histories and predictions.
 
     Raises:
         UserError: A file is missing or damaged.
     """
-    problems = [f"{name} is not as it was published" for name in folders.changed(report.folder)]
+    changed = folders.changed_files(report.folder)
+    problems = [f"{name} is not as it was published" for name in changed]
     labels: dict[Any, np.ndarray] = {}
     with reading(report.folder / ("runs.json" if report.published else "runs")):
         problems += _rows(report)
@@ -55,7 +56,7 @@ def verify(report: Report) -> list[str]:
 
 
 def _rows(report: Report) -> Iterator[str]:
-    """What is wrong in results.csv."""
+    """Yield what is wrong in results.csv."""
     table = read_csv(report.folder / "results.csv", result_columns(report.metrics.names))
     right = {(row["variant"], row["seed"]): row for row in report.results.to_dict("records")}
     counts = Counter(zip(table["variant"], table["seed"], strict=True))
@@ -71,14 +72,14 @@ def _rows(report: Report) -> Iterator[str]:
 
 
 def _run(report: Report, run: Run) -> Iterator[str]:
-    """What is wrong in a run's record, by its predictions, its history and the protocol."""
+    """Yield what is wrong in a run's record, by its predictions, its history and the protocol."""
     record, history, there = run.record, run.history, run.record["parameters"]
-    asked = {**report.variants[record["variant"]]["parameters"], "seed": record["seed"]}
-    for key in sorted(asked.keys() | there.keys()):
-        if asked.get(key) != there.get(key):
-            yield f"its {key} is {there.get(key)}; the protocol asks for {asked.get(key)}"
-    names = [record["variant"], asked["model"], record["seed"]]
-    if record["model"] != asked["model"] or not (history[KEYS] == names).all(axis=None):
+    protocol = {**report.variants[record["variant"]]["parameters"], "seed": record["seed"]}
+    for key in sorted(protocol.keys() | there.keys()):
+        if protocol.get(key) != there.get(key):
+            yield f"its {key} is {there.get(key)}; the protocol asks for {protocol.get(key)}"
+    names = [record["variant"], protocol["model"], record["seed"]]
+    if record["model"] != protocol["model"] or not (history[KEYS] == names).all(axis=None):
         yield "its record or history names another run"
     for name, old in record.get("hashes", {}).items():
         if not run.published and folders.digest(run.folder / name) != old:
@@ -97,17 +98,17 @@ def _run(report: Report, run: Run) -> Iterator[str]:
     if not math.isclose(history["seconds"].sum(), record["seconds"], rel_tol=1e-9):
         yield f"its seconds are {record['seconds']}; its history gives {history['seconds'].sum()}"
     rows = splits["validation"]
-    worth = rows[report.score.name] if asked["best_by"] == "score" else -rows["loss"]
+    worth = rows[report.score.name] if protocol["best_by"] == "score" else -rows["loss"]
     best = int(worth.to_numpy().argmax()) + 1  # the earliest of equals
     if best != record["best_epoch"]:
         yield f"its best_epoch is {record['best_epoch']}; its history gives {best}"
-    last = _last(list(rows["loss"]), SimpleNamespace(**asked), record["data"]["train"])
+    last = _last(list(rows["loss"]), SimpleNamespace(**protocol), record["data"]["train"])
     if last != len(epochs):
         yield f"it has {len(epochs)} epochs; budget and history give {last}"
 
 
 def _last(losses: list[float], parameters: SimpleNamespace, examples: int) -> int:
-    """The epoch after which the budget is used up or patience ends, by the validation losses."""
+    """Return the epoch at which budget or patience ends, from the validation losses."""
     lowest, without_fall = math.inf, 0
     for epoch, loss in enumerate(losses, start=1):
         fell = loss < lowest - parameters.min_delta
@@ -118,9 +119,9 @@ def _last(losses: list[float], parameters: SimpleNamespace, examples: int) -> in
 
 
 def retrain(report: Report, epochs: int, say: Callable[[str], None]) -> list[str]:
-    """Train the first epochs of each run again and compare training losses and gradient norms.
+    """Train the first epochs of each run again, and compare training losses and gradient norms.
 
-    A line for each run, with the largest relative difference, goes to `say`.
+    `say` takes a line for each run with the largest relative difference.
 
     Returns:
         For each run "agrees", "differs" or "cannot be checked".
@@ -128,7 +129,7 @@ def retrain(report: Report, epochs: int, say: Callable[[str], None]) -> list[str
     outcomes = []
     for run in report.runs:
         try:
-            difference = _retrained(run, epochs)
+            difference = _largest_difference(run, epochs)
             outcome = "agrees" if difference <= TOLERANCE else "differs"
             detail = f"{difference:.1g}"
         except UserError as error:
@@ -138,12 +139,12 @@ def retrain(report: Report, epochs: int, say: Callable[[str], None]) -> list[str
     return outcomes
 
 
-def _retrained(run: Run, epochs: int) -> float:
-    """The largest relative difference between a run's first epochs and new ones."""
+def _largest_difference(run: Run, epochs: int) -> float:
+    """Return the largest relative difference between the first epochs of a run and new ones."""
     import torch
 
     from rnnbench_nb.protocol import run_parameters
-    from rnnbench_nb.runs import described, started, task_of
+    from rnnbench_nb.runs import data_record, new_model, task_of
     from rnnbench_nb.training import arithmetic, fit
 
     record = run.record
@@ -152,12 +153,12 @@ def _retrained(run: Run, epochs: int) -> float:
     parameters = run_parameters(record["parameters"], run.folder.name)
     task = task_of(parameters)
     data = task.load(parameters.seed)
-    if record["data"]["hash"] not in (None, described(task, data)["hash"]):
+    if record["data"]["hash"] not in (None, data_record(task, data)["hash"]):
         raise UserError("its data are not those on this machine")
-    short = parameters.changed(epochs=min(epochs, record["epochs"]))
+    short = parameters.replace(epochs=min(epochs, record["epochs"]))
     with arithmetic(parameters.precision):
-        model = started(parameters, task, data.train).to(record["device"])
+        model = new_model(parameters, task, data.train).to(record["device"])
         state = fit(model, data, task, short, report=lambda line: None)
-    new = pd.DataFrame(state.history[::2]).set_index("epoch")[COMPARED]
-    old = run.history[run.history["split"] == "train"].set_index("epoch").loc[new.index, COMPARED]
+    new = pd.DataFrame(state.history[::2]).set_index("epoch")[COLUMNS]
+    old = run.history[run.history["split"] == "train"].set_index("epoch").loc[new.index, COLUMNS]
     return float(((new - old).abs() / old.abs()).max().max())

@@ -56,7 +56,7 @@ def write_report(
     marker |= {"note": note, "stand_in": stand_in, "variants": described}
     marker["seeds"] = dict.fromkeys(variants, sorted({seed for _, seed in runs}) or [1])
     write_json(folder / folders.MARKER, marker)
-    folders.own(folder, ["protocol.yaml", "runs/", "notebooks/03_compare.ipynb"])
+    folders.register(folder, ["protocol.yaml", "runs/", "notebooks/03_compare.ipynb"])
     write_file(folder / "protocol.yaml", "models: [lstm]\n")
     for (name, seed), answers in runs.items():
         if answers is not None:

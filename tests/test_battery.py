@@ -16,7 +16,7 @@ from rnnbench_nb.cells.kernels import unroll
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import build_model, count
 from rnnbench_nb.protocol import RunParameters, run_parameters
-from rnnbench_nb.runs import started
+from rnnbench_nb.runs import new_model
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import DEFAULT, TASKS
 from rnnbench_nb.training import fit, read_checkpoint
@@ -96,14 +96,14 @@ def test_arguments_stand_where_torch_has_them(cell):
 @each_cell
 def test_a_cell_says_what_served_the_last_call(cell):
     made = make(cell, torch.float32)
-    assert made.served == "not called yet"
+    assert made.path == "not called yet"
     made(sequence(torch.float32))
-    first = made.served
+    first = made.path
     made.double()(sequence())
     if first.startswith("kernel ("):
-        assert made.served == "loop: it computes in float32, not float64"
+        assert made.path == "loop: it computes in float32, not float64"
     else:
-        assert made.served == first and first.startswith(("loop", "torch.nn"))
+        assert made.path == first and first.startswith(("loop", "torch.nn"))
 
 
 @each_cell
@@ -214,7 +214,7 @@ def small_run(cell, task, **values):
     )
     one = TASKS[task](parameters.task_options)
     data = one.load(parameters.seed)
-    return parameters, one, data, started(parameters, one, data.train)
+    return parameters, one, data, new_model(parameters, one, data.train)
 
 
 QUICK = ("agru", "cornn", "lstm", "module")  # a kernel, our loop, torch's, a foreign one
@@ -243,7 +243,7 @@ def test_training_that_was_killed_goes_on_to_the_same_weights(cell, tmp_path):
     again = trained(tmp_path / "broken")
     for name, tensor in whole.best.items():
         assert torch.equal(tensor, again.best[name]), name
-    assert whole.progress["path"] == again.progress["path"] == whole.model.cell.served
+    assert whole.progress["path"] == again.progress["path"] == whole.model.cell.path
 
 
 @pytest.mark.parametrize(

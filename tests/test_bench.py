@@ -58,7 +58,7 @@ def test_ratios_are_those_of_medians_by_hand():
 
 
 def test_the_command_prints_ratios_and_writes_a_new_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "TIMED", [*BASELINES, FAST[0]])
+    monkeypatch.setattr(bench, "MODELS", [*BASELINES, FAST[0]])
     monkeypatch.setattr(bench, "SHAPES", [TINY, TINY._replace(precision="medium")])
     command, path = ["bench", "--json", tmp_path / "speed.json"], tmp_path / "speed.json"
     result = rnnbench_here(*command)
@@ -67,15 +67,15 @@ def test_the_command_prints_ratios_and_writes_a_new_file(tmp_path, monkeypatch):
     assert len(report["rows"]) == 2 * 2 * 3 * bench.ROUNDS
     assert report["machine"]["torch"] == torch.__version__
     before = path.read_bytes()
-    assert "name a new file" in one_sentence(rnnbench_here(*command))
+    assert "name a new one" in one_sentence(rnnbench_here(*command))
     assert path.read_bytes() == before
 
 
 def test_a_gpu_that_is_missing_is_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no GPU is found" in one_sentence(rnnbench_here("bench", "--device", "cuda"))
+    assert "device: cuda needs a GPU" in one_sentence(rnnbench_here("bench", "--device", "cuda"))
 
 
 def test_the_published_measurements_are_summarised():
     rows = json.loads((PROJECT / "reports/published/precision/speed.json").read_text())["rows"]
-    assert set(bench.TIMED) <= set(bench.summarise(pd.DataFrame(rows))["model"])
+    assert set(bench.MODELS) <= set(bench.summarise(pd.DataFrame(rows))["model"])

@@ -199,7 +199,7 @@ def test_a_released_matrix_starts_as_the_antisymmetric_one_and_all_of_it_is_free
     for recurrence in ("antisymmetric", "released"):
         torch.manual_seed(0)
         made = CELLS[cell](4, 6, recurrence=recurrence)
-        free.append(sum(p.numel() for p in made.parameters()) - made.redundant())
+        free.append(sum(p.numel() for p in made.parameters()) - made.redundant_parameters())
         outputs.append(made(torch.ones(30, 2, 4))[0])
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)
     assert free[1] - free[0] == 6 * 7 / 2

@@ -55,7 +55,7 @@ def test_show_prints_the_score_and_the_parameters_of_a_run(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({**record, "model": "gru", "seed": 3}))
     text = rnnbench_here("show", tmp_path).stdout
     assert text.startswith("gru, seed 3, is failed.\n") and "reason: the loss is nan\n" in text
-    assert "holds no run" in one_sentence(rnnbench_here("show", tmp_path / "none"))
+    assert "has no run" in one_sentence(rnnbench_here("show", tmp_path / "none"))
 
 
 def test_check_prints_the_parameters_or_names_the_file():
@@ -69,7 +69,7 @@ def test_verify_prints_each_problem_and_fails(tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], *lines[2:]]))
     result = rnnbench_here("verify", tmp_path / "reset")
-    assert "gru" in result.stdout and "do not agree" in one_sentence(result)
+    assert "gru" in result.stdout and "checks that failed" in one_sentence(result)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_verify_prints_each_problem_and_fails(tmp_path):
         (["--models", "lstm,gur"], "models: 'gur' is unknown"),
         (["--models", "lstm", "--set", "gamma=0.5"], "gamma is an option of agru"),
         (["--profile", "nowhere"], "name a folder of profiles/, such as local"),
-        (["--profile", "slurm"], "install it: pip install snakemake-executor-plugin-slurm"),
+        (["--profile", "slurm"], "run pip install snakemake-executor-plugin-slurm"),
         (["--output-dir", "/proc/nowhere"], "/proc/nowhere: the output folder cannot be written"),
         (["--output-dir", ""], "--output-dir is empty"),
     ],

@@ -14,7 +14,7 @@ OURS.remove("module")  # a foreign module has no loop of ours
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-class Eager(cuda_graph.Captured):
+class Eager(cuda_graph.CapturedLoop):
     """Computes where a graph would be replayed, in memory that is overwritten as a graph's is."""
 
     def _capture(self, function):
@@ -27,7 +27,7 @@ class Eager(cuda_graph.Captured):
             self.states.copy_(self.made.detach())
 
         def replay_backward():
-            new = torch.autograd.grad(self.made, self.wanted, self.outer, allow_unused=True)
+            new = torch.autograd.grad(self.made, self.leaves, self.outer, allow_unused=True)
             if not hasattr(self, "gradients"):
                 self.gradients = [None if grad is None else grad.clone() for grad in new]
             for place, grad in zip(self.gradients, new, strict=True):
@@ -53,14 +53,14 @@ def agrees(cell, x, h_0=None, **limits):
     with plain_loop():
         want = gradients(cell, x, h_0)
     torch.testing.assert_close(gradients(cell, x, h_0), want, **limits)
-    assert cell.served == "loop as a CUDA graph"
+    assert cell.path == "loop as a CUDA graph"
 
 
 @pytest.fixture(params=["bookkeeping", pytest.param("gpu", marks=gpu)])
 def where(request, monkeypatch):
     """The device; cells run by their graphs there."""
     if request.param == "bookkeeping":
-        monkeypatch.setattr(cuda_graph, "Captured", Eager)
+        monkeypatch.setattr(cuda_graph, "CapturedLoop", Eager)
     for name in OURS:
         monkeypatch.setattr(CELLS[name], "kernels", (cuda_graph.run,))
     return {"bookkeeping": "cpu", "gpu": "cuda"}[request.param]
@@ -73,7 +73,7 @@ def test_it_gives_the_states_and_gradients_of_the_loop(where, name):
     for batch in (5, 1, 5):
         x = torch.rand(batch, 7, 3, generator=random).to(where, torch.float64)
         agrees(cell, x, rtol=1e-10, atol=1e-12)
-    assert len(cuda_graph._captured[cell]) == 2
+    assert len(cuda_graph._graphs[cell]) == 2
 
 
 def test_changed_weights_copies_and_the_gradients_of_input_and_start(where):
@@ -103,7 +103,7 @@ def test_two_sequences_before_one_backward_keep_their_own_gradients(where):
     with plain_loop():
         want = both()
     torch.testing.assert_close(both(), want)
-    assert cell.served == "loop: an earlier sequence of this shape still waits for its gradient"
+    assert cell.path == "loop: an earlier sequence of this shape still waits for its gradient"
 
 
 def test_a_second_backward_is_refused_by_name_and_only_a_waiting_one_keeps_the_memory(where):
@@ -112,9 +112,9 @@ def test_a_second_backward_is_refused_by_name_and_only_a_waiting_one_keeps_the_m
     loss = cell(x)[0].sum()
     loss.backward(retain_graph=True)
     once = cell.bias.grad.clone()
-    with pytest.raises(RuntimeError, match="asked for twice"):
+    with pytest.raises(RuntimeError, match="not available a second time"):
         loss.backward()
-    (captured,) = cuda_graph._captured[cell].values()
+    (captured,) = cuda_graph._graphs[cell].values()
     kept = cell(x)[0]
     assert captured.owner() is not None
     del kept
@@ -124,17 +124,17 @@ def test_a_second_backward_is_refused_by_name_and_only_a_waiting_one_keeps_the_m
 
 
 def test_four_shapes_are_captured_at_most_and_none_outlives_its_cell(where):
-    cell, cells = cell_on(where), len(cuda_graph._captured)
+    cell, cells = cell_on(where), len(cuda_graph._graphs)
     for steps in range(1, 1 + cuda_graph.SHAPES):
         agrees(cell, torch.rand(2, steps, 3, device=where))
     cell(torch.rand(2, 9, 3, device=where))
-    assert len(cuda_graph._captured[cell]) == cuda_graph.SHAPES
-    assert cell.served == "loop: graphs of 4 other shapes are kept already"
+    assert len(cuda_graph._graphs[cell]) == cuda_graph.SHAPES
+    assert cell.path == "loop: there are graphs for 4 other shapes already"
     with torch.no_grad():
         cell(torch.rand(2, 1, 3, device=where))
-    assert cell.served == "loop: no gradient is wanted"
+    assert cell.path == "loop: no gradient is needed"
     del cell
-    assert len(cuda_graph._captured) == cells
+    assert len(cuda_graph._graphs) == cells
 
 
 @gpu

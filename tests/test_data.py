@@ -167,19 +167,21 @@ def test_a_named_folder_may_have_any_usual_layout(tiny, tmp_path, monkeypatch, a
 def test_a_named_folder_without_the_data_is_named_and_left_alone(
     server, tmp_path, monkeypatch, task, kind
 ):
-    named, fact = tmp_path / "named", "it is no folder"
+    named, fact = tmp_path / "named", "that is not a folder"
     if kind == "file":
         named.write_text("mine")
     elif kind != "absent":
         put(named)
-        fact = "MNIST is incomplete in it or unreadable"
+        fact = "MNIST is incomplete or unreadable there"
         for name in data.FILES if kind == "empty" else [TEST_LABELS]:
             (named / name).unlink()
     monkeypatch.setenv("RNNBENCH_DATA", str(named))
     there = sorted(tmp_path.rglob("*"))
     missing = [TEST_LABELS] if kind == "partial" else data.FILES
     for action in (task.resolve, lambda: task.load(0)):
-        refusal(action, f"{named}, but {fact}: {', '.join(missing)}, plain", "in MNIST/raw, MNIST")
+        refusal(
+            action, f"{named}, but {fact}: {', '.join(missing)}, plain", "in its MNIST/raw, MNIST"
+        )
     assert sorted(tmp_path.rglob("*")) == there and server.asked == []
 
 
@@ -188,9 +190,9 @@ def test_a_named_folder_without_the_data_is_named_and_left_alone(
     ("content", "fact"),
     [
         (CONTENT[TRAIN_LABELS][:-1], "SHA-256 is"),
-        (idx([4, 0, 26]), "that of 11 other bytes"),
+        (idx([4, 0, 26]), "its 11 bytes have the wrong SHA-256"),
         (CONTENT[TRAIN_IMAGES], f"it holds {TRAIN_IMAGES} of MNIST"),
-        (b"", "that of 0 other bytes"),
+        (b"", "its 0 bytes have the wrong SHA-256"),
         (b"\x1f\x8b\x08\x00", "end-of-stream"),  # gzipped, but cut off
     ],
 )
@@ -256,7 +258,7 @@ def test_a_fallback_changes_its_own_variants_alone(server, tiny, tmp_path):
         "models: [gru]\nepochs: 2\ndataset: mnist\nvariants: {a: {}, b: {dataset: digits}}\n"
         "offline_fallback: {dataset: mnist_5k, epochs: 20}\n"
     )
-    protocol = load_protocol(path).resolved()
+    protocol = load_protocol(path).resolve()
     assert protocol.note.count("stand in") == 1 and protocol.stand_in
     settled = [(p.task_options.dataset, p.epochs) for p in protocol.parameterisations.values()]
     assert settled == [("mnist_5k", 20), ("digits", 2)]

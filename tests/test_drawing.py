@@ -78,10 +78,10 @@ def test_what_cannot_read_is_refused(tmp_path):
     drawing.build(tmp_path)
     assert drawing.read(tmp_path) is None and not (tmp_path / "draw.html").exists()
     (tmp_path / "models.js").write_text("const MODELS = {;\n")
-    with pytest.raises(UserError, match=r"models\.js is damaged; write it again"):
+    with pytest.raises(UserError, match=r"models\.js is damaged; make it again"):
         drawing.build(tmp_path)
     runs = Report(write_small(tmp_path / "made", {"lem": [0.9], "gru": [0.9]})).runs
-    with pytest.raises(UserError, match="lem-seed42: the page reads with finished runs of lstm"):
+    with pytest.raises(UserError, match="lem-seed42: the page needs finished runs of lstm"):
         drawing.write(tmp_path, runs)
     with pytest.raises(UserError, match=r"best\.safetensors"):
         drawing.write(tmp_path, runs[1:])

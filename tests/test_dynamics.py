@@ -242,7 +242,7 @@ def test_each_replacement_is_what_its_name_says():
         "flow of the balanced path, with gates": exp(n) + g,
         "flow of the balanced path": exp(n),
     }
-    found = dynamics.replaced(step)
+    found = dynamics.replacements(step)
     assert list(found) == list(expected) == list(dynamics.REPLACEMENTS)
     for name, j in expected.items():
         assert_close(found[name], j)

@@ -103,7 +103,7 @@ def test_files_that_were_put_into_a_report_stay_as_they_are(place, files):
     narrow = load_protocol(place / "p.yaml")
     launch.prepare(out, wide, "p")
     ours = {
-        name for name in folders.listed(out) if not (name.endswith("/") or (out / name).exists())
+        name for name in folders.file_list(out) if not (name.endswith("/") or (out / name).exists())
     }
     write(out, dict.fromkeys(ours, b"ours"))  # what the workflow writes
     theirs = {name: data for name, data in files.items() if not (out / name).exists()
@@ -127,7 +127,7 @@ def test_a_narrower_protocol_removes_the_pages_that_it_lacks_and_a_wider_one_no_
     write(out, kept | {"pages/04_eigenvalues.html": b""})
     launch.prepare(out, load_protocol(place / "p.yaml"), "p")
     assert not (out / "pages/04_eigenvalues.html").exists()
-    with pytest.raises(UserError, match=f"{out}/runs/gru-seed43 is in the way"):
+    with pytest.raises(UserError, match=f"{out}/runs/gru-seed43 exists"):
         launch.prepare(out, load_protocol(place / "p.yaml", {"runs": 2}), "p")
     assert kept.items() <= content(out).items()
 
@@ -140,13 +140,13 @@ REFUSED = [
     (PROJECT, BOTH, "is the project's own folder"),
     (OURS, BOTH, "is the folder of all reports"),
     (PUBLISHED, BOTH, "is the folder of the published reports"),
-    (PUBLISHED / "new", [False], "is the place of a published report"),
-    (PROJECT / "params", BOTH, "holds files that are no report"),
+    (PUBLISHED / "new", [False], "is reserved for published reports"),
+    (PROJECT / "params", BOTH, "holds files that are not a report"),
     (PROJECT / "README.md", BOTH, "cannot be used"),
     (PROJECT / "README.md/new", BOTH, "cannot be used"),
     ("~nobody-of-this-name/x", BOTH, "cannot be used"),
     ("", BOTH, "is empty"),
-    ("mine", [True], "is a report that is not published"),
+    ("mine", [True], "is an unpublished report"),
     ("theirs", [False], "is a published report"),
     ("mine/runs", BOTH, "lies in the report"),
     ("theirs/new/one", BOTH, "lies in the report"),

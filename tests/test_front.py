@@ -84,7 +84,7 @@ def test_a_comparison_is_signed_as_it_is_asked_for(small):
 
 def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
     template = small / "front.html.j2"
-    with pytest.raises(UserError, match=r"front\.html\.j2 does not exist, so there is no front"):
+    with pytest.raises(UserError, match=r"front\.html\.j2 does not exist; write this template"):
         front.build(small)
     template.write_text(
         '{% from "charts.html.j2" import forest with context %}'

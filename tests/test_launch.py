@@ -45,15 +45,19 @@ def written(out):
 def test_a_report_ends_with_its_table_and_its_place_and_runs_are_trained_once(here):
     out, run = here
     lines = run().stdout.splitlines()
-    assert lines[1] == f"2 trainings, whose logs are in {out}/logs."
-    assert lines[3].startswith("2 of 2 trainings; agru-seed42: accuracy ")
+    assert lines[1] == f"The report has 2 trainings; their logs are in {out}/logs."
+    assert lines[3].startswith("2 of 2 trainings have ended; agru-seed42 has accuracy ")
     assert [line.split()[0] for line in lines[-6:-3]] == ["variant", "gru", "agru"]
-    assert lines[-3].startswith("Found: ") and lines[-3].endswith("one seed: no verdict.")
+    assert lines[-3].startswith("Result: ") and lines[-3].endswith("one seed: no verdict.")
     assert lines[-2].startswith("Next: `rnnbench run params/row_mnist.yaml`")
     assert lines[-1] == str(out / "index.html")
     before = written(out)
     assert run("--models", "gru").returncode == 0  # a narrower protocol, and back
-    assert run("--runs", "2").stdout.splitlines()[2].startswith("3 of 4 trainings; gru-seed43")
+    assert (
+        run("--runs", "2")
+        .stdout.splitlines()[2]
+        .startswith("3 of 4 trainings have ended; gru-seed43")
+    )
     assert before.items() <= written(out).items()
 
 
@@ -62,7 +66,7 @@ def test_stale_runs_are_told_and_stay(here, monkeypatch):
     monkeypatch.setattr(runs, "stale_runs", lambda report: ["gru-seed42"] if report.runs else [])
     run()
     before = written(out)
-    assert "the code has changed since gru-seed42; another --output-dir" in run().stderr
+    assert "the code has changed since gru-seed42; to train again, name another" in run().stderr
     assert before == written(out)
 
 
@@ -70,7 +74,7 @@ def test_runs_with_other_parameters_are_not_mixed(here):
     _, run = here
     run("--set", "gamma=0.5")
     refused = one_sentence(run("--set", "gamma=0.1"))
-    assert "it holds runs of agru with other parameters (gamma: 0.5 there, 0.1 asked" in refused
+    assert "has runs of agru with other parameters (gamma is 0.5 there, but 0.1 now)" in refused
 
 
 def test_leaving_a_model_out_changes_nothing_for_the_others(here, tmp_path):
@@ -90,7 +94,7 @@ def test_the_reason_that_is_told_is_the_runs_own(here, monkeypatch):
     result = run(*diverge)  # the report is made, and says which runs it lacks
     lines = [line for line in result.stderr.splitlines() if line.startswith("rnnbench: ")]
     assert len(lines) == 2 and all("loss" in line and "is failed" in line for line in lines)
-    assert "No training was completed." in result.stdout
+    assert "No training is complete." in result.stdout
     monkeypatch.setattr(launch, "snakemake", lambda *a: 1)  # no report: the reason is the same
     assert "the workflow stopped early (gru-seed42: the loss" in one_sentence(run(*diverge))
 
@@ -101,7 +105,7 @@ def test_a_second_command_waits_until_all_work_of_the_first_has_ended(tmp_path, 
         work = subprocess.Popen(["sleep", "0.5"], pass_fds=[lock])
     with launch.claim(tmp_path / "link"):
         assert work.wait(timeout=5) == 0
-    assert "another rnnbench, which is at work in" in capsys.readouterr().err
+    assert "another rnnbench, which uses" in capsys.readouterr().err
 
 
 def stand_in(folder, name, script):
@@ -178,4 +182,7 @@ def test_a_notebook_that_failed_is_executed_again(tmp_path):
             file.touch()
     launch.prepare(tmp_path / "out", protocol, "p")
     assert not list((tmp_path / "out").glob("[!.]*/**/*.ipynb*"))
-    assert folders.listed(tmp_path / "out") >= {"runs/agru-seed42/", "notebooks/03_compare.ipynb"}
+    assert folders.file_list(tmp_path / "out") >= {
+        "runs/agru-seed42/",
+        "notebooks/03_compare.ipynb",
+    }

@@ -30,7 +30,7 @@ def finished(cell, inputs=None):
     targets, outputs = (draw(len(inputs), K, seed=seed) for seed in (3, 0))
     models = {"initial": model, "trained": copy.deepcopy(model)}
     data, task = Split(*3 * [Part(inputs, targets)]), test_dynamics.SquaredError()
-    return measures.Finished(task, data, models, outputs, [model.tracked()] * 2)
+    return measures.RunData(task, data, models, outputs, [model.recurrence()] * 2)
 
 
 def only(frame, **values):
@@ -72,9 +72,9 @@ def test_gradients_and_states_along_a_sequence():
 
 
 def test_a_long_curve_has_few_points_and_few_examples():
-    places = measures.thinned(785)
+    places = measures.even_places(785)
     assert (places[0], places[-1], len(places)) == (0, 784, measures.POINTS)
-    assert measures.thinned(3).tolist() == [0, 1, 2]
+    assert measures.even_places(3).tolist() == [0, 1, 2]
     runs = [finished(make_cell(TWO), draw(2, steps, D)) for steps in (8, 100, 784)]
     assert [run.count(32) for run in runs] == [32, 10, 4]
 

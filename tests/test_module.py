@@ -58,7 +58,7 @@ def test_torchs_gru_has_the_outputs_and_jacobians_of_our_cell():
     ours.load_state_dict(foreign.inner.state_dict())
     x, h = random(2, 5, 3), random(2, 4)
     torch.testing.assert_close(foreign(x, h[None])[0], ours(x, h[None])[0])
-    assert foreign.served == "torch.nn:GRU"
+    assert foreign.path == "torch.nn:GRU"
     jacobian = ours.jacobian(ours.drive(x[:, 0]), h, *ours.prepare())
     torch.testing.assert_close(foreign.jacobian(foreign.drive(x[:, 0]), h), jacobian)
 
@@ -97,10 +97,10 @@ def test_it_keeps_its_own_start():
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("torch.nn:Nobody", {}, "module: 'torch.nn:Nobody' cannot be made .AttributeError"),
-        ("nowhere:GRU", {}, "cannot be made .ModuleNotFoundError: No module named 'nowhere'"),
-        ("missing.py:GRU", {}, "cannot be made .FileNotFoundError"),
-        ("torch.nn:Linear", {}, "cannot be made .TypeError: .* 'batch_first'"),
+        ("torch.nn:Nobody", {}, "module: 'torch.nn:Nobody' cannot be built .AttributeError"),
+        ("nowhere:GRU", {}, "cannot be built .ModuleNotFoundError: No module named 'nowhere'"),
+        ("missing.py:GRU", {}, "cannot be built .FileNotFoundError"),
+        ("torch.nn:Linear", {}, "cannot be built .TypeError: .* 'batch_first'"),
         ("torch.nn:GRU", {"bidirectional": True}, "does not return outputs .B, T, H."),
         ("leaky:Deaf", {}, "does not return outputs"),
     ],

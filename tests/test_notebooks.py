@@ -18,7 +18,7 @@ from rnnbench_nb import notebook
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.notebook import claim, measured, open_report
+from rnnbench_nb.notebook import claim, measured_table, open_report
 from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, load_run, write_json
 from rnnbench_nb.runs import marker, train_run
@@ -53,8 +53,8 @@ def test_the_notebooks_hold_at_most_a_thousand_lines_of_code():
 def test_the_training_notebook_declares_what_a_variant_file_holds_with_the_quick_values():
     declared = papermill.inspect_notebook(PROJECT / "notebooks/02_train.ipynb")
     (quick, *_) = load_protocol("quick").parameterisations.values()
-    assert set(declared) == {*quick.grouped(), "output_dir"}  # so papermill warns of no key
-    for name, value in quick.grouped().items():
+    assert set(declared) == {*quick.for_notebook(), "output_dir"}  # so papermill warns of no key
+    for name, value in quick.for_notebook().items():
         if name not in ("model", "variant", "options"):
             assert ast.literal_eval(declared[name]["default"]) == value, name
 
@@ -84,15 +84,15 @@ def test_without_a_report_a_published_one_is_shown_and_said_to_be_one(tmp_path, 
     executed = execute("07_gradients", tmp_path / "out.ipynb", output_dir="reports/none")
     first, report = texts(executed)[0], Report(PROJECT / notebook.EXAMPLE)
     assert first.startswith("**There is no reports/none yet**") and notebook.EXAMPLE in first
-    runs = measured(report, "along").groupby(["label", "moment", "seed"])["log10_gradient"]
+    runs = measured_table(report, "along").groupby(["label", "moment", "seed"])["log10_gradient"]
     decades = (runs.first() - runs.last()).groupby(["label", "moment"]).mean()
     most = decades.xs("trained", level="moment").abs().idxmax()
     sentence = f"changes by the most in {most}: by {decades[most, 'trained']:+.1f} powers of ten"
     assert any(sentence in text for text in texts(executed))
     assert len(pictures(executed)) == 4 and all(pictures(executed))
     with pytest.raises(UserError, match="has no table nothing"):
-        measured(report, "nothing")
-    with pytest.raises(UserError, match="holds no report"):
+        measured_table(report, "nothing")
+    with pytest.raises(UserError, match="has no report"):
         open_report("reports/another")
 
 
@@ -150,7 +150,7 @@ def test_the_page_of_a_run_needs_no_weights(report, tmp_path):
     for path in run.folder.glob("*.safetensors"):
         if path.stem != "predictions":  # as of a run that was copied from a published report
             path.unlink()
-    asked = run_parameters(run.record["parameters"], "the test").grouped()
+    asked = run_parameters(run.record["parameters"], "the test").for_notebook()
     folder = str(tmp_path / "report")
     executed = execute("02_train", tmp_path / "out.ipynb", **asked, output_dir=folder)
     assert len(pictures(executed)) == 3

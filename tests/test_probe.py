@@ -13,7 +13,7 @@ from rnnbench_nb import probe as module
 from rnnbench_nb import runs
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.files import PROJECT
-from rnnbench_nb.probe import agrees, probe, shortened
+from rnnbench_nb.probe import agrees, probe, short_parameters
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.runs import commit, environment, task_of
 
@@ -53,7 +53,7 @@ def test_schedule_and_steps_act():
     assert len(set(probed(model="lstm")["learning_rate"])) == 2
     free = {"steps": None, "patience": None}
     parameters = run_parameters({"model": "agru", **VALUES, **free, "steps": 100}, "the test")
-    assert shortened(parameters).steps == 7  # of the nine in three epochs
+    assert short_parameters(parameters).steps == 7  # of the nine in three epochs
     assert not agrees(probed(**free), probed(**free | {"steps": 100}), "highest")
 
 

@@ -40,8 +40,8 @@ def test_each_training_that_ends_is_told_once_with_its_score(shown, tmp_path):
     look()
     look()
     assert lines == [
-        "2 of 4 trainings; gru-seed43 failed.",
-        "3 of 4 trainings; lstm-seed42: accuracy 50%, 5 epochs.",
+        "2 of 4 trainings have ended; gru-seed43 failed.",
+        "3 of 4 trainings have ended; lstm-seed42 has accuracy 50% after 5 epochs.",
     ]
 
 
@@ -54,7 +54,8 @@ def test_what_is_under_way_is_told_every_few_seconds_with_the_time_left(shown, t
     now[0] = 60.0
     look()  # of 30 epochs two took a minute, so 28 take 14
     look()
-    assert lines == ["1 of 4 trainings; lstm-seed43 at epoch 2 of 10; about 14 min left at most."]
+    text = "lstm-seed43 is at epoch 2 of 10; at most 14 min are left."
+    assert lines == [f"1 of 4 trainings has ended; {text}"]
     now[0] = 119.0
     look()  # half an hour later a line a minute is enough
     assert len(lines) == 2
@@ -66,7 +67,7 @@ def test_before_and_after_the_trainings_the_jobs_are_counted(shown, tmp_path):
     (tmp_path / "runs/lstm-seed43/run.json").write_text("{")
     now[0] = 5.0
     look()
-    assert lines == ["1 of 4 trainings; the first epochs, Snakemake is starting."]
+    assert lines == ["1 of 4 trainings has ended; no new epoch has ended yet."]
     for run in RUNS:
         end(tmp_path, run, 0.5, 10)
     (tmp_path / "logs").mkdir()
@@ -74,7 +75,8 @@ def test_before_and_after_the_trainings_the_jobs_are_counted(shown, tmp_path):
     look()
     now[0] = 50.0
     look()
-    assert lines[-1] == "4 of 4 trainings; notebooks and pages, job 7 of 9 done."
+    text = "notebooks and pages follow (7 of 9 jobs are done)."
+    assert lines[-1] == f"4 of 4 trainings have ended; {text}"
 
 
 def test_a_duration_in_words():

@@ -78,21 +78,21 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("model: null\nmodels: []", "models is missing; name some of"),
         ("variants: {a b: {}}", "variants.a b"),
         ("variants: {a: {gama: 1}}", "variant 'a': unknown key 'gama'"),
-        ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set 'seed'"),
+        ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set seed"),
         ("variants: {a: {runs: 0}}", "variant 'a': runs: input should be greater"),
-        ("models: [gru]\nvariants: {a: {model: lstm}}", "no variant uses gru; name a model"),
+        ("models: [gru]\nvariants: {a: {model: lstm}}", "no variant uses gru; name one that"),
         ("models: [gru, lstm]\nvariants: {a: {epochs: 3}}", "variant 'a': model: None is unknown"),
         ("models: [gru]\ngamma: 0.5", "gamma is an option of agru"),
         ("variants: {a: {model: gru, gamma: 1}}", "variant 'a': gamma is an option of agru"),
-        ("variants: {gru_128: {model: gru}, GRU-128: {}}", "'GRU-128' looks like another"),
-        ("variants: {agru: {}, AGRU: {epochs: 2}}", "'AGRU' looks like another; rename it"),
-        ("variants: {a_b: {}, a-b: {}}", "'a-b' looks like another"),
+        ("variants: {gru_128: {model: gru}, GRU-128: {}}", "'GRU-128' is too similar to another"),
+        ("variants: {agru: {}, AGRU: {epochs: 2}}", "'AGRU' is too similar to another; rename it"),
+        ("variants: {a_b: {}, a-b: {}}", "'a-b' is too similar to another"),
         ("task: guessing", "task: 'guessing' is unknown; it must be one of adding_problem"),
         ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
         ("quick: {gama: 0.1}", "quick: unknown key 'gama'"),
         ("quick: {epochs: ten}", "quick: epochs: input should be a valid integer, but 'ten'"),
         ("base: nowhere", "p.yaml must be the name, without .yaml, of a file beside it"),
-        ("base: p", "its base leads back to itself"),
+        ("base: p", "its base leads back to it"),
     ],
 )
 def test_bad_input_gets_one_sentence(tmp_path, text, sentence):
@@ -111,7 +111,7 @@ def test_options_are_laid_over_the_file_and_go_to_those_that_read_them(tmp_path)
     gru, agru = named(protocol).values()
     assert (agru.cell_options.epsilon, agru.cell_options.gamma) == (1.0, 0.5)
     assert "gamma" not in gru.flat()
-    with pytest.raises(UserError, match="the options: gamma is an option of agru.*, and nothing"):
+    with pytest.raises(UserError, match="gamma is an option of agru.* and has no effect"):
         load(tmp_path, text, models=["gru"], gamma=0.5)
     narrowed = load(tmp_path, text, models=["gru"])
     assert list(named(narrowed)) == ["gru"]  # what the file says of others may stay
@@ -132,7 +132,7 @@ def test_a_name_that_looks_like_a_value_is_text_to_all_that_read_it(tmp_path, na
     protocol = load(tmp_path, f"model: gru\nvariants: {{'{name}': {{epochs: 1}}}}")
     assert named(protocol)[name].run == f"{name}-seed42"
     assert again(tmp_path, protocol) == protocol
-    given = yaml.safe_load(to_yaml(named(protocol)[name].grouped()))  # by papermill
+    given = yaml.safe_load(to_yaml(named(protocol)[name].for_notebook()))  # by papermill
     assert run_parameters(given, "variants") == named(protocol)[name]
 
 
@@ -180,7 +180,7 @@ def test_a_variant_may_have_another_number_of_seeds(tmp_path):
 
 
 def test_a_users_note_is_no_sign_of_data_that_stand_in(tmp_path):
-    protocol = load(tmp_path, "model: gru\ndataset: digits\nnote: mine").resolved()
+    protocol = load(tmp_path, "model: gru\ndataset: digits\nnote: mine").resolve()
     assert (protocol.note, protocol.stand_in) == ("mine", False)
     assert again(tmp_path, protocol) == protocol
 
@@ -188,16 +188,16 @@ def test_a_users_note_is_no_sign_of_data_that_stand_in(tmp_path):
 def test_runs_are_one_but_for_the_variants_name_and_compared_on_one_task():
     one = run_parameters({"model": "gru", "variant": "a"}, "x")
     assert one.same_as(run_parameters({"model": "gru", "variant": "b"}, "x"))
-    assert not one.same_as(one.changed(seed=1)) and not one.same_as(one.changed(chrono=9))
-    assert one.changed(chrono=9).flat() == {**one.flat(), "chrono": 9}
-    assert one.group == one.changed(chrono=9, epochs=3).group != one.changed(reading="pixel").group
+    assert not one.same_as(one.replace(seed=1)) and not one.same_as(one.replace(chrono=9))
+    assert one.replace(chrono=9).flat() == {**one.flat(), "chrono": 9}
+    assert one.group == one.replace(chrono=9, epochs=3).group != one.replace(reading="pixel").group
 
 
 def test_the_options_of_a_notebook_are_checked():
-    values = run_parameters({"model": "gru"}, "x").grouped()
+    values = run_parameters({"model": "gru"}, "x").for_notebook()
     assert run_parameters(values, "x").same_as(run_parameters({"model": "gru"}, "x"))
     for options, sentence in [
-        ({"gamma": 1.0}, "gamma is an option of agru.*, and nothing here reads"),
+        ({"gamma": 1.0}, "gamma is an option of agru.* and has no effect"),
         (3, "options: must hold KEY: VALUE pairs"),
     ]:
         with pytest.raises(UserError, match=f"this notebook: {sentence}"):

@@ -23,7 +23,7 @@ def _pages(monkeypatch, request):
     """Pages are made without a kernel, but for the test that asks for one."""
     if "by_executing" not in request.node.name:
         made = Page("03_compare", "Which?", Markup("<h1>Which?</h1>"), False)
-        monkeypatch.setattr(publish, "_executed", lambda notebook, report: made)
+        monkeypatch.setattr(publish, "_execute", lambda notebook, report: made)
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_pages_are_made_by_executing_the_notebooks_on_the_published_folder(
     assert "2 tables" in (folder / "pages/03_compare.html").read_text()
     failing = new_code_cell("raise ValueError('no such column')")
     save_notebook(notebook, new_markdown_cell("# Which?"), parameters, failing)
-    with pytest.raises(UserError, match=r"03_compare\.ipynb of .*there: no such column"):
+    with pytest.raises(UserError, match=r"03_compare\.ipynb failed on .*there: no such column"):
         publish.remake(folder)
     assert "2 tables" in (folder / "pages/03_compare.html").read_text()
-    with pytest.raises(UserError, match="made is no published report"):
+    with pytest.raises(UserError, match="made is not a published report"):
         publish.remake(made)

@@ -83,9 +83,9 @@ def test_published_and_read_again_a_report_is_the_same(report, published):
     assert run.tables()["stability"]["x"].tolist() == [0.1]
     with pytest.raises(UserError, match="a published report has no weights"):
         run.tensors("best")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         load_run(published / "runs/gru-seed3")
-    with pytest.raises(UserError, match="holds no report"):
+    with pytest.raises(UserError, match="has no report"):
         Report(published / "measures")
 
 
@@ -116,7 +116,7 @@ def test_the_summary_by_hand(report):
     assert table["seeds"].tolist() == [2, 1] and table["epochs"].tolist() == [1.0, 1.0]
     assert table.loc[0, "accuracy"] == pytest.approx(0.75)
     assert table.loc[0, "accuracy_sd"] == pytest.approx(0.5 / np.sqrt(2))
-    text = results.formatted(table, report.metrics)
+    text = results.format_summary(table, report.metrics)
     assert text["accuracy %"].tolist() == ["75.00 ± 35.36", "100.00"]  # one seed has no sd
     assert text["free parameters"].tolist() == ["1,152", "1,152"]
     assert results.readable("negative_mse") == "negative MSE"

@@ -64,7 +64,7 @@ def test_a_finished_run_is_read_and_other_parameters_are_refused(run, monkeypatc
     monkeypatch.setattr(runs, "fit", None)
     assert train_run(change(), run.folder, quiet).record == run.record
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="holds a run with other parameters"):
+    with pytest.raises(UserError, match="has a run with other parameters"):
         train_run(change(epochs=3), run.folder, quiet)
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -106,7 +106,7 @@ def test_a_run_of_another_report_is_copied_under_its_own_variant(
     lines = []
     copy = train_run(change(variant="plain"), project / "second/runs/plain-seed42", lines.append)
     place = "published/first" if published else "first"
-    assert "is copied, not trained again" in lines[-1]
+    assert "is copied from" in lines[-1]
     assert copy.record["copied_from"] == f"reports/{place}/runs/gru-seed42"
     assert copy.record["test"] == run.record["test"] and copy.key == ("plain", 42)
     assert copy.history.equals(history.assign(variant="plain"))
@@ -181,7 +181,7 @@ def test_a_run_that_fails_says_why_and_is_tried_again(project, monkeypatch):
         raise RuntimeError("a contributed cell's own fault")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="device: 'cuda' is asked for but no GPU is found"):
+    with pytest.raises(UserError, match="device: cuda needs a GPU, and there is none here"):
         train_run(change(device="cuda"), folder, quiet)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(runs, "fit", fault)

@@ -271,18 +271,18 @@ def test_references_groups_and_wrong_input():
     for first, expected in pairs.items():
         table = stats.compare(scores, 0.01, reference=first, groups=groups)
         assert (table["a"] + table["b"]).tolist() == expected
-    with pytest.raises(UserError, match="'rnn' is none of the variants"):
+    with pytest.raises(UserError, match="reference: 'rnn' must be one of"):
         stats.compare(results, 0.001, reference="rnn")
-    with pytest.raises(UserError, match="margin is 0"):
+    with pytest.raises(UserError, match="margin must be above 0, not 0"):
         stats.compare(results, 0)
 
 
 def test_numbers_are_shown_in_the_unit_of_the_score():
     accuracy, nats = Score(), Score("fit", 1.0, "nats", "nats")
-    assert stats.shown(0.98765, accuracy, unit="%") == "98.77%"
-    assert stats.shown(-0.01, accuracy, "+", "points") == "−1.00 points"
-    assert stats.shown(0.5, nats, unit="nats") == "0.5000 nats"
-    assert stats.shown(np.nan, accuracy) == "unknown"
+    assert stats.format_score(0.98765, accuracy, unit="%") == "98.77%"
+    assert stats.format_score(-0.01, accuracy, "+", "points") == "−1.00 points"
+    assert stats.format_score(0.5, nats, unit="nats") == "0.5000 nats"
+    assert stats.format_score(np.nan, accuracy) == "unknown"
     fits = {"a": [-0.5, -0.4, -0.3, -0.4, -0.5], "b": [-0.7, -0.55, -0.6, -0.7, -0.7]}
     results = tidy(fits).rename(columns={"accuracy": "fit"})
     row = stats.compare(results, 0.02, nats).iloc[0]

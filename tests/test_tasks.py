@@ -70,7 +70,9 @@ def test_fewer_images_are_the_first_of_the_same_split():
     for kept, part, other in zip((100, 7, 360), fewer, whole, strict=True):
         assert torch.equal(part.inputs, other.inputs[:kept]) and len(part.targets) == kept
         assert torch.equal(part.targets, other.targets[:kept])
-    with pytest.raises(UserError, match="training_examples: digits has 1,221, not 9,999; give"):
+    with pytest.raises(
+        UserError, match="training_examples: digits has 1,221 training images, not 9,999; set"
+    ):
         task_of("image_sequence", training_examples=9999).load(42)
 
 
@@ -199,7 +201,11 @@ def test_parts_share_nothing_and_keep_to_their_sizes(name):
     ("name", "options", "sentence"),
     [
         ("image_sequence", {"reading": "column"}, "reading: .*'row' or 'pixel'.*'column'"),
-        ("image_sequence", {"permutation": "torch_5544"}, "permutation: rows cannot be permuted"),
+        (
+            "image_sequence",
+            {"permutation": "torch_5544"},
+            "permutation: rows have no permutation",
+        ),
         ("image_sequence", {"offline_fallback": {"dataset": "mnist"}}, "offline_fallback.dataset"),
         ("noise_padded", {"padded_length": 27}, "padded_length: .*28"),
         ("adding_problem", {"length": 1}, "length: .*2"),

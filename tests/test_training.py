@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from rnnbench_nb import training
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.protocol import RunParameters, run_parameters
-from rnnbench_nb.runs import started, task_of
+from rnnbench_nb.runs import new_model, task_of
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.training import State, evaluate, fit, read_checkpoint
@@ -31,7 +31,7 @@ def trained(parameters: RunParameters, folder=None, **options) -> State:
     task = task_of(parameters)
     data = some(task.load(parameters.seed))
     options = {"report": lambda line: None, **options}
-    return fit(started(parameters, task, data.train), data, task, parameters, folder, **options)
+    return fit(new_model(parameters, task, data.train), data, task, parameters, folder, **options)
 
 
 def column(state: State, name: str, split: str = "train") -> list[float]:
@@ -100,7 +100,7 @@ def test_every_model_sees_the_batches_of_its_seed_and_keeps_means_over_them(mode
     task = task_of(parameters)
     data = some(task.load(parameters.seed)).train
     order = torch.randperm(EXAMPLES, generator=generator(parameters.seed, "order"))[:examples]
-    untrained, part = started(parameters, task, data), Part(*(tensor[order] for tensor in data))
+    untrained, part = new_model(parameters, task, data), Part(*(tensor[order] for tensor in data))
     loss, accuracy, outputs = evaluate(untrained, part, task)
     assert loss == pytest.approx(F.cross_entropy(outputs, part.targets).item(), rel=1e-6)
     row = trained(parameters).history[0]
@@ -139,7 +139,7 @@ def test_weight_decay_leaves_the_step_size_alone_unless_it_is_trained_itself(
     itself, name, expected
 ):
     parameters = change(weight_decay=0.5, epsilon_itself=itself)
-    model = started(parameters, task_of(parameters), task_of(parameters).load(42).train)
+    model = new_model(parameters, task_of(parameters), task_of(parameters).load(42).train)
     groups = training.make_optimiser(model, parameters).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert decay[id(getattr(model.cell, name))] == expected
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
         torch.save({"model": {}}, path)
     lines = []
     assert read_checkpoint(tmp_path, lines.append) is None
-    assert lines[0].startswith(f"{path} is damaged: training starts again")
+    assert lines[0].startswith(f"{path} is damaged, so training starts again")
 
 
 @pytest.mark.parametrize(("precision", "rounds"), [("highest", False), ("medium", True)])

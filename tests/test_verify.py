@@ -17,7 +17,7 @@ from rnnbench_nb.files import PROJECT, write_json
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import Report, write_tables
-from rnnbench_nb.runs import described, started, task_of
+from rnnbench_nb.runs import data_record, new_model, task_of
 from rnnbench_nb.training import fit
 from rnnbench_nb.verify import TOLERANCE, retrain, verify
 
@@ -179,7 +179,7 @@ def test_every_file_of_a_published_report_is_as_it_was_published(tmp_path):
     for path in files:
         path.write_bytes(b"edited")
     names = {path.relative_to(folder).as_posix() for path in files}
-    assert names == {*folders.changed(folder)}
+    assert names == {*folders.changed_files(folder)}
 
 
 def test_what_is_damaged_stops_the_check_of_no_other_report(folder, monkeypatch):
@@ -187,7 +187,7 @@ def test_what_is_damaged_stops_the_check_of_no_other_report(folder, monkeypatch)
     (damaged / "runs.json").write_text('[{"variant": "gru", "seed": 1, "status": "completed"}]')
     result = rnnbench_here("verify", damaged, sound)
     assert "is missing or damaged" in result.stdout and f"{sound} agrees" in result.stdout
-    assert one_sentence(result) == "rnnbench: 1 things do not agree."
+    assert one_sentence(result) == "rnnbench: checks that failed: 1; the lines above name them."
     edit_record(**{"test": None})(folder)
     assert "runs is missing or damaged" in rnnbench_here("verify", folder).stdout
     monkeypatch.setattr(cli, "PROJECT", folder)  # without a name: all published reports
@@ -219,13 +219,13 @@ def test_a_run_is_trained_again_and_agrees_differs_or_cannot_be_checked(tmp_path
     parameters = run_parameters({"model": "gru", **TINY}, "the test")
     task = task_of(parameters)
     data = task.load(42)
-    model = started(parameters, task, data.train)
+    model = new_model(parameters, task, data.train)
     history = fit(model, data, task, parameters, report=lambda line: None).history
     variants = {"gru": {"model": "gru", **parameters.flat()}}
     write_report(tmp_path, variants, {("gru", 42): (LABELS, LABELS)}, {("gru", 42): [0.1, 0.2]})
     rows = pd.DataFrame(history).assign(variant="gru", model="gru", seed=42)
     edit_history(lambda _: rows, "gru-seed42")(tmp_path)
-    edit_record("gru-seed42", data=described(task, data))(tmp_path)
+    edit_record("gru-seed42", data=data_record(task, data))(tmp_path)
     lines = []
 
     def outcome():

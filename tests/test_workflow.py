@@ -22,7 +22,7 @@ RUN = "runs/größe-seed42"
 
 
 def test_a_report_has_all_that_it_lists(report):
-    listed = folders.listed(report)
+    listed = folders.file_list(report)
     there = {name for name in listed if (report / name).exists()}
     assert listed - there == {name for name in listed if name.endswith(".failed")}
     assert {"index.html", "results.csv", "pages/04_eigenvalues.html", "runs/agru-seed42/"} <= there

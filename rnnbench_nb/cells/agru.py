@@ -1,4 +1,4 @@
-"""The antisymmetric GRU (A-GRU), from its equations."""
+"""The antisymmetric GRU (A-GRU), written from its equations."""
 
 import math
 from typing import Literal
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, damped, parameter
+from rnnbench_nb.cells.base import Cell, damp, parameter
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
 class AGRU(Cell):
-    """Antisymmetric GRU: a forward Euler step of size epsilon, reset before the product.
+    """Antisymmetric GRU: forward Euler steps of size epsilon, with the reset before the product.
 
         z  = sigma(W_z x + U_z h + b_z)        update gate
         r  = sigma(W_r x + U_r h + b_r)        reset gate
@@ -23,8 +23,8 @@ class AGRU(Cell):
     A is computed from the current W at every call; its eigenvalues are -gamma +- i lambda.
 
     Parameters: ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows
-    [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and the scalar ``log_epsilon``,
-    since exp(log_epsilon) stays positive, or ``epsilon``, the step size itself.
+    [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and a scalar, ``log_epsilon``,
+    which keeps epsilon positive, or with ``epsilon_itself`` the step size ``epsilon``.
     """
 
     name, label = "agru", "A-GRU"
@@ -47,10 +47,10 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         gamma: Finite = 0.01  # damping
         epsilon: Positive = 1.0  # step size at the start
         learnable_epsilon: bool = True
-        epsilon_itself: bool = False  # trained as it is, with weight decay, not as its logarithm
-        # Controls: frozen leaves W as it was drawn; free takes A = W - gamma I. Two take
-        # A = 2 W - gamma I, so that Adam's largest step on A is that of W - W^T: doubled leaves W
-        # as it was drawn, and released lets it start at (W - W^T) / 2, as antisymmetric.
+        epsilon_itself: bool = False  # train epsilon, with weight decay, instead of log(epsilon)
+        # Controls: "frozen" does not train W; "free" takes A = W - gamma I. Two take
+        # A = 2 W - gamma I, in which Adam's largest step on A equals that of W - W^T: "doubled"
+        # keeps the random start of W, and "released" starts it at the antisymmetric (W - W^T) / 2.
         recurrence: Literal["antisymmetric", "frozen", "free", "doubled", "released"] = (
             "antisymmetric"
         )
@@ -84,7 +84,7 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
     def recurrent_matrix(self) -> Tensor:
         w = self.candidate_weight
         matrices = {"free": w, "doubled": 2 * w, "released": 2 * w}
-        return damped(matrices.get(self.options.recurrence, w - w.T), self.options.gamma)
+        return damp(matrices.get(self.options.recurrence, w - w.T), self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
         return self.gate_weight, AGRU.recurrent_matrix(self), self.step_size()
@@ -100,23 +100,23 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
         return z, r, torch.tanh(candidate_input + F.linear(r * h, a))
 
-    def redundant(self) -> int:
-        """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2; a control as W."""
+    def redundant_parameters(self) -> int:
+        """Count the entries of W that W - W^T leaves out; the controls have none."""
         n = self.hidden_size
         return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
 
     def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """Epsilon K, the path, and epsilon G, the gates, (B, H, H) of J = I + epsilon (K + G).
+        """Split the step Jacobian J = I + epsilon K + epsilon G into its terms, each (B, H, H).
 
-        With D = diag(z (1 - c^2)), K = D A diag(r) is the recurrent matrix between frozen gates:
-        not antisymmetric, but at gamma = 0 similar to an antisymmetric matrix, so its spectrum is
-        still imaginary. G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r comes from the
-        gates' own dependence on h.
+        The path K = D A diag(r) with D = diag(z (1 - c^2)) is J's part at fixed gates. At gamma = 0
+        it is similar to an antisymmetric matrix, so its eigenvalues are imaginary. The gates'
+        dependence on h gives G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r. Returns
+        epsilon K and epsilon G.
         """
         gate_weight, a, epsilon = prepared
         z, r, c = self._gates(u, h, gate_weight, a)
         u_z, u_r = gate_weight.chunk(2)
         d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
-        by_reset = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
-        by_update = (c * z * (1 - z))[..., None] * u_z
-        return epsilon * d_a * r[:, None, :], epsilon * (by_update + by_reset)
+        reset_term = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
+        update_term = (c * z * (1 - z))[..., None] * u_z
+        return epsilon * d_a * r[:, None, :], epsilon * (update_term + reset_term)

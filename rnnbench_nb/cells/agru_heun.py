@@ -1,4 +1,4 @@
-"""The antisymmetric GRU with a better step than Euler's."""
+"""The antisymmetric GRU with steps of higher order than Euler's."""
 
 from typing import Literal
 
@@ -10,37 +10,37 @@ from rnnbench_nb.cells.agru import AGRU
 
 
 class AGRUHeun(AGRU):
-    """The A-GRU with a step of Heun's method; the gates z and r are held over the step.
+    """The A-GRU with steps of Heun's method, during which the gates z and r stay fixed.
 
         k1 = z * tanh(V x + A (r * h) + b)
         k2 = z * tanh(V x + A (r * (h + epsilon k1)) + b)
         h' = h + epsilon (k1 + k2) / 2
 
-    Where the tanh is linear and the gates are open, a step multiplies a mode i lambda of epsilon A
-    by a number of modulus sqrt(1 + lambda^4 / 4), where Euler's has sqrt(1 + lambda^2).
+    With a linear tanh and open gates, a step multiplies a mode i lambda of epsilon A by a number of
+    modulus sqrt(1 + lambda^4 / 4); for Euler's step it is sqrt(1 + lambda^2).
     """
 
     name, label = "agru_heun", "A-GRU-Heun"
     colour, dashes, marker = "#117733", (9, 2), "h"
     kernels = ()  # type: ignore[assignment]
     equation = r"""
-(`rnnbench_nb.cells.AGRUHeun`), the A-GRU with a step of Heun's method along the flow
-$f(h) = z_s \odot \tanh(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h) + b_h)$, whose gates are
-held over the step:
+(`rnnbench_nb.cells.AGRUHeun`), the A-GRU with steps of Heun's method along the flow
+$f(h) = z_s \odot \tanh(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h) + b_h)$, whose gates stay
+fixed during the step:
 
 $$h_s = h_{s-1} + \frac{\epsilon}{2} \left(f(h_{s-1}) + f(h_{s-1} + \epsilon f(h_{s-1}))\right)$$
 """
 
     class Options(AGRU.Options):
-        # Other ways to step along the same flow: the classical method of Runge and Kutta, and two
-        # Euler steps of half the size, which compute as much as one of Heun's.
+        # Other steps along the same flow: the classical Runge-Kutta method ("rk4"), and two Euler
+        # steps of half the size ("half_steps"), which cost as much as one step of Heun's.
         method: Literal["heun", "rk4", "half_steps"] = "heun"
 
     options: Options
-    jacobian_terms = None  # type: ignore[assignment]  # the parts of Euler's step are not this one's
+    jacobian_terms = None  # type: ignore[assignment]  # those of AGRU hold for Euler's step only
 
     def recurrent_matrix(self) -> None:  # type: ignore[override]
-        """None: what is said of a matrix and its step is said of Euler's."""
+        """None, because statements about a matrix and its step hold for Euler's step only."""
 
     def step(  # type: ignore[override]
         self, u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor

@@ -1,4 +1,4 @@
-"""The AntisymmetricRNN (Chang et al. 2019), an Euler step along an antisymmetric flow."""
+"""The AntisymmetricRNN (Chang et al. 2019): Euler steps along an antisymmetric flow."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, damped, parameter
+from rnnbench_nb.cells.base import Cell, damp, parameter
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
@@ -44,7 +44,7 @@ $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s 
         return self.options.epsilon
 
     def recurrent_matrix(self) -> Tensor:
-        return damped(self.recurrent - self.recurrent.T, self.options.gamma)
+        return damp(self.recurrent - self.recurrent.T, self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
         return (self.recurrent_matrix(),)
@@ -52,6 +52,6 @@ $$h_s = h_{s-1} + \epsilon \tanh\left((W - W^\top - \gamma I)\, h_{s-1} + V x_s 
     def step(self, u: Tensor, h: Tensor, a: Tensor) -> Tensor:
         return h + self.options.epsilon * torch.tanh(u + F.linear(h, a))
 
-    def redundant(self) -> int:
-        """W acts as W - W^T, which has n (n - 1) / 2 free entries out of n^2."""
+    def redundant_parameters(self) -> int:
+        """Count the entries of W that W - W^T leaves out: it has H (H - 1) / 2 free ones of H^2."""
         return self.hidden_size * (self.hidden_size + 1) // 2

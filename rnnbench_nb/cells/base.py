@@ -1,7 +1,7 @@
-"""The base of every cell: interface of torch.nn.GRU, loop over time, start, step Jacobian.
+"""The base of every cell: interface of torch.nn.GRU, loop over time, initialisation, Jacobian.
 
-B sequences of T steps have D features. A state has n = `states` x H numbers, of which the first H
-are read out.
+B sequences of T steps have D features. A state has n = `states` x H numbers, and the head reads the
+first H of them.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.kernels import Served, cuda_graph, unroll
+from rnnbench_nb.cells.kernels import KernelOutput, cuda_graph, unroll
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import Count, Frozen, validate
 
@@ -23,7 +23,7 @@ _switches = {"kernels": True}
 
 @contextmanager
 def plain_loop() -> Iterator[None]:
-    """Inside this context every cell of ours runs its plain loop, without a kernel."""
+    """Run every cell of this package by its plain loop, without a kernel, inside this context."""
     before, _switches["kernels"] = _switches["kernels"], False
     try:
         yield
@@ -32,21 +32,21 @@ def plain_loop() -> Iterator[None]:
 
 
 def parameter(*shape: int, trained: bool = True) -> nn.Parameter:
-    """An empty parameter of this shape."""
+    """Return an uninitialised parameter of this shape."""
     return nn.Parameter(torch.empty(shape), requires_grad=trained)
 
 
-def damped(matrix: Tensor, gamma: float) -> Tensor:
-    """A matrix (H, H) less gamma I."""
+def damp(matrix: Tensor, gamma: float) -> Tensor:
+    """Return a matrix (H, H) minus gamma I."""
     return matrix - gamma * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
 def draw(
     module: nn.Module, hidden_size: int, generator: torch.Generator | None, initialisation: str
 ) -> None:
-    """The start that all cells share: matrices uniform on +-1/sqrt(H) or Xavier, all else zero.
+    """Draw every matrix uniformly on +-1/sqrt(H) or by Xavier's rule; set all vectors to zero.
 
-    Xavier takes the fans of a stored matrix as it stands, the gates stacked.
+    Xavier's rule takes the fans of each matrix as it is stored, with its gates stacked.
     """
     bound = 1 / math.sqrt(hidden_size)
     for tensor in module.state_dict(keep_vars=True).values():
@@ -59,15 +59,15 @@ def draw(
 
 
 class Chrono(Frozen):
-    """The option of a cell with a gate that keeps the state (Tallec and Ollivier 2018).
+    """Options of a cell with a gate that keeps the state: its chrono start (Tallec, Ollivier 2018).
 
-    Sequences of hundreds of steps may teach nothing without it.
+    Without it, such a cell may learn nothing from sequences of hundreds of steps.
     """
 
-    chrono: Count = 0  # the longest memory of the gates at the start, in steps; 0 for none
+    chrono: Count = 0  # longest memory of the gates at the start, in steps; 0: off
 
     def draw_chrono(self, bias: Tensor, generator: torch.Generator | None) -> None:
-        """Set the bias (H,) of a gate to log u, u uniform on 1 to chrono - 1 (eq. 14 and 16)."""
+        """Set a gate's bias (H,) to log u with u uniform on [1, chrono - 1] (eq. 14 and 16)."""
         if self.chrono:
             with torch.no_grad():
                 bias.uniform_(1, max(self.chrono - 1, 1), generator=generator).log_()
@@ -76,30 +76,30 @@ class Chrono(Frozen):
 class Cell(nn.Module):
     """A recurrent cell with the interface of torch.nn.GRU: one layer, one direction.
 
-    A subclass is one file. It declares its parameters (`declare`) and `step(u, state, *prepared)`,
-    which computes the state (B, n) after a step from u (B, blocks H), the state before it, and the
-    tensors that `prepare` returns.
+    A subclass is one file. It defines its parameters (`declare`) and `step(u, state, *prepared)`,
+    which returns the next state (B, n). Its arguments are the drive u (B, blocks H), the current
+    state (B, n), and the tensors that `prepare` returns.
 
     Args:
         input_size: Number of input features D.
         hidden_size: Number of hidden units H.
-        num_layers, bias, dropout, bidirectional: The defaults of torch.nn.GRU alone are served.
+        num_layers, bias, dropout, bidirectional: They must have the defaults of torch.nn.GRU.
         batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
-        device, dtype: Of the parameters.
+        device, dtype: Device and type of the parameters.
         options: The cell's own options, as its `Options` describes them.
 
     Attributes:
         name, label: Name in parameter files and folders; name in tables and figures.
-        colour, dashes, marker: Look in figures; None lets the report choose one.
-        equation: Markdown with LaTeX.
-        blocks, states: Blocks of H numbers in u, and in the state.
+        colour, dashes, marker: Style in figures; None lets the report choose one.
+        equation: The equations as Markdown with LaTeX.
+        blocks, states: Number of blocks of H numbers in the drive u, and in the state.
         no_decay: Names of the parameters without weight decay.
-        kernels: Faster ways to run the loop, best first; each gives states or why it cannot.
+        kernels: Faster ways to run the loop, best first; each returns states or why it cannot.
         Options: The cell's own options, with types, limits and defaults.
-        served: The path of the last call: a kernel, or the loop and why no kernel served it.
+        path: The code that ran in the last call: a kernel, or the loop and why no kernel ran.
 
     Raises:
-        UserError: An argument is out of its range, or the cell does not have it.
+        UserError: An argument is unknown, has the wrong type or is out of range.
     """
 
     name: ClassVar[str]
@@ -111,7 +111,7 @@ class Cell(nn.Module):
     blocks: ClassVar[int] = 1
     states: ClassVar[int] = 1
     no_decay: ClassVar[tuple[str, ...]] = ()
-    kernels: ClassVar[tuple[Callable[..., Served | str], ...]] = ()
+    kernels: ClassVar[tuple[Callable[..., KernelOutput | str], ...]] = ()
     Options: ClassVar[type[Frozen]] = Frozen
     options: Any
     step: Callable[..., Tensor]
@@ -132,7 +132,7 @@ class Cell(nn.Module):
         if (num_layers, bias, dropout, bidirectional) != (1, True, 0, False):
             raise UserError(f"{self.label} has one layer, one direction, biases and no dropout.")
         self.options = validate(self.Options, options, self.label)
-        self.served = "not called yet"
+        self.path = "not called yet"
         self._build(input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype)
 
     def _build(self, input_size: int, hidden_size: int, batch_first: bool, **place: Any) -> None:
@@ -151,58 +151,58 @@ class Cell(nn.Module):
         """Declare the parameters besides `weight_ih` (blocks H, D) and `bias` (blocks H,)."""
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Change the common start: matrices uniform on +-1/sqrt(H), all else zero."""
+        """Change the common start, in which matrices are random and vectors are zero."""
 
     def drive(self, x: Tensor) -> Tensor:
-        """The part of all steps that depends on the input x (..., D) alone: u (..., blocks H)."""
+        """Compute the drive u (..., blocks H): what the inputs x (..., D) add to each step."""
         return F.linear(x, self.weight_ih, self.bias)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        """Tensors for `step` that are computed once a sequence, from the current weights."""
+        """Compute the tensors that `step` needs from the current weights, once a sequence."""
         return ()
 
     def jacobian(self, u: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
         """The exact step Jacobian (B, n, n): entry [b, i, j] is d after_i / d before_j."""
-        # The sum over sequences, which do not know of each other, has all their Jacobians.
+        # Sequences are independent, so the Jacobian of their sum contains the one of each.
         return jacrev(lambda before: self.step(u, before, *prepared).sum(0))(state).transpose(0, 1)
 
     @property
     def state_size(self) -> int:
-        """Numbers n in a state."""
+        """The number n of values in a state."""
         return self.states * self.hidden_size
 
     def zero_state(self, batch: int) -> Tensor:
-        """The start (B, n) of a sequence, all zeros."""
+        """The initial state (B, n), all zeros."""
         return next(self.parameters()).new_zeros(batch, self.state_size)
 
-    def redundant(self) -> int:
-        """The number of trained parameters that act only together with others."""
+    def redundant_parameters(self) -> int:
+        """Count the trained parameters that could go without changing what the cell can compute."""
         return 0
 
     def recurrent_matrix(self) -> Tensor | None:
-        """The matrix (H, H) of the flow that the cell steps along, if it has one."""
+        """The matrix (H, H) of the differential equation that the cell discretises, or None."""
         return None
 
     def step_size(self) -> Tensor | float:
-        """The size of the forward Euler step along that flow."""
+        """The size of the forward Euler step along its flow, above 0."""
         return 1.0
 
     # The same for every cell.
 
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
-        """Give the weights the start that all cells share."""
+        """Draw the weights by the rule that all cells share."""
         draw(self, self.hidden_size, generator, initialisation)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights anew; frozen ones stay frozen."""
+        """Draw the weights again; parameters that are not trained stay untrained."""
         self.draw(generator)
         self.initialise(generator)
 
     def flatten_parameters(self) -> None:
-        """Lay out the weights for cuDNN where torch.nn runs the cell; else do nothing."""
+        """Lay out the weights for cuDNN if torch.nn runs the cell; otherwise do nothing."""
         getattr(super(), "flatten_parameters", lambda: None)()
 
-    def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trained parameters with weight decay, and those without."""
         parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
         for name, tensor in self.named_parameters():
@@ -218,11 +218,11 @@ class Cell(nn.Module):
             hx: Initial state h_0 (1, B, n), or (1, n) without a batch; zeros if None.
 
         Returns:
-            The part of each state that is read out, laid out like the input with H in place of D,
-            and the last state, laid out like h_0.
+            The first H numbers of each state, in the layout of the input with H in place of D, and
+            the last state, in the layout of h_0.
 
         Raises:
-            UserError: The input or h_0 has another kind, shape or dtype, or there is no time step.
+            UserError: The input or h_0 has a wrong type, shape or dtype, or there is no time step.
         """
         if not isinstance(input, Tensor):
             raise UserError(f"{self.label} takes a tensor, not a {type(input).__name__}.")
@@ -231,7 +231,7 @@ class Cell(nn.Module):
         x = x.transpose(0, 1) if batched and self.batch_first else x  # (T, B, D)
         if x.dim() != 3 or x.shape[2] != self.input_size or not len(x):
             shape = tuple(input.shape)
-            raise UserError(f"input must be steps of {self.input_size} features, got {shape}")
+            raise UserError(f"input must have steps of {self.input_size} features, got {shape}")
         state = self.zero_state(x.shape[1])
         if hx is not None:
             expected = (1, *state.shape) if batched else tuple(state.shape)
@@ -247,21 +247,21 @@ class Cell(nn.Module):
         return (output.transpose(0, 1) if self.batch_first else output), last.unsqueeze(0)
 
     def loop(self, x: Tensor, state: Tensor, *prepared: Tensor) -> Tensor:
-        """The states (T, B, n) of inputs (T, B, D) and a start (B, n), one step at a time."""
+        """Compute the states (T, B, n) from x (T, B, D) and a state (B, n), step by step."""
         return unroll(self.step, self.drive(x), state, *prepared)
 
     def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """All states (T, B, n) and the last (B, n), by the first kernel that serves the call."""
+        """All states (T, B, n) and the last (B, n), by the first kernel that accepts the call."""
         prepared, refusals = self.prepare(), []
         kernels = (*self.kernels, *([cuda_graph.run] if x.is_cuda else []))
         for kernel in kernels if _switches["kernels"] else []:
             answer = kernel(self, x, state, *prepared)
-            if isinstance(answer, Served):
-                self.served = answer.path
+            if isinstance(answer, KernelOutput):
+                self.path = answer.path
                 return answer.states, answer.last
             refusals.append(answer)
         if not torch.compiler.is_compiling():
-            self.served = ": ".join(["loop", *refusals])
+            self.path = ": ".join(["loop", *refusals])
         states = self.loop(x, state, *prepared)
         return states, states[-1]
 
@@ -273,7 +273,7 @@ class Cell(nn.Module):
 
 
 class TorchCell(Cell):
-    """A cell that one of torch.nn's modules runs; `step` is that module's equation."""
+    """A cell that a module of torch.nn runs; `step` is the equation of that module."""
 
     weight_ih_l0: Tensor
     bias_ih_l0: Tensor
@@ -285,7 +285,7 @@ class TorchCell(Cell):
         super(Cell, self).__init__(*sizes, **layout)
 
     def drive(self, x: Tensor) -> Tensor:
-        """The part of all steps that depends on the input alone, with torch's first biases."""
+        """Compute the drive u (..., blocks H) with the first of torch's two biases."""
         return F.linear(x, self.weight_ih_l0, self.bias_ih_l0)
 
     def prepare(self) -> tuple[Tensor, ...]:
@@ -294,5 +294,5 @@ class TorchCell(Cell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run torch's module."""
-        self.served = f"torch.nn.{self.mode}"
+        self.path = f"torch.nn.{self.mode}"
         return super(Cell, self).forward(input, hx)

@@ -9,13 +9,13 @@ from rnnbench_nb.parameters import Frozen, NotNegative, Positive
 
 
 class CoRNN(Cell):
-    """Coupled oscillators (Rusch and Mishra 2021, eq. 3, damping explicit as in their code).
+    """Coupled oscillators (Rusch and Mishra 2021, eq. 3, with explicit damping as in their code).
 
-    Their gamma is called stiffness here and their epsilon damping, since gamma and epsilon are the
-    damping and the step size of other cells.
+    Their gamma is called stiffness here, and their epsilon damping, because other cells call their
+    damping gamma and their step size epsilon.
 
     Parameters: ``weight_ih`` (H, D), V; ``recurrent`` (H, 2H), columns [W | W_z]; ``bias`` (H,).
-    The state is [y | z], of which y is read out.
+    The state is [y | z], and the head reads y.
     """
 
     name, label = "cornn", "coRNN"
@@ -32,10 +32,10 @@ $$y_s = y_{s-1} + \Delta t\, z_s$$
 """
 
     class Options(Frozen):
-        # The authors' for 784 pixels; 28 rows are learned faster with 0.3, 1 and 1.
+        # The authors' values for 784 pixels; with 28 rows, 0.3, 1 and 1 learn faster.
         dt: Positive = 0.042  # step size, never trained
-        stiffness: NotNegative = 2.7  # square of each oscillator's frequency, gamma in the source
-        damping: NotNegative = 4.7  # of the velocities, epsilon in the source
+        stiffness: NotNegative = 2.7  # square of the oscillators' frequency; gamma in the paper
+        damping: NotNegative = 4.7  # damping of the velocities; epsilon in the paper
 
     options: Options
 

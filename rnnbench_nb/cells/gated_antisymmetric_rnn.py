@@ -1,4 +1,4 @@
-"""The AntisymmetricRNN with a gate (Chang et al. 2019), which costs no second product."""
+"""The gated AntisymmetricRNN (Chang et al. 2019); gate and candidate share one product."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from rnnbench_nb.cells.antisymmetric_rnn import AntisymmetricRNN
 
 
 class GatedAntisymmetricRNN(AntisymmetricRNN):
-    """h' = h + epsilon z * tanh(A h + V x + b), where A h serves the gate z too (eq. 12).
+    """h' = h + epsilon z * tanh(A h + V x + b), where the gate z uses A h too (eq. 12).
 
     Parameters: ``weight_ih`` (2H, D), rows [V_z | V]; ``recurrent`` (H, H), W; ``bias`` (2H,).
     """

@@ -1,4 +1,4 @@
-"""The GRU (Cho et al. 2014) as torch.nn has it, the reset gate after the product."""
+"""The GRU of torch.nn, whose reset gate acts after the matrix product (after Cho et al. 2014)."""
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
     options: Chrono
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Set the bias of the update gate (second of r, z, n), which keeps the state if open."""
+        """Set the bias of the update gate z, second of r, z, n, which keeps the state if open."""
         self.options.draw_chrono(self.bias_ih_l0.view(3, -1)[1], generator)
 
     def step(self, u: Tensor, h: Tensor, u_h: Tensor, b_h: Tensor) -> Tensor:
@@ -37,6 +37,6 @@ $$h_s = (1 - z_s) \odot n_s + z_s \odot h_{s-1}$$
         n = torch.tanh(x_n + r * h_n)
         return (1 - z) * n + z * h
 
-    def redundant(self) -> int:
-        """Torch's two bias vectors act as their sum in r and z; the reset parts them in n."""
+    def redundant_parameters(self) -> int:
+        """Count one of the two biases of r and of z, which act as their sum; those of n do not."""
         return 2 * self.hidden_size

@@ -1,7 +1,7 @@
-"""The GRU with its reset gate before the product (Cho et al. 2014): the A-GRU's control.
+"""The GRU whose reset gate acts before the matrix product (Cho et al. 2014).
 
-torch.nn.GRU resets after the product, so that it differs from the A-GRU in two things; this one
-differs in the candidate's free matrix and the convex mix of old and new alone.
+It is a control for the A-GRU, which resets there too. The two differ only in the candidate's matrix
+and in how they combine the old state and the candidate.
 """
 
 import torch
@@ -12,9 +12,9 @@ from rnnbench_nb.cells.base import Cell, parameter
 
 
 class GRUResetBefore(Cell):
-    """The GRU as first published (Cho et al. 2014, eq. 5-8, z being 1 - theirs, without biases).
+    """The GRU of Cho et al. (2014, eq. 5-8), with biases and with z in place of their 1 - z.
 
-    The parameters are those of the A-GRU but for its step size:
+    The parameters are those of the A-GRU without its step size:
     ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows [U_z | U_r];
     ``candidate_weight`` (H, H), W; ``bias`` (3H,).
     """

@@ -1,4 +1,4 @@
-"""The long expressive memory, LEM (Rusch et al. 2022), with two time scales that gates choose."""
+"""The long expressive memory, LEM (Rusch et al. 2022), whose gates choose two time scales."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ class LEM(Cell):
 
     Parameters: ``weight_ih`` (4H, D), rows [V_1 | V_2 | V_y | V_z]; ``recurrent`` (3H, H), rows
     [W_1 | W_2 | W_y]; ``memory_weight`` (H, H), W_z; ``recurrent_bias`` and ``bias`` (4H,). The
-    state is [y | z], of which y is read out.
+    state is [y | z], and the head reads y.
     """
 
     name, label = "lem", "LEM"
@@ -55,6 +55,6 @@ $$y_s = (1 - a_s) \odot y_{s-1} + a_s \odot \tanh(W_z z_s + V_z x_s + b_z)$$
         y = torch.lerp(y, torch.tanh(u_z + linear(z, memory_weight, memory_bias)), a)
         return torch.cat([y, z], -1)
 
-    def redundant(self) -> int:
-        """The two bias vectors act as their sum."""
+    def redundant_parameters(self) -> int:
+        """Count one of the two bias vectors (4H,), which act only as their sum."""
         return 4 * self.hidden_size

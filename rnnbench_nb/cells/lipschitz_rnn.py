@@ -1,4 +1,4 @@
-"""The LipschitzRNN (Erichson et al. 2021), a linear part and a bounded one, by forward Euler."""
+"""The LipschitzRNN (Erichson et al. 2021): Euler steps along a linear and a bounded part."""
 
 from typing import Annotated
 
@@ -7,16 +7,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.base import Cell, damped, parameter
+from rnnbench_nb.cells.base import Cell, damp, parameter
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
 class LipschitzRNN(Cell):
     """h' = h + epsilon (M_B h + tanh(M_C h + U x + b)) (Erichson et al. 2021).
 
-    Both matrices mix an antisymmetric and a symmetric part of a free one, damped by gamma:
-    M_B = beta (B - B^T) + (1 - beta) (B + B^T) - gamma I, and M_C likewise (their A and W; they let
-    beta and gamma differ between the two, but their code has one of each).
+    Each of the two matrices mixes the antisymmetric and the symmetric part of a free matrix:
+    M_B = beta (B - B^T) + (1 - beta) (B + B^T) - gamma I, and M_C likewise. The paper calls them A
+    and W and lets beta and gamma differ between them; the authors' code has one beta and one gamma.
 
     Parameters: ``weight_ih`` (H, D), U; ``linear_weight`` and ``tanh_weight`` (H, H), B and C;
     ``bias`` (H,).
@@ -34,7 +34,7 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
 """
 
     class Options(Frozen):
-        # The authors' for pixel MNIST, but for the scale, which is 6 to 32 in their commands.
+        # The authors' values for pixel MNIST, except the scale, which is 6 to 32 in their commands.
         beta: Annotated[float, Field(gt=0, lt=1)] = 0.75  # share of the antisymmetric part
         gamma: Finite = 0.001  # damping
         epsilon: Positive = 0.03  # step size, never trained
@@ -55,15 +55,15 @@ $$M_B = \beta\, (B - B^\top) + (1 - \beta)\, (B + B^\top) - \gamma I, \quad M_C 
         return self.options.epsilon
 
     def recurrent_matrix(self) -> Tensor:
-        """M_B (H, H): since tanh is bounded, whether states stay bounded is for M_B to decide."""
-        return self._mixed(self.linear_weight)
+        """M_B (H, H), which alone decides whether states stay bounded, because tanh is bounded."""
+        return self._mix(self.linear_weight)
 
-    def _mixed(self, w: Tensor) -> Tensor:
-        """The mix, beta (W - W^T) + (1 - beta) (W + W^T) = W + (1 - 2 beta) W^T, less gamma I."""
-        return damped(w + (1 - 2 * self.options.beta) * w.T, self.options.gamma)
+    def _mix(self, w: Tensor) -> Tensor:
+        """Return beta (W - W^T) + (1 - beta) (W + W^T) - gamma I for a matrix W (H, H)."""
+        return damp(w + (1 - 2 * self.options.beta) * w.T, self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        return (torch.cat([self._mixed(self.linear_weight), self._mixed(self.tanh_weight)]),)
+        return (torch.cat([self._mix(self.linear_weight), self._mix(self.tanh_weight)]),)
 
     def step(self, u: Tensor, h: Tensor, both: Tensor) -> Tensor:
         linear, inner = F.linear(h, both).chunk(2, -1)

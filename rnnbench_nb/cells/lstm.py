@@ -1,4 +1,4 @@
-"""The LSTM (Hochreiter and Schmidhuber 1997), which is torch.nn's own."""
+"""The LSTM of torch.nn (Hochreiter and Schmidhuber 1997)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from rnnbench_nb.parameters import Finite
 
 
 class LSTM(TorchCell, nn.LSTM):  # type: ignore[misc]  # torch's `bias` is a bool
-    """torch.nn.LSTM; the state is [h | c], of which h is read out."""
+    """torch.nn.LSTM; the state is [h | c], and the head reads h."""
 
     name, label = "lstm", "LSTM"
     colour, dashes, marker = "#0072B2", (4, 1.5), "s"
@@ -27,19 +27,19 @@ $$h_s = o_s \odot \tanh c_s$$
 """
 
     class Options(Chrono):
-        # Of the forget gate at the start, the sum of torch's two vectors (Jozefowicz et al. 2015).
+        # Initial bias of the forget gate, summed over torch's two vectors (Jozefowicz et al. 2015).
         forget_bias: Finite = 1.0
 
     options: Options
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Set the bias of the forget gate (second of i, f, g, o); chrono sets the first too."""
+        """Set the bias of the forget gate f, second of i, f, g, o; chrono also sets that of i."""
         with torch.no_grad():
-            enters, keeps = self.bias_ih_l0.view(4, -1)[:2]
-            keeps.fill_(self.options.forget_bias)
-            self.options.draw_chrono(keeps, generator)
+            input_bias, forget_bias = self.bias_ih_l0.view(4, -1)[:2]
+            forget_bias.fill_(self.options.forget_bias)
+            self.options.draw_chrono(forget_bias, generator)
             if self.options.chrono:
-                enters.copy_(-keeps)
+                input_bias.copy_(-forget_bias)
 
     def step(self, u: Tensor, state: Tensor, u_h: Tensor, b_h: Tensor) -> Tensor:
         h, c = state.chunk(2, -1)
@@ -47,6 +47,6 @@ $$h_s = o_s \odot \tanh c_s$$
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
 
-    def redundant(self) -> int:
-        """Torch's two bias vectors act as their sum in all four gates."""
+    def redundant_parameters(self) -> int:
+        """Count one of torch's two bias vectors (4H,), which act only as their sum."""
         return 4 * self.hidden_size

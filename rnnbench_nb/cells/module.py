@@ -16,20 +16,20 @@ from rnnbench_nb.parameters import Frozen
 
 
 class Module(Cell):
-    """A foreign module, made as CLASS(input_size, hidden_size, batch_first=True, **arguments).
+    """A module that is built by CLASS(input_size, hidden_size, batch_first=True, **arguments).
 
     It takes inputs (B, T, D) and returns its outputs (B, T, H) and its last state. It keeps its own
-    start, which the run's seed determines. If its state is its last output, (1, B, H) as that of
-    torch.nn.GRU or (B, H), and zero at the start, it has steps and Jacobians too.
+    initialisation, which the run's seed determines. It has steps and Jacobians too if its state,
+    (1, B, H) or (B, H), starts at zero and always equals its last output, as in torch.nn.GRU.
     """
 
     name, label = "module", "module"
     colour, dashes, marker = "#4D4D4D", (5, 2, 2, 2), "P"
-    equation = "(any torch module), a step of which is $h_s = f(x_s, h_{s-1})$."
+    equation = "(any torch module), whose step is $h_s = f(x_s, h_{s-1})$."
 
     class Options(Frozen):
-        module: str = "torch.nn:RNN"  # or "path/to/file.py:Class", from the project's folder
-        arguments: dict[str, Any] = {}  # beside the sizes and `batch_first`
+        module: str = "torch.nn:RNN"  # or "file.py:Class", relative to the project
+        arguments: dict[str, Any] = {}  # besides the sizes and `batch_first`
 
     options: Options
 
@@ -53,12 +53,12 @@ class Module(Cell):
             return kind(*sizes, batch_first=True, **self.options.arguments)
         except Exception as error:  # whatever a foreign file raises
             raise UserError(
-                f"module: {self.options.module!r} cannot be made ({type(error).__name__}: {error});"
-                " write package.module:Class or path/to/file.py:Class."
+                f"module: {self.options.module!r} cannot be built ({type(error).__name__}: {error}"
+                "); write package.module:Class or path/to/file.py:Class."
             ) from error
 
     def _shape_of_state(self) -> tuple[int, ...]:
-        """The shape of a state, -1 for B; () if it is not the last output."""
+        """The shape of a state, with -1 for B; () if the state is not the last output."""
         x, size = torch.linspace(-1, 1, 6 * self.input_size).view(3, 2, -1), self.hidden_size
         answer = self.inner.eval()(x)
         if not isinstance(answer, tuple) or answer[0].shape != (3, 2, size):
@@ -74,22 +74,22 @@ class Module(Cell):
         return self.shape if torch.allclose(steps.transpose(0, 1), output) else ()
 
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
-        """Do nothing: the module keeps its own start."""
+        """Do nothing: the module keeps its own initialisation."""
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Start the module anew."""
+        """Initialise the module again, from the generator."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             self.inner.load_state_dict(self._make().state_dict())
 
     def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        self.served = self.options.module
-        given = [state.view(self.shape)] if self.shape else []
-        output = self.inner(x.transpose(0, 1), *given)[0].transpose(0, 1)
+        self.path = self.options.module
+        start = [state.view(self.shape)] if self.shape else []
+        output = self.inner(x.transpose(0, 1), *start)[0].transpose(0, 1)
         return output, output[-1]
 
     def drive(self, x: Tensor) -> Tensor:
-        """The inputs themselves."""
+        """Return the inputs unchanged."""
         return x
 
     def step(self, u: Tensor, state: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The front page over published reports, whose words are in `front.html.j2` beside them.
+"""The front page over published reports. Its text is the template `front.html.j2` beside them.
 
-That template calls the methods of `Evidence` for numbers, and puts each sentence that data could
-make false into a `claim` with its condition.
+The template takes its numbers from the methods of `Evidence`. A sentence that data could make false
+stands in a `claim` with its condition.
 """
 
 import base64
@@ -28,13 +28,13 @@ from rnnbench_nb.statistics import Verdict
 
 
 class Row(NamedTuple):
-    """The difference a minus b between two variants, in the unit of differences (points)."""
+    """The difference a - b of two variants, in the unit of differences (such as points)."""
 
     report: str
     words: str  # the verdict
     verdict: Verdict
     n: int  # common seeds
-    difference: float  # mean over them
+    difference: float  # mean over these seeds
     low: float  # ends of the interval that decides
     high: float
     margin: float
@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
     @property
     def end(self) -> float:
-        """The height of its right end."""
+        """The y value of its right end."""
         return self.points[-1][1]
 
 
@@ -63,16 +63,16 @@ class Evidence:
         self._comparison = cache(lambda name: statistics.comparison(self.report(name)))
 
     def compare(self, name: str, a: str, b: str) -> Row:
-        """The difference a minus b between two variants of the report `name`.
+        """Return the difference a - b of two variants of the report `name`.
 
         Raises:
-            UserError: The report does not compare the two.
+            UserError: The report does not compare these variants.
         """
         report = self.report(name)
         table = self._comparison(name).set_index(["a", "b"], drop=False).to_dict("index")
         if (a, b) not in table and (b, a) not in table:
-            raise UserError(f"{self.folder / name} does not compare {a} and {b}; see {FRONT}.")
-        row = table[a, b] if (a, b) in table else statistics.turned(table[b, a])
+            raise UserError(f"{self.folder / name} does not compare {a} and {b}; change {FRONT}.")
+        row = table[a, b] if (a, b) in table else statistics.reverse(table[b, a])
         small = ", below the margin" if row["small"] else ""
         words = {
             Verdict.BETTER: f"{report.labels[a]} better{small}",
@@ -89,25 +89,25 @@ class Evidence:
         return Row(name, words, row["verdict"], row["n"], difference, low, high, margin, dots)
 
     def mean(self, name: str, variant: str) -> float:
-        """The mean test score of a variant over its seeds, as people read it (per cent)."""
+        """Return the mean test score of a variant over its seeds, scaled (in percent)."""
         score, results = self.report(name).score, self.report(name).results
         return score.scale * results.query("variant == @variant")[score.name].mean()
 
     def seeds(self, name: str) -> str:
-        """The number of seeds of the variants of a report, such as `1 to 3`."""
+        """Return the number of seeds of a report's variants, such as "1 to 3"."""
         counts = [len(self.report(name).of(variant)) for variant in self.report(name).variants]
         return " to ".join(dict.fromkeys([str(min(counts)), str(max(counts))]))
 
     def trainings(self) -> tuple[int, int]:
-        """The number of trainings, each counted once, and of reports."""
+        """Return the number of different trainings, and the number of reports."""
         reports = [self.report(path.parent.name) for path in self.folder.glob(f"*/{MARKER}")]
         records = [run.record for report in reports for run in report.runs]
         return len({(r["started"], r["seed"], r["seconds"]) for r in records}), len(reports)
 
     def gradients(self, name: str, variants: Sequence[str], moment: str) -> list[Line]:
-        """The mean over seeds of log10 of the gradient's norm, by steps back from the last one.
+        """Return log10 of the gradient's norm by steps back from the last one, as means over seeds.
 
-        It is relative to the norm at the last step.
+        The norm is relative to the one at the last step.
         """
         lines, report = [], self.report(name)
         for variant in variants:
@@ -120,15 +120,15 @@ class Evidence:
         return lines
 
     def growth(self, name: str, variant: str) -> pd.Series:
-        """The decades that the trained gradient grows by, by what is replaced in the cell."""
+        """Return the decades by which the gradient of trained models grows, by replacement."""
         table = self.report(name).table("growth")
         rows = table.query("variant == @variant and moment == 'trained'")
         return rows.groupby("replacement")["gradient"].mean()
 
     def speed(self, model: str, other: str) -> tuple[float, str]:
-        """How many times as long a training step of `other` takes, and the processor.
+        """Return the time of a training step of `other` over that of `model`, and the processor.
 
-        A step reads a batch of 128 images by row, with 128 units, one thread and float32.
+        A step reads 128 images by row, with 128 units, one thread and float32.
         """
         content = json.loads((self.folder / "precision/speed.json").read_text(encoding="utf-8"))
         rows = pd.DataFrame(content["rows"]).query(
@@ -139,10 +139,10 @@ class Evidence:
         return median[other] / median[model], content["machine"]["processor"]
 
     def replay(self) -> dict[str, Any] | None:
-        """The first image of the drawing page and how the models read it; None without that page.
+        """Return the drawing page's first image and how the models read it; None without the page.
 
-        `lines` are the probability of the right class after each row, in per cent; `disagree` says
-        whether the models end with different answers.
+        `lines` show the probability of the right class after each row, in percent; `disagree` tells
+        whether the final answers of the models differ.
         """
         content = drawing.read(self.folder)
         if content is None:
@@ -161,31 +161,31 @@ class Evidence:
 
 
 def claim(path: Path, name: str, condition: Any, caller: Callable[[], str]) -> str:
-    """A sentence of the template at `path`, whose condition must hold."""
+    """Return a sentence of the template at `path`, or raise a UserError if its condition fails."""
     if not condition:
         raise UserError(
-            f"{path}: the claim {name!r} is no longer true; write what the reports say now."
+            f"{path}: the claim {name!r} is no longer true; rewrite it to match the reports."
         )
     return f"{caller()} "
 
 
 def places(lines: Sequence[Line], top: float, bottom: float, height: float) -> Mapping[str, float]:
-    """The heights in pixels of the lines' labels, at least 16 apart, from the top of a chart."""
-    found, last = {}, -16.0
+    """Return the heights of the lines' labels in pixels from the top, at least 16 apart."""
+    heights, last = {}, -16.0
     for line in sorted(lines, key=lambda line: -line.end):
-        found[line.label] = last = max(height * (top - line.end) / (top - bottom), last + 16)
-    return found
+        heights[line.label] = last = max(height * (top - line.end) / (top - bottom), last + 16)
+    return heights
 
 
 def render(folder: Path) -> str:
-    """The front page of a folder of published reports.
+    """Return the front page of a folder of published reports.
 
     Raises:
         UserError: The folder has no template, or a claim in it is no longer true.
     """
     path, loader = folder / FRONT, jinja2.FileSystemLoader([folder, TEMPLATES])
     if not path.exists():
-        raise UserError(f"{path} does not exist, so there is no front page; write it.")
+        raise UserError(f"{path} does not exist; write this template for a front page.")
     return fill(
         ENVIRONMENT.overlay(loader=loader).get_template(FRONT),
         evidence=Evidence(folder),
@@ -197,9 +197,9 @@ def render(folder: Path) -> str:
 
 
 def build(folder: Path) -> Path:
-    """Write index.html of a folder of published reports, and the drawing page; return its path."""
+    """Write the front page index.html and the drawing page; return the path of the first."""
     text = render(folder)
     drawing.build(folder)
-    folders.own(folder, ["index.html"])
+    folders.register(folder, ["index.html"])
     write_file(folder / "index.html", text)
     return folder / "index.html"

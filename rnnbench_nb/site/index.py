@@ -1,4 +1,4 @@
-"""The pages of a report: its executed notebooks, and the index that answers its question."""
+"""The pages of a report: its executed notebooks, and an index that answers its question."""
 
 import re
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from rnnbench_nb import folders, statistics
 from rnnbench_nb.files import SOURCES, write_file
-from rnnbench_nb.results import Report, formatted, readable, summary
+from rnnbench_nb.results import Report, format_summary, readable, summary
 from rnnbench_nb.site.render import Page, fill, link_pages, render
 from rnnbench_nb.statistics import Verdict
 
-ANSWERS = 6  # most verdicts that an index states
-FRONT = "front.html.j2"  # the words of a front page, beside published reports
+ANSWERS = 6  # most verdicts on an index
+FRONT = "front.html.j2"  # the template of a front page, beside the published reports
 FIGURE = "figures/test_comparison.svg"
 FILES = ("results_summary.md", "results.csv", "history.csv", "history.parquet", "protocol.yaml")
 WHERE = ("device", "machine", "processor", "versions", "commit")
@@ -25,23 +25,23 @@ WHERE = ("device", "machine", "processor", "versions", "commit")
 def build(report: Path | str) -> Path:
     """Write `pages/*.html` and `index.html` of a report that `rnnbench run` made.
 
-    The notebooks are those in `notebooks/` and `runs/<run>/02_train.ipynb`. Beside a notebook that
-    failed lies an empty file of its name and `.failed`. Returns the path of `index.html`.
+    The notebooks are those in `notebooks/` and `runs/<run>/02_train.ipynb`. A notebook that failed
+    has an empty file beside it with its name and `.failed`. Returns the path of `index.html`.
 
     Raises:
         UserError: A formula cannot be converted.
     """
-    found = Report(report)
-    notebooks = sorted(found.folder.glob("notebooks/*.ipynb"))
-    notebooks += [run / "02_train.ipynb" for run in found.run_folders]
-    return write(found, [render(path) for path in notebooks if path.is_file()])
+    content = Report(report)
+    notebooks = sorted(content.folder.glob("notebooks/*.ipynb"))
+    notebooks += [run / "02_train.ipynb" for run in content.run_folders]
+    return write(content, [render(path) for path in notebooks if path.is_file()])
 
 
 def write(report: Report, pages: Sequence[Page]) -> Path:
-    """Write the pages of a report and its index, whose path it returns; remove other pages of it.
+    """Write the pages and the index of a report, remove its other pages; return the index's path.
 
     Raises:
-        UserError: A file of a page's name is not the project's.
+        UserError: A file with the name of a page exists and is the user's.
     """
     folder, names = report.folder, {page.name for page in pages}
     front = report.published and (folder.parent / FRONT).exists()
@@ -53,16 +53,16 @@ def write(report: Report, pages: Sequence[Page]) -> Path:
         html[f"pages/{page.name}.html"] = fill("page.html.j2", **shared, **values)
     text = fill("index.html.j2", **shared, **summarise(report), page=None, root="")
     html["index.html"] = with_data(Markup(text), report)
-    folders.own(folder, html)
+    folders.register(folder, html)
     for name, text in html.items():
         write_file(folder / name, text)
-    old = {name for name in folders.listed(folder) if re.fullmatch(r"pages/[^/]+\.html", name)}
+    old = {name for name in folders.file_list(folder) if re.fullmatch(r"pages/[^/]+\.html", name)}
     folders.remove(folder, old - html.keys())
     return folder / "index.html"
 
 
 def with_data(body: Markup, report: Report) -> Markup:
-    """A page on which the caption of every figure says that other data stand in, if they do."""
+    """Add to every figure's caption that other data stand in, if they do."""
 
     def caption(match: re.Match[str]) -> str:
         start = " " if match[1] else "<figcaption>"
@@ -72,18 +72,18 @@ def with_data(body: Markup, report: Report) -> Markup:
 
 
 def summarise(report: Report) -> dict[str, Any]:
-    """What an index states: question, verdicts, results, runs, machines and versions."""
+    """Return what the index shows: question, verdicts, results, runs, machines and versions."""
     done = [run.record for run in report.runs]
     name, protocol = report.score.name, report.folder / "protocol.yaml"
-    shown = report.results.assign(variant=report.results["variant"].map(report.labels))
-    runs = shown[["variant", "seed", "status", name, "best_epoch", "epochs", "seconds"]]
+    rows = report.results.assign(variant=report.results["variant"].map(report.labels))
+    runs = rows[["variant", "seed", "status", name, "best_epoch", "epochs", "seconds"]]
     runs = runs.assign(**{name: report.score.scale * runs[name].astype(float)})
     where = {key: {str(run[key]): None for run in done if run.get(key)} for key in WHERE}
     lengths = " or ".join(map(str, sorted({run["data"]["steps"] for run in done})))
     return {
         **protocol_comment(report.name),
         "answers": verdicts(report) if done else [],
-        "results": table(formatted(summary(shown), report.metrics)) if done else "",
+        "results": table(format_summary(summary(rows), report.metrics)) if done else "",
         "runs": table(runs.rename(columns=readable)),
         "figure": FIGURE if done and (report.folder / FIGURE).is_file() else "",
         "data": {**done[0]["data"], "steps": lengths} if done else {},
@@ -95,26 +95,26 @@ def summarise(report: Report) -> dict[str, Any]:
 
 
 def table(frame: pd.DataFrame) -> Markup:
-    """A frame as a table of a page."""
+    """Return a frame as an HTML table."""
     options: dict[str, Any] = {"index": False, "border": 0, "na_rep": ""}
     html = frame.to_html(**options, float_format="{:.4g}".format)
     return Markup(f'<div class="table" tabindex="0">{html}</div>')
 
 
 def verdicts(report: Report) -> list[str]:
-    """The verdicts on pairs of variants as sentences, and a sentence on what is left out."""
+    """Return the verdicts on pairs of variants as sentences, and the number of those left out."""
     rows = statistics.comparison(report).to_dict("records")
-    judged = [row for row in rows if row["verdict"] != Verdict.NONE]
-    if len(rows) > ANSWERS and not judged:
-        return [f"No verdict on any of {len(rows)} pairs: {rows[0]['reason']}."]
-    stated = (judged or rows)[:ANSWERS]
-    sentences = [statistics.sentence(row, report.labels, report.score) for row in stated]
-    others = len(rows) - len(stated)
+    decisions = [row for row in rows if row["verdict"] != Verdict.NONE]
+    if len(rows) > ANSWERS and not decisions:
+        return [f"There is no verdict on any of {len(rows)} pairs: {rows[0]['reason']}."]
+    top = (decisions or rows)[:ANSWERS]
+    sentences = [statistics.sentence(row, report.labels, report.score) for row in top]
+    others = len(rows) - len(top)
     return sentences + [f"{others} more comparisons are on the page Compare."] * (others > 0)
 
 
 def protocol_comment(name: str) -> dict[str, str]:
-    """The `question` at the top of params/NAME.yaml, and the rest of that `comment`."""
+    """Return the comment at the top of params/NAME.yaml: its `question`, and the rest."""
     path = SOURCES / f"params/{name}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     comment = " ".join(line[2:] for line in takewhile(lambda line: line.startswith("# "), lines))

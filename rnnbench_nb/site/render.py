@@ -1,4 +1,4 @@
-"""Executed notebooks as HTML that needs no network and no script: formulas are MathML."""
+"""Convert executed notebooks to HTML with MathML, which needs no network and no script."""
 
 import base64
 import re
@@ -29,8 +29,8 @@ CONFIG = Config(
     NbConvertBase={
         "display_data_priority": ["text/html", "text/markdown", "image/png", "text/plain"]
     },
-    CoalesceStreamsPreprocessor={"enabled": True},  # a log is one block
-    # the page has its own words for what papermill reports
+    CoalesceStreamsPreprocessor={"enabled": True},  # join a log into one block
+    # the page has its own text for papermill's error cells
     TagRemovePreprocessor={"enabled": True, "remove_cell_tags": ["papermill-error-cell-tag"]},
 )
 
@@ -41,7 +41,7 @@ class Page(NamedTuple):
     name: str  # the notebook's file name without its ending
     title: str
     body: Markup
-    failed: bool  # the notebook stopped with an error, or left nothing readable
+    failed: bool  # whether the notebook stopped with an error or is unreadable
 
     @property
     def run(self) -> str:
@@ -55,29 +55,29 @@ class Page(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name in the navigation: `03_compare` is `Compare`."""
+        """The name in the navigation, such as `Compare` for 03_compare."""
         return self.run or self.name.partition("_")[2].replace("_", " ").capitalize() or self.name
 
     @property
     def headings(self) -> list[tuple[Markup, str]]:
         """The anchor and the text of each section."""
         pattern = r'<h2 id="([^"]+)"[^>]*>(.*?)<a class=.anchor-link'
-        found = re.findall(pattern, self.body, re.DOTALL)
-        return [(Markup(anchor), Markup(heading).striptags()) for anchor, heading in found]
+        matches = re.findall(pattern, self.body, re.DOTALL)
+        return [(Markup(anchor), Markup(heading).striptags()) for anchor, heading in matches]
 
 
 def mathml(latex: str, display: str = "inline") -> str:
     """Convert a formula to MathML; `display` is "inline" or "block".
 
     Raises:
-        UserError: latex2mathml does not understand the whole formula.
+        UserError: latex2mathml cannot read the whole formula.
     """
-    # latex2mathml aligns in align* alone, and numbers the lines of align, unlike JupyterLab
-    known = re.sub(r"\\(begin|end)\{(aligned|align|split)\}", r"\\\1{align*}", latex)
-    braces = re.sub(r"\\[{}]", "", known)
+    # latex2mathml aligns only in align*, and unlike JupyterLab numbers the lines of align
+    formula = re.sub(r"\\(begin|end)\{(aligned|align|split)\}", r"\\\1{align*}", latex)
+    braces = re.sub(r"\\[{}]", "", formula)
     try:
-        markup = convert(known, display=display)
-    except Exception:  # the converter raises a dozen unrelated types
+        markup = convert(formula, display=display)
+    except Exception:  # the converter raises many types of error
         markup = "\\"
     misread = "\\" in markup or "<mi>&</mi>" in markup or 'linebreak="newline"' in markup
     if misread or braces.count("{") != braces.count("}"):
@@ -89,7 +89,7 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 class _Renderer(IPythonRenderer):
-    """Markdown to HTML, with formulas as MathML."""
+    """A converter from Markdown to HTML, with formulas as MathML."""
 
     def inline_math(self, body: str) -> str:
         return mathml(body)
@@ -110,7 +110,7 @@ ENVIRONMENT.filters["markdown"] = markdown
 
 
 def typeset(html: str) -> str:
-    """Set minus signs before numbers, and keep `A-GRU` on one line, outside of code and tags."""
+    """Use true minus signs and keep `A-GRU` on one line, except in code and tags."""
 
     def part(match: re.Match[str]) -> str:
         text = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", match["text"] or "")
@@ -122,12 +122,12 @@ def typeset(html: str) -> str:
 
 
 def fill(template: str | jinja2.Template, **values: Any) -> str:
-    """Fill a template, and set the signs of its text."""
+    """Fill a template, and typeset its text."""
     return typeset(ENVIRONMENT.get_template(template).render(values))
 
 
 def render(path: Path) -> Page:
-    """Convert an executed notebook; one that left nothing readable has an empty page.
+    """Convert an executed notebook to a page, which is empty if the notebook is unreadable.
 
     Raises:
         UserError: One of its formulas cannot be converted.
@@ -144,31 +144,31 @@ def render(path: Path) -> Page:
     exporter = HTMLExporter(template_name="basic", template_file=file, config=CONFIG)
     exporter.register_filter("markdown2html", markdown)
     try:
-        body = light(exporter.from_notebook_node(notebook)[0])
+        body = compress(exporter.from_notebook_node(notebook)[0])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     title = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(title[1]).striptags() if title else name, Markup(body), failed)
 
 
-def light(body: str) -> str:
-    """Leave out what is not seen, such as names of plain code, and pack pictures as WebP."""
+def compress(body: str) -> str:
+    """Remove invisible markup, such as spans of plain code, and convert pictures to WebP."""
 
     def webp(match: re.Match[str]) -> str:
-        packed = BytesIO()
+        buffer = BytesIO()
         picture = Image.open(BytesIO(base64.b64decode(match[1])))
-        picture.save(packed, "webp", lossless=True, quality=100)
-        return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+        picture.save(buffer, "webp", lossless=True, quality=100)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     body = re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
-    body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in formulas of headings
+    body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in the formulas of headings
     body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)
     return re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm|m[if])">([^<]*)</span>', r"\1", body)
 
 
 def link_pages(body: str, names: set[str]) -> Markup:
-    """Turn links to notebooks into links to their pages, or to the index where there is no page."""
+    """Turn links to notebooks into links to their pages, or to the index if there is no page."""
 
     def address(match: re.Match[str]) -> str:
         return f'href="{match[1]}.html' if match[1] in names else 'href="../index.html'

@@ -1,4 +1,4 @@
-"""The table of tasks: one file a task, found by name. To add a task, put one file here."""
+"""The table of tasks, by name. To add a task, put one file here; edit nothing else."""
 
 import sys
 
@@ -8,4 +8,4 @@ from rnnbench_nb.tasks.base import Task
 __all__ = ["DEFAULT", "TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = discover(sys.modules[__name__], Task)  # type: ignore[type-abstract]
-DEFAULT = "image_sequence"  # of a parameter file that names no task
+DEFAULT = "image_sequence"  # the task of a parameter file that names none

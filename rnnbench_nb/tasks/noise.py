@@ -1,4 +1,4 @@
-"""Images read by row, then rows of noise, through which the image has to be remembered."""
+"""Images that are read by row, followed by rows of noise during which a model must remember."""
 
 from typing import Annotated, Literal
 
@@ -11,20 +11,21 @@ from rnnbench_nb.parameters import Size
 from rnnbench_nb.tasks.base import Part, Split
 from rnnbench_nb.tasks.images import ImageSequence
 
-KEY = 8  # bytes
+KEY = 8  # bytes of a key
 
 
 class NoisePadded(ImageSequence):
-    """Which class has the image whose rows came before the noise? (Chang et al. 2019)."""
+    """Which class does the image before the noise have? (Chang et al. 2019)."""
 
     name, label = "noise_padded", "classification of images before noise"
     tiny = {"dataset": "digits", "padded_length": 28}
     data_page = None  # the page of the images shows them without noise
 
     class Options(ImageSequence.Options):
-        """Which images are used, and the number of steps T with the noise.
+        """The images, and the number of steps T, noise included.
 
-        All validation images (None) would take a third of the training's time at 1,000 steps.
+        `validation_examples` limits the validation part; at 1,000 steps all of its images (None)
+        would take a third as long as the training.
         """
 
         reading: Literal["row"] = "row"
@@ -33,12 +34,12 @@ class NoisePadded(ImageSequence):
         validation_examples: Size | None = None
 
     def load(self, seed: int) -> Split:
-        """Load the images, each with the key of its noise: seed (0 for the test), part, place."""
+        """Load the images and give each a noise key: seed (0 for the test), part and place."""
         train, validation, test = super().load(seed)
-        some = self.options.validation_examples
+        limit = self.options.validation_examples
         return Split(
             Part(_with_keys(train.inputs, seed, 0), train.targets),
-            Part(_with_keys(validation.inputs[:some], seed, 1), validation.targets[:some]),
+            Part(_with_keys(validation.inputs[:limit], seed, 1), validation.targets[:limit]),
             Part(_with_keys(test.inputs, 0, 2), test.targets),
         )
 
@@ -59,7 +60,7 @@ class NoisePadded(ImageSequence):
 
 
 def _with_keys(images: Tensor, seed: int, part: int) -> Tensor:
-    """Append a row to images uint8 (N, h, w): 32 bits of seed, 2 of part, 30 of place."""
+    """Append a key row to images uint8 (N, h, w): 32 bits of seed, 2 of part, 30 of place."""
     size, _, width = images.shape
     row = np.zeros((size, 1, width), np.uint8)
     keys = np.uint64(seed << 32 | part << 30) | np.arange(size, dtype=np.uint64)

@@ -1,15 +1,15 @@
-// One A-GRU layer over a whole sequence in float32, forward and backward, with products in bfloat16
-// on request.
+// One A-GRU layer over a whole sequence in float32, forward and backward. Its products can be in
+// bfloat16.
 //
 //   z = sigma(W_z x + U_z h + b_z)      r = sigma(W_r x + U_r h + b_r)
 //   c = tanh(V x + A (r * h) + b)       h' = h + epsilon (z * c)
 //
-// It is fast: a thread takes a block of batch rows through all time steps, so that no thread waits
-// and the data of a step stay in the cache. A row is laid out [h | x | 1], so recurrent weights,
-// input weights and bias are one product, whose sums `finish` uses while they are in registers.
+// Speed: a thread takes a block of batch rows through all time steps, so that no thread waits and the
+// data of a step stay in the cache. A row has the layout [h | x | 1], so one product covers
+// recurrent weights, input weights and bias. `finish` uses its sums while they are in registers.
 //
-// It is repeatable: the order of every sum follows from the sizes alone, not from the number of
-// threads. NaN and infinity travel as in the loop, since no sum reads padded columns.
+// Repeatability: the order of every sum depends on the sizes alone, not on the number of threads.
+// NaN and infinity propagate as in the plain loop, because no sum reads padded columns.
 
 #include <algorithm>
 #include <cfenv>
@@ -24,14 +24,14 @@
 #include <utility>
 #include <vector>
 
-// The unit that computes products in bfloat16; empty where there is none.
+// The name of the unit that multiplies in bfloat16; empty if the processor has none.
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 #if defined(__AVX512BF16__) && defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-// Linux gives its tiles to a process that asks (arch_prctl, ARCH_REQ_XCOMP_PERM).
+// Linux lets a process use the tiles after it requests them (arch_prctl, ARCH_REQ_XCOMP_PERM).
 #define BFLOAT16 (syscall(SYS_arch_prctl, 0x1023, 18) ? "" : "AMX")
 #define TILES
 #elif defined(__AVX512BF16__)
@@ -40,7 +40,7 @@
 #define BFLOAT16 ""
 #endif
 
-// A vector fills a register; a tile of rows x 2 vectors of sums, and its factors, fill them all.
+// A vector fills one register. A tile of kTileRows x 2 vectors and its factors fill all registers.
 #if defined(__AVX512F__)
 #define NAME "AVX-512"
 constexpr int kVectorBytes = 64, kTileRows = 8;
@@ -62,9 +62,9 @@ typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4)));
 typedef std::int32_t Integers __attribute__((vector_size(kVectorBytes)));
 
 constexpr Index kLanes = kVectorBytes / 4, kTileVectors = 2, kPanel = kTileVectors * kLanes;
-constexpr Index kBlockRows = 4 * kTileRows;   // batch rows that a thread takes at a time
+constexpr Index kBlockRows = 4 * kTileRows;   // batch rows in a block, which one thread takes
 constexpr Index kChunkRows = 4 * kBlockRows;  // rows (steps x batch) in a weight gradient's product
-constexpr Index kPartials = 16;               // at most so many partial weight gradients
+constexpr Index kPartials = 16;               // most partial weight gradients
 
 template <int... lane>
 constexpr Integers counting(std::integer_sequence<int, lane...>) { return Integers{lane...}; }
@@ -74,15 +74,15 @@ static Index round_up(Index n, Index multiple) { return (n + multiple - 1) / mul
 static Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 static void store(float* to, Vector v) { *reinterpret_cast<Unaligned*>(to) = v; }
 static void copy(float* to, const float* from, Index n) { std::memcpy(to, from, n * sizeof *to); }
-// Each step's activations are far from the last one's; waiting for them took a tenth of the time.
+// The activations of successive steps lie far apart; prefetching them saves a tenth of the time.
 static void fetch(const float* from) { __builtin_prefetch(from); }
 
-// exp(x) - 1 to float accuracy, near 0 too: with x = n log 2 + f and |f| <= log(2)/2 it is
-// 2^n p + (2^n - 1), p = f + f^2 q(f) ~ exp(f) - 1 (coefficients of Cephes' expf).
+// exp(x) - 1 to float accuracy, also near 0. With x = n log 2 + f and |f| <= log(2)/2 it equals
+// 2^n p + (2^n - 1), where p = f + f^2 q(f) ~ exp(f) - 1 (coefficients of Cephes' expf).
 static Vector expm1(Vector x) {
-  x = x < -87.f ? Vector{} - 87.f : x;  // comparisons keep a NaN
+  x = x < -87.f ? Vector{} - 87.f : x;  // a comparison keeps NaN
   x = x > 87.f ? Vector{} + 87.f : x;
-  const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds, and leaves n in the low bits
+  const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to n in the low bits
   const Vector shifted = x * 1.44269504f + shift, n = shifted - shift;
   const Vector f = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector q = 1.9875691500e-4f * f + 1.3981999507e-3f;
@@ -99,13 +99,13 @@ static Vector tanh(Vector x) {
   return e / (e + 2.f);
 }
 
-// Uninitialised scratch memory from the start of a cache line, kept for later calls: fresh memory
-// comes page by page from the system, which is slow.
+// Uninitialised scratch memory, aligned to a cache line. It is kept for later calls, because the
+// system hands out fresh memory page by page, which is slow.
 using Scratch = std::shared_ptr<float[]>;
 static Scratch scratch(Index needed) {
   static std::mutex mutex;
   static std::multimap<Index, float*> spare;  // by size
-  Index size = 1024;  // a power of two, so that few sizes exist
+  Index size = 1024;  // powers of two, so that few sizes exist
   while (size < needed) size *= 2;
   std::lock_guard<std::mutex> lock(mutex);
   if (!spare.count(size))
@@ -116,12 +116,12 @@ static Scratch scratch(Index needed) {
           }};
 }
 
-// Left factor of a product: word (row, k) at data[row * row_stride + k * depth_stride].
+// Left factor of a product; word (row, k) is data[row * row_stride + k * depth_stride].
 struct Left { const float* data; Index row_stride, depth_stride; Scratch memory = {}; };
-// Right factor, in panels of kPanel columns: row k of a panel at data[k * depth_stride].
+// Right factor, in panels of kPanel columns; row k of a panel starts at data[k * depth_stride].
 struct Right { const float* data; Index depth_stride, panel_stride; };
 
-// The arithmetic of products: what a word of a factor holds. Here one number.
+// The arithmetic of products, in which a word of a factor holds one float32 number.
 struct Float32 {
   static Index words(Index depth) { return depth; }
   static Vector add_product(Vector sum, float a, Vector b) { return sum + a * b; }
@@ -131,11 +131,11 @@ struct Float32 {
 };
 
 #if defined(__AVX512BF16__)
-// Here two numbers rounded to bfloat16, neighbours along the depth, filled up with zeros to whole
-// vectors of words; sums of products stay in float32.
+// The arithmetic in which a word holds two bfloat16 numbers, neighbours along the depth. Zeros fill
+// up the last vector of words, and sums of products are in float32.
 struct Bfloat16 {
 #if defined(TILES)
-  // The processor's own tiles have 16 x 16 sums, for as long as this lives.
+  // Configures the processor's tiles for 16 x 16 sums during the lifetime of this object.
   struct { std::uint8_t palette, _[15]; std::uint16_t bytes[16]; std::uint8_t rows[16]; } shapes =
       {1, {}, {64, 64, 64, 64, 64}, {16, 16, 16, 16, 16}};
   Bfloat16() { _tile_loadconfig(&shapes); }
@@ -153,7 +153,7 @@ struct Bfloat16 {
     return (Vector)(rounded(row(2 * k)) | rounded(row(2 * k + 1)) << 16);
   }
 
-  // A left factor of numbers, rounded into words that stand side by side along the depth.
+  // Rounds a left factor of numbers into words that are contiguous along the depth.
   static Left left(Index rows, Index depth, Left left) {
     const Scratch to = scratch(round_up(rows, 16) * words(depth));
     const __m512i places = (__m512i)(kLane * static_cast<std::int32_t>(left.depth_stride));
@@ -177,7 +177,7 @@ struct Bfloat16 {
 using Bfloat16 = Float32;
 #endif
 
-// Hands finish(row, column, sums) the product of a strip of the left factor, at a, and a panel.
+// Calls finish(row, column, sums) with the product of a strip of the left factor, a, and a panel.
 template <class Arithmetic, int rows, int vectors, class Finish>
 static inline void tile(Index depth, const float* a, const Left& left, Right right, Finish finish) {
   Vector sum[rows][vectors] = {};
@@ -194,7 +194,7 @@ static inline void tile(Index depth, const float* a, const Left& left, Right rig
 }
 
 #if defined(TILES)
-// `tile` of a strip of rows, filled up to 16, by the processor's own tiles.
+// The same as `tile`, for a strip of up to 16 rows, by the processor's own tiles.
 template <class Finish>
 static void tile(Index rows, Index columns, Index depth, const float* a, Right right,
                  Finish finish) {
@@ -215,8 +215,8 @@ static void tile(Index rows, Index columns, Index depth, const float* a, Right r
 }
 #endif
 
-// Hands finish(row, column, sums) the rows x columns product of left and right, one vector of
-// columns at a time; columns is a multiple of kLanes. The left factor holds numbers.
+// Calls finish(row, column, sums) for each vector of the rows x columns product of left and right;
+// columns is a multiple of kLanes. The left factor holds numbers, not words.
 template <class Arithmetic, class Finish>
 static void product(Index rows, Index columns, Index depth, Left left, Right right, Finish finish) {
   [[maybe_unused]] const Arithmetic arithmetic{};
@@ -245,7 +245,7 @@ static void product(Index rows, Index columns, Index depth, Left left, Right rig
   }
 }
 
-// A matrix of scratch memory whose rows start at cache lines.
+// A matrix in scratch memory, each row of which starts at a cache line.
 struct Rows {
   Index stride;
   Scratch data;
@@ -256,7 +256,7 @@ struct Rows {
   float* operator[](Index row) const { return data.get() + row * stride; }
 };
 
-// A right factor from rows: a panel's rows of words stand one after another, as they are read.
+// A right factor made from rows; the rows of a panel are contiguous, in the order of reading.
 template <class Arithmetic>
 struct Packed {
   Index words;
@@ -276,8 +276,8 @@ struct Packed {
   }
 };
 
-// Runs task(0), ..., task(count - 1) on so many threads of OpenMP, which torch's own operations use
-// too; each thread rounds, and flushes tiny numbers to zero, as the caller does.
+// Runs task(0), ..., task(count - 1) on this many threads of OpenMP, which torch uses too. Threads
+// take over the caller's rounding mode and its treatment of denormal numbers.
 template <class Task>
 static void parallel(Index count, Index threads, Task task) {
   [[maybe_unused]] const int used = static_cast<int>(std::max<Index>(1, std::min(threads, count)));
@@ -290,33 +290,33 @@ static void parallel(Index count, Index threads, Task task) {
   }
 }
 
-// A layer's sizes and arguments; T steps, B batch, D input, H hidden.
+// The sizes and arguments of a layer, with T steps, B batch, D input and H hidden.
 struct Layer {
   Index steps, batch, input, hidden;
-  const float* x;        // (T, B, D), 1 between features, any strides between the rest
+  const float* x;        // (T, B, D), contiguous features, other strides free
   Index x_step, x_row;
   const float* h_0;      // (B, H)
-  const float* weights;  // (H + D + 1, 3, padded H), transposed: [U_z W_z b_z], [U_r ...], [A V b]
+  const float* weights;  // (H + D + 1, 3, padded H): [U_z W_z b_z], [U_r ...], [A V b], transposed
   float epsilon;
   Index threads;
-  Index bfloat16;  // whether its products are in bfloat16
+  Index bfloat16;  // whether products are in bfloat16
 
   Index padded() const { return round_up(hidden, kLanes); }
-  Index depth() const { return hidden + input + 1; }  // of a row [h | x | 1]
+  Index depth() const { return hidden + input + 1; }  // length of a row [h | x | 1]
   Index width() const { return std::max(padded(), depth()); }
-  // Completes a row [h | x | 1], after its h, whose last vector may have reached over x.
+  // Writes [x | 1] after the h of a row, whose last vector may have overwritten x.
   void append_x(float* row, Index t, Index sample) const {
     copy(row + hidden, x + t * x_step + sample * x_row, input);
     row[hidden + input] = 1.f;
   }
 };
 
-// The gradients that come, and those that are asked for.
+// The gradients of the outputs, and where those of the inputs go.
 struct Gradients {
-  const float* output;  // (T, B, H), 1 between units, any strides between the rest; null for zero
+  const float* output;  // (T, B, H), contiguous units, other strides free; null for zero
   Index output_step, output_row;
-  const float* last;    // (B, H), to be added at the last step; null for zero
-  float *x, *h_0, *weights;  // as in Layer; x and h_0 null where they are not wanted
+  const float* last;    // (B, H), added at the last step; null for zero
+  float *x, *h_0, *weights;  // shapes as in Layer; x and h_0 are null if not needed
 };
 
 extern "C" const char* agru_name() { return NAME; }
@@ -335,12 +335,12 @@ static void forward(const Layer& layer, float* output, float* gates) {
   parallel((batch + block - 1) / block, layer.threads, [&, output, gates](Index task) {
     const Index first = task * block, rows = std::min(block, batch - first);
     const Rows state(rows, layer.width()), reset(rows, layer.width());  // [h|x|1], [r h|x|1]
-    const Rows only_step(gates ? 0 : rows, 3 * padded);
+    const Rows scratch_gates(gates ? 0 : rows, 3 * padded);
     const float epsilon = layer.epsilon;
     for (Index i = 0; i < rows; i++) copy(state[i], layer.h_0 + (first + i) * hidden, hidden);
     for (Index t = 0; t < layer.steps; t++) {
-      float* z = gates ? gates + (t * batch + first) * 3 * padded : only_step[0];
-      const Index stride = gates ? 3 * padded : only_step.stride;
+      float* z = gates ? gates + (t * batch + first) * 3 * padded : scratch_gates[0];
+      const Index stride = gates ? 3 * padded : scratch_gates.stride;
       const Index next = gates && t + 1 < layer.steps ? batch * stride : 0;
       for (Index i = 0; i < rows; i++) layer.append_x(state[i], t, first + i);
       product<Arithmetic>(rows, 2 * padded, depth, {state[0], state.stride, 1}, packed.from(0),
@@ -366,14 +366,14 @@ static void forward(const Layer& layer, float* output, float* gates) {
   });
 }
 
-// With g the gradient of h', q that of r * h, and dz, dr, dc of the arguments of sigma and tanh:
+// Let g be the gradient of h', q that of r * h, and dz, dr, dc those before sigma and tanh:
 //
 //   dz = epsilon g c z (1 - z)          q  = A^T dc
 //   dc = epsilon g z (1 - c^2)          dr = q h r (1 - r)
 //   dh = g + q r + U_z^T dz + U_r^T dr
 //
 // The sums of [dz | dr] [h | x | 1]^T and dc [r h | x | 1]^T over steps and rows are the gradients
-// of the weights, that of g z c is epsilon's, which is returned.
+// of the weights. The sum of g z c is the gradient of epsilon, which this function returns.
 template <class Arithmetic>
 static double backward(const Layer& layer, const float* output, const float* gates,
                        const Gradients& grad) {
@@ -390,7 +390,7 @@ static double backward(const Layer& layer, const float* output, const float* gat
     w.emplace_back(of_x[0], of_x.stride, hidden, input);
   }
 
-  // Which rows make a block, and which blocks a partial sum, follows from the batch size alone.
+  // The batch size alone decides which rows form a block and which blocks form a partial sum.
   const Index half = round_up((batch + 1) / 2, kTileRows);
   const Index block = std::max<Index>(1, std::min(kBlockRows, half));
   const Index blocks = (batch + block - 1) / block;
@@ -413,7 +413,7 @@ static double backward(const Layer& layer, const float* output, const float* gat
       std::fill_n(dh[0], rows * dh.stride, 0.f);
       for (Index i = 0; grad.last && i < rows; i++)
         copy(dh[i], grad.last + (first + i) * hidden, hidden);
-      Index filled = 0;  // rows of the chunk
+      Index filled = 0;  // rows in the chunk so far
       for (Index t = layer.steps - 1; t >= 0; t--) {
         const float* z = gates + (t * batch + first) * 3 * padded;
         const float* h = (t ? output + (t - 1) * batch * hidden : layer.h_0) + first * hidden;
@@ -496,8 +496,10 @@ extern "C" void agru_forward(const Layer* layer, float* output, float* gates) {
   (layer->bfloat16 ? forward<Bfloat16> : forward<Float32>)(*layer, output, gates);
 }
 extern "C" double agru_backward(const Layer* layer, const float* output, const float* gates,
-                                const float* of_output, Index step, Index row, const float* of_last,
-                                float* of_x, float* of_h_0, float* of_weights) {
+                                const float* grad_output, Index step, Index row,
+                                const float* grad_last, float* grad_x, float* grad_h_0,
+                                float* grad_weights) {
   const auto run = layer->bfloat16 ? backward<Bfloat16> : backward<Float32>;
-  return run(*layer, output, gates, {of_output, step, row, of_last, of_x, of_h_0, of_weights});
+  const Gradients grad{grad_output, step, row, grad_last, grad_x, grad_h_0, grad_weights};
+  return run(*layer, output, gates, grad);
 }

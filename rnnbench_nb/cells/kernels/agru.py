@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.kernels import Served, transformed
+from rnnbench_nb.cells.kernels import KernelOutput, general_refusal
 from rnnbench_nb.cells.kernels.build import Unavailable, build
 
 SOURCE = Path(__file__).with_name("agru.cpp")
-SMALL = 1 << 16  # elements of a tensor below which memory is not worth keeping
+SMALL = 1 << 16  # numbers in a tensor below which its memory is not kept
 
 logger = logging.getLogger("rnnbench_nb")
-_spare: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # free memory by its size
+_spare: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # free memory by log2 of size
 
 
 class _Layer(ctypes.Structure):
-    """The struct Layer of agru.cpp."""
+    """The struct `Layer` of agru.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("steps", "batch", "input", "hidden")),
@@ -40,11 +40,11 @@ class _Layer(ctypes.Structure):
 
 @cache
 def load() -> Any:
-    """The library, or in a few words why there is none; the logger says which it is."""
+    """Load the library, or say in a few words why there is none; log either."""
     try:
         library = ctypes.CDLL(str(build(SOURCE)))
     except (Unavailable, OSError) as error:
-        logger.warning("A-GRU: slower loop over time steps, %s", error)
+        logger.warning("The A-GRU runs its slower loop over time steps: %s", error)
         return str(error)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.agru_name.restype = library.agru_bfloat16.restype = ctypes.c_char_p
@@ -52,7 +52,7 @@ def load() -> Any:
     library.agru_forward.argtypes = [pointer] * 3
     library.agru_backward.argtypes = [*[pointer] * 4, number, number, *[pointer] * 4]
     library.agru_forward.restype, library.agru_backward.restype = None, ctypes.c_double
-    logger.info("A-GRU: kernel (%s)", library.agru_name().decode())
+    logger.info("The A-GRU runs its kernel (%s)", library.agru_name().decode())
     return library
 
 
@@ -65,18 +65,18 @@ def refusal(tensors: list[Tensor]) -> str:
             return f"it computes in float32, not {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.device.type != "cpu":
             return f"it runs on the CPU, not on {tensor.device.type}"
-    reason = transformed(tensors, "cpu")
+    reason = general_refusal(tensors, "cpu")
     library = "" if reason else load()
     return reason or (library if isinstance(library, str) else "")
 
 
 def run(
     cell: Any, x: Tensor, h_0: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor
-) -> Served | str:
+) -> KernelOutput | str:
     """Run an A-GRU on x (T, B, D) from h_0 (B, H), or say why the kernel cannot.
 
-    Products are in bfloat16 at torch's "medium", where the processor has them. Fewer units than a
-    vector holds gain nothing by it, and their short sums lose digits.
+    At torch's precision "medium", matrix products are in bfloat16 if the processor supports it. A
+    cell with fewer units than a vector register holds keeps float32, as bfloat16 gains it nothing.
     """
     tensors = [x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon]
     if reason := refusal(tensors):
@@ -87,30 +87,30 @@ def run(
         bfloat16 = bool(unit) and cell.hidden_size >= load().agru_lanes()
         path += f", bfloat16 products by {unit}" if bfloat16 else ", float32 products"
     weights = torch.cat([torch.cat([gate_weight, a]), cell.weight_ih, cell.bias[:, None]], 1)
-    arguments = _rows(x), _rows(h_0).contiguous(), packed(weights), epsilon, bfloat16
+    arguments = _rows(x), _rows(h_0).contiguous(), pack(weights), epsilon, bfloat16
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return Served(f"kernel ({path})", *_KernelLayer.apply(*arguments))
+        return KernelOutput(f"kernel ({path})", *_KernelLayer.apply(*arguments))
     states, _ = forward(*arguments, keep=False)
-    return Served(f"kernel ({path})", states, states[-1])
+    return KernelOutput(f"kernel ({path})", states, states[-1])
 
 
-def packed(weights: Tensor) -> Tensor:
-    """Weights (3H, H + D + 1) as the kernel reads them, (H + D + 1, 3, padded H)."""
+def pack(weights: Tensor) -> Tensor:
+    """Rearrange weights (3H, H + D + 1) as the kernel reads them, (H + D + 1, 3, padded H)."""
     by_column = weights.view(3, -1, weights.shape[1]).permute(2, 0, 1)
     return F.pad(by_column, (0, -by_column.shape[2] % load().agru_lanes())).contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """The tensor, copied if its rows are not contiguous or torch has to turn its signs."""
+    """The tensor; a copy if its rows are not contiguous or torch has yet to negate it."""
     tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _empty(*shape: int) -> Tensor:
-    """An uninitialised float32 tensor, a large one in memory that another gave back.
+    """Return an uninitialised float32 tensor; a large one reuses the memory of an earlier one.
 
-    The system hands out fresh memory page by page, which takes up to a third as long as the
-    products. The memory is the tensor's own until the last reference to it is gone.
+    Fresh memory comes from the system page by page, which takes up to a third as long as the
+    products. Memory is reused only after the last reference to its tensor is gone.
     """
     size = math.prod(shape)
     if size < SMALL:
@@ -120,10 +120,10 @@ def _empty(*shape: int) -> Tensor:
         memory = spare.pop()
     else:
         memory = np.empty((1 << (size - 1).bit_length()) + 16, dtype=np.float32)
-        memory = memory[-memory.ctypes.data % 64 // 4 :]  # from the start of a cache line
-    held = memory[:size]
-    weakref.finalize(held, spare.append, memory).atexit = False
-    return torch.from_numpy(held).view(shape)
+        memory = memory[-memory.ctypes.data % 64 // 4 :]  # start at a cache line
+    view = memory[:size]
+    weakref.finalize(view, spare.append, memory).atexit = False
+    return torch.from_numpy(view).view(shape)
 
 
 def _layer(x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, bfloat16: bool) -> _Layer:
@@ -135,7 +135,7 @@ def _layer(x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, bfloat16: b
 def forward(
     x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, bfloat16: bool, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The states (T, B, H), and z, r, c of each step (T, B, 3, padded H) if `keep`."""
+    """Compute the states (T, B, H), and if `keep` also z, r, c, (T, B, 3, padded H)."""
     states = _empty(*x.shape[:2], h_0.shape[1])
     gates = _empty(*x.shape[:2], *weights.shape[1:]) if keep else None
     layer = _layer(x, h_0, weights, epsilon, bfloat16)
@@ -148,10 +148,10 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 class _KernelLayer(torch.autograd.Function):
-    """A layer's states (T, B, H) and the last of them (B, H), by the kernel.
+    """The kernel as a function that torch can differentiate once.
 
-    The last state is returned by itself so that a loss on it alone needs no gradient of the
-    size of all states.
+    It returns all states (T, B, H) and, separately, the last one (B, H), so that a loss on the last
+    state needs no gradient of the size of all states.
     """
 
     @staticmethod
@@ -165,19 +165,19 @@ class _KernelLayer(torch.autograd.Function):
         return states, states[-1].clone()
 
     @staticmethod
-    def backward(ctx: Any, of_states: Tensor | None, of_last: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_states: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # create_graph
-            raise RuntimeError("no second derivatives; use rnnbench_nb.cells.plain_loop()")
+            raise RuntimeError("no second derivative here; use rnnbench_nb.cells.plain_loop()")
         x, h_0, weights, epsilon, states, gates = ctx.saved_tensors
-        of_states = None if of_states is None else _rows(of_states)
-        of_last = None if of_last is None else _rows(of_last).contiguous()
-        of_x = _empty(*x.shape) if ctx.needs_input_grad[0] else None
-        of_h_0 = torch.empty_like(h_0) if ctx.needs_input_grad[1] else None
-        of_weights = torch.empty_like(weights)
-        of_epsilon = load().agru_backward(
+        grad_states = None if grad_states is None else _rows(grad_states)
+        grad_last = None if grad_last is None else _rows(grad_last).contiguous()
+        grad_x = _empty(*x.shape) if ctx.needs_input_grad[0] else None
+        grad_h_0 = torch.empty_like(h_0) if ctx.needs_input_grad[1] else None
+        grad_weights = torch.empty_like(weights)
+        grad_epsilon = load().agru_backward(
             ctypes.byref(_layer(x, h_0, weights, epsilon, ctx.bfloat16)),
-            *(states.data_ptr(), gates.data_ptr(), _pointer(of_states)),
-            *((0, 0) if of_states is None else of_states.stride()[:2]),
-            *map(_pointer, (of_last, of_x, of_h_0, of_weights)),
+            *(states.data_ptr(), gates.data_ptr(), _pointer(grad_states)),
+            *((0, 0) if grad_states is None else grad_states.stride()[:2]),
+            *map(_pointer, (grad_last, grad_x, grad_h_0, grad_weights)),
         )
-        return of_x, of_h_0, of_weights, torch.full_like(epsilon, of_epsilon), None
+        return grad_x, grad_h_0, grad_weights, torch.full_like(epsilon, grad_epsilon), None

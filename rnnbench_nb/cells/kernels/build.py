@@ -1,8 +1,8 @@
-"""Compiling a C++ source into a library in a user cache, once for each compiler and processor.
+"""Compile a C++ source into a library in the user's cache, once for each compiler and processor.
 
-The cache is the folder in RNNBENCH_CACHE, otherwise the platform's own. RNNBENCH_ISA chooses the
-instructions: ``native`` (those of this processor, the default), ``no-amx`` (all but its matrix
-tiles), ``avx2``, or ``baseline`` (the compiler's own default).
+The environment variable RNNBENCH_CACHE names the cache folder; the default is the platform's. The
+variable RNNBENCH_ISA chooses the instructions: ``native`` (all of this processor, the default),
+``no-amx`` (all but its matrix tiles), ``avx2``, or ``baseline`` (the compiler's default).
 """
 
 import hashlib
@@ -30,30 +30,30 @@ FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared"]
 
 
 class Unavailable(Exception):
-    """There is no kernel; the message says why in a few words."""
+    """The library cannot be built; the message says why in a few words."""
 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     except subprocess.CalledProcessError as error:
         first_line = (error.stderr.strip() or str(error)).splitlines()[0]
         raise Unavailable(f"the C++ compiler failed: {first_line}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"the C++ compiler could not run: {error}") from error
-    return done.stdout
+    return result.stdout
 
 
 def build(source: Path) -> Path:
-    """The path of a C++ source's library, for one thread where there is no OpenMP.
+    """Return the path of the library of a C++ source; without OpenMP it uses one thread.
 
     Raises:
         Unavailable: There is no compiler, or it fails, or the cache cannot be used.
-        UserError: RNNBENCH_ISA is none of `ISA_FLAGS`.
+        UserError: RNNBENCH_ISA is not one of `ISA_FLAGS`.
     """
     isa = os.environ.get("RNNBENCH_ISA", "native")
     if isa not in ISA_FLAGS:
-        raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, got {isa!r}")
+        raise UserError(f"RNNBENCH_ISA must be one of {', '.join(ISA_FLAGS)}, not {isa!r}.")
     usual = next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
     command = [*shlex.split(os.environ.get("CXX") or usual), *FLAGS, *ISA_FLAGS[isa]]
     try:
@@ -63,10 +63,10 @@ def build(source: Path) -> Path:
 
 
 def _build_by(command: list[str], source: Path) -> Path:
-    """The path of the library by a compiler command, which runs unless the cache has it.
+    """Return the path of the library that a compiler command makes; compile it if it is new.
 
-    Its name is a hash of the source, the command and all macros that the compiler predefines, which
-    name its version and the instructions that it may use on this processor.
+    Its name has a hash of the source, the command and the macros that the compiler predefines,
+    which tell its version and the instructions that it may use on this processor.
     """
     macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
     key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-// Trained models read a drawn digit row by row, forwards alone. W x + b: W is (rows, columns) as one array, row after row.
+// Trained models read a drawn digit row by row. `linear` is W x + b, with the matrix W as one array, row after row.
 const linear = (weight, x, bias) => {
   const value = new Float64Array(weight.length / x.length);
   for (let i = 0, k = 0; i < value.length; i++) {
@@ -11,7 +11,7 @@ const linear = (weight, x, bias) => {
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const parts = (values, count) => Array.from({ length: count }, (_, k) => values.subarray((k * values.length) / count, ((k + 1) * values.length) / count));
 
-// The steps of cells/lstm.py, gru.py and agru.py: the state after a step, from the drive u = W x + b and the state before it.
+// The steps of cells/lstm.py, gru.py and agru.py: each returns the next state from the drive u = W x + b and the current state.
 const STEPS = {
   lstm: (u, state, weight, bias) => {
     const [h, before] = parts(state, 2), after = new Float64Array(state.length), n = h.length;
@@ -36,7 +36,7 @@ const STEPS = {
   },
 };
 
-// Class scores and the norm of the state after each row.
+// Returns the class scores and the norm of the state after each row.
 const readImage = ({ cell, state: size, tensors }, pixels) => {
   const [w, b, ...others] = tensors, [weight, bias] = others.slice(-2), side = MODELS.side;
   const hidden = weight.length / bias.length, scores = [], norms = [];
@@ -52,7 +52,7 @@ const softmax = (scores) => {
   const top = Math.max(...scores), all = Array.from(scores, (s) => Math.exp(s - top)), sum = all.reduce((a, b) => a + b);
   return all.map((a) => a / sum);
 };
-// The probability of the final answer if one row is left empty, for each row.
+// Returns, for each row, the probability (0 to 100) of the final answer if that row is empty.
 const withoutRows = (model, pixels, answer) => Array.from({ length: MODELS.side }, (_, row) => {
   const rest = pixels.slice().fill(0, MODELS.side * row, MODELS.side * (row + 1));
   return 100 * softmax(readImage(model, rest).scores.at(-1))[answer];
@@ -69,8 +69,8 @@ for (const model of MODELS.models) {
   model.tensors = model.shapes.map((shape) => numbers.subarray(at, (at += shape.reduce((product, n) => product * n, 1))));
 }
 
-// The ink of a canvas as MNIST has its digits: fitted into 20 of 28 pixels, with the centre of mass in the middle. Values from
-// 0 to 1, or null for an empty canvas.
+// Scales the ink of a canvas as MNIST did: it fits into 20 of 28 pixels, with its centre of mass in the middle. Returns values
+// from 0 to 1, or null for an empty canvas.
 const centred = (canvas, side) => {
   const { width, height } = canvas, ink = canvas.getContext("2d").getImageData(0, 0, width, height).data;
   let [left, top, right, bottom, mass, x, y] = [width, height, -1, -1, 0, 0, 0];
@@ -85,18 +85,18 @@ const centred = (canvas, side) => {
   const small = Object.assign(document.createElement("canvas"), { width: side, height: side }), pen = small.getContext("2d");
   pen.imageSmoothingQuality = "high";
   pen.drawImage(canvas, side / 2 - (scale * x) / mass, side / 2 - (scale * y) / mass, scale * width, scale * height);
-  const fitted = pen.getImageData(0, 0, side, side).data;
-  return Float64Array.from({ length: side * side }, (_, i) => fitted[4 * i + 3] / 255);
+  const scaled = pen.getImageData(0, 0, side, side).data;
+  return Float64Array.from({ length: side * side }, (_, i) => scaled[4 * i + 3] / 255);
 };
 
 const tool = document.querySelector("#draw"), pad = tool.querySelector("#pad"), pen = pad.getContext("2d", { willReadFrequently: true });
 const seen = tool.querySelector("#seen"), status = tool.querySelector("[role=status]"), rows = tool.querySelector("[name=row]");
 const answers = tool.querySelector(".charts"), [clear, take] = tool.querySelectorAll("button"), nothing = status.textContent;
-let image = null, pixels = null, results = []; // the number of a test image; what is read; what each model makes of it
+let image = null, pixels = null, results = []; // number of the test image; its pixels; the results of each model
 tool.hidden = false;
 [pen.lineWidth, pen.lineCap, pen.lineJoin, pen.strokeStyle] = [22, "round", "round", "#fff"];
 
-const paint = (canvas, upTo) => { // ink where a value is, fainter in rows that are not read yet
+const paint = (canvas, upTo) => { // draws the pixels, fainter in rows that are not read yet
   const side = MODELS.side, small = Object.assign(document.createElement("canvas"), { width: side, height: side });
   const data = new ImageData(side, side), to = canvas.getContext("2d");
   pixels.forEach((value, i) => data.data.set([255, 255, 255, 255 * value * (i < side * upTo ? 1 : 0.35)], 4 * i));
@@ -105,7 +105,7 @@ const paint = (canvas, upTo) => { // ink where a value is, fainter in rows that 
   to.imageSmoothingEnabled = false;
   to.drawImage(small, 0, 0, canvas.width, canvas.height);
 };
-// Bars with a y axis from 0 to `high`, which all models share.
+// Returns a bar chart with a y axis from 0 to `high`, which all models share.
 const chart = (title, values, on, names, high, unit) => {
   const width = 250 / values.length, y = (value) => 12 + 76 * (1 - value / high);
   const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${+value.toPrecision(2)}${unit}</text>`;
@@ -120,19 +120,19 @@ const show = () => {
   const row = +rows.value, side = MODELS.side, ends = Array.from({ length: side }, (_, i) => (i % 9 ? "" : i + 1));
   paint(seen, row);
   rows.previousElementSibling.textContent = `${row} of ${side}`;
-  const norm = Math.max(...results.flatMap((result) => result.norms)), said = [];
+  const norm = Math.max(...results.flatMap((result) => result.norms)), sentences = [];
   answers.innerHTML = results.map(({ label, scores, norms, final, without }) => {
     const shares = softmax(scores[row - 1]).map((share) => 100 * share), winner = shares.indexOf(Math.max(...shares));
-    said.push(`${label} says ${MODELS.classes[winner]} (${shares[winner].toFixed(0)}%)`);
+    sentences.push(`${label} says ${MODELS.classes[winner]} (${shares[winner].toFixed(0)}%)`);
     return `<section><h2>${label}: ${MODELS.classes[winner]}</h2>` +
       chart(`Probability of each class after row ${row}`, shares, (i) => i === winner, MODELS.classes, 100, "%") +
       chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, norm, "") +
       chart(`Probability of the final ${MODELS.classes[final]} when one row is left out`, without, (i) => i === row - 1, ends, 100, "%") + "</section>";
   }).join("");
-  status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${said.join(", ")}.`;
+  status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${sentences.join(", ")}.`;
 };
-const answer = (given, number) => {
-  [pixels, image, rows.value] = [given, number, MODELS.side];
+const answer = (values, number) => {
+  [pixels, image, rows.value] = [values, number, MODELS.side];
   results = (pixels ? MODELS.models : []).map((model) => {
     const read = readImage(model, pixels), last = read.scores.at(-1), final = last.indexOf(Math.max(...last));
     return { label: model.label, ...read, final, without: withoutRows(model, pixels, final) };
@@ -147,7 +147,7 @@ const line = (event) => {
   from ??= to;
   pen.beginPath();
   pen.moveTo(...from);
-  pen.lineTo(to[0] + 0.01, to[1]); // a point is drawn too
+  pen.lineTo(to[0] + 0.01, to[1]); // so that a click draws a point
   pen.stroke();
   from = to;
 };
