@@ -199,7 +199,9 @@ class Report:
             try:
                 run = load_run(folder)
                 if run.key != (variant, int(seed)):
-                    raise UserError(f"{folder / 'run.json'} is of another run; move it elsewhere.")
+                    raise UserError(
+                        f"{folder / 'run.json'} belongs to another run; move it elsewhere."
+                    )
                 if run.record["status"] == COMPLETED:
                     run.predictions, run.history  # noqa: B018 (finds damage now)
                 return run
@@ -221,7 +223,7 @@ class Report:
     @property
     def missing(self) -> list[dict[str, Any]]:
         """The records of the runs without results: `variant, seed, status, reason`."""
-        unknown = {"reason": "its record says no more"}
+        unknown = {"reason": "its record does not say why"}
         return [unknown | record for record in self.records if record["status"] != COMPLETED]
 
     def of(self, variant: str) -> list[Run]:

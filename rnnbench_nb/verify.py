@@ -15,9 +15,9 @@ from rnnbench_nb.parameters import epochs_of
 from rnnbench_nb.results import KEYS, Report, Run, read_csv, reading, result_columns, summary_text
 
 UNCHECKED = (
-    "seconds of an epoch, loss on the test set, numbers of parameters, measures and what a record "
-    "says of its machine (beyond that they are as they were written)",
-    "pages and figures of a report that is not published",
+    "whether the times of epochs, test losses, parameter counts, measures and descriptions of "
+    "machines were right when they were written",
+    "pages and figures of an unpublished report",
 )
 # Means over the steps of an epoch. A validation loss is of one moment and can differ by percents.
 COLUMNS = ["loss", "gradient_norm"]
@@ -34,7 +34,7 @@ def verify(report: Report) -> list[str]:
         UserError: A file is missing or damaged.
     """
     changed = folders.changed_files(report.folder)
-    problems = [f"{name} is not as it was published" for name in changed]
+    problems = [f"{name} has changed since it was published" for name in changed]
     labels: dict[Any, np.ndarray] = {}
     with reading(report.folder / ("runs.json" if report.published else "runs")):
         problems += _rows(report)
@@ -43,7 +43,9 @@ def verify(report: Report) -> list[str]:
             (variant, seed), label = run.key, run.predictions["label"]
             there = labels.setdefault((report.variants[variant]["group"], seed), label)
             if not np.array_equal(label, there):
-                problems.append(f"{run.folder.name}: its labels are not those of the other runs")
+                problems.append(
+                    f"{run.folder.name}: its labels differ from those of the other runs"
+                )
         texts = {"results_summary.md": summary_text(report)}
         texts["results.csv"] = report.results.to_csv(index=False)
     if not report.published:
@@ -51,7 +53,7 @@ def verify(report: Report) -> list[str]:
     for name, text in texts.items():
         path = report.folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            problems.append(f"{name} is not what the runs give")
+            problems.append(f"{name} does not match the runs")
     return problems
 
 
@@ -83,7 +85,7 @@ def _run(report: Report, run: Run) -> Iterator[str]:
         yield "its record or history names another run"
     for name, old in record.get("hashes", {}).items():
         if not run.published and folders.digest(run.folder / name) != old:
-            yield f"its {name} is not as it was written"
+            yield f"its {name} has changed since it was written"
     if len(run.predictions["label"]) != record["data"]["test"]:
         yield f"it has {len(run.predictions['label'])} answers to {record['data']['test']} examples"
     for name, value in run.metrics.values(**run.predictions).items():

@@ -131,7 +131,7 @@ EDITS = {
     "an answer": (edit_answers(predicted=np.array([0, 1, 2, 2])), "its predictions give 0.75"),
     "labels and answers": (
         edit_answers(label=np.array([1, 0, 2, 1]), predicted=np.array([1, 0, 2, 1])),
-        "its labels are not those of the other runs",
+        "its labels differ from those of the other runs",
     ),
     "seconds of an epoch": (edit_history(lambda h: h.assign(seconds=2.0)), "its history gives"),
     "another split": (edit_history(lambda h: h.assign(split="test")), "epochs once"),
@@ -159,12 +159,12 @@ def test_the_history_of_a_report_and_the_files_of_a_run_are_as_they_were_written
     edit_record(hashes=results.digests(folder / "runs/gru-seed1"))(folder)
     assert problems(folder) == []
     edit_table(lambda h: h.assign(loss=2.0), "history.csv")(folder)
-    assert problems(folder) == ["history.csv is not what the runs give"]
+    assert problems(folder) == ["history.csv does not match the runs"]
     edit_history(lambda h: h.assign(gradient_norm=2.0))(folder)
     edit_table(lambda t: t.assign(ece=0.2), "runs/gru-seed1/measures/calibration.parquet")(folder)
     (folder / "runs/gru-seed1/predictions.safetensors").touch()  # not changed
     names = "history.csv", "measures/calibration.parquet"
-    named = [f"gru-seed1: its {name} is not as it was written" for name in names]
+    named = [f"gru-seed1: its {name} has changed since it was written" for name in names]
     assert problems(folder)[:2] == named
 
 
@@ -174,7 +174,7 @@ def test_every_file_of_a_published_report_is_as_it_was_published(tmp_path):
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != folders.LIST]
     measures = [path for path in files if path.parent.name == "measures"]
     measures[0].unlink()
-    assert problems(folder) == [f"measures/{measures[0].name} is not as it was published"]
+    assert problems(folder) == [f"measures/{measures[0].name} has changed since it was published"]
     assert len(files) > 10
     for path in files:
         path.write_bytes(b"edited")
