@@ -148,11 +148,11 @@ def parameter_files(out: Path, protocol: Protocol) -> dict[str, str]:
         path = out / f"variants/{name}.yaml"
         if path.exists():
             values = read_yaml(path, "move it away and run the command again")
-            there = run_parameters({**values, "seed": parameters.seed}, str(path))
-            if there.same_as(parameters):  # even if the file lacks newer keys
+            old_run = run_parameters({**values, "seed": parameters.seed}, str(path))
+            if old_run.same_as(parameters):  # even if the file lacks newer keys
                 continue
             if any(out.glob(f"runs/{name}-seed*")):
-                old, new = there.flat(), parameters.flat()
+                old, new = old_run.flat(), parameters.flat()
                 key = next(key for key in new if old.get(key) != new[key])
                 raise UserError(
                     f"{out} has runs of {name} with other parameters ({key} is {old.get(key)!r} "

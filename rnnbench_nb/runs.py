@@ -199,8 +199,8 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
     run = load_run(folder) if (folder / "run.json").exists() else None
     if run and run.record["status"] != COMPLETED:  # train a failed run again
         run = None
-    there = run.record["parameters"] if run else checkpoint and checkpoint["stamp"]["parameters"]
-    if there and not _same(there, parameters.flat()):
+    old = run.record["parameters"] if run else checkpoint and checkpoint["stamp"]["parameters"]
+    if old and not _same(old, parameters.flat()):
         raise UserError(f"{folder} has a run with other parameters; name another output folder.")
     if run:
         report(f"{parameters.run} is finished already, so it is not trained again.")

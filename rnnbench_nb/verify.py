@@ -41,8 +41,8 @@ def verify(report: Report) -> list[str]:
         for run in report.runs:
             problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
             (variant, seed), label = run.key, run.predictions["label"]
-            there = labels.setdefault((report.variants[variant]["group"], seed), label)
-            if not np.array_equal(label, there):
+            first = labels.setdefault((report.variants[variant]["group"], seed), label)
+            if not np.array_equal(label, first):
                 problems.append(
                     f"{run.folder.name}: its labels differ from those of the other runs"
                 )
@@ -69,17 +69,17 @@ def _rows(report: Report) -> Iterator[str]:
         variant, seed = row["variant"], row["seed"]
         for name, value in right.get((variant, seed), row).items():
             if row[name] != value and not (pd.isna(row[name]) and pd.isna(value)):
-                there = f"{name} {row[name]} for {variant}, seed {seed}"
-                yield f"results.csv has {there}; its record has {value}"
+                entry = f"{name} {row[name]} for {variant}, seed {seed}"
+                yield f"results.csv has {entry}; its record has {value}"
 
 
 def _run(report: Report, run: Run) -> Iterator[str]:
     """Yield what is wrong in a run's record, by its predictions, its history and the protocol."""
-    record, history, there = run.record, run.history, run.record["parameters"]
+    record, history, values = run.record, run.history, run.record["parameters"]
     protocol = {**report.variants[record["variant"]]["parameters"], "seed": record["seed"]}
-    for key in sorted(protocol.keys() | there.keys()):
-        if protocol.get(key) != there.get(key):
-            yield f"its {key} is {there.get(key)}; the protocol asks for {protocol.get(key)}"
+    for key in sorted(protocol.keys() | values.keys()):
+        if protocol.get(key) != values.get(key):
+            yield f"its {key} is {values.get(key)}; the protocol asks for {protocol.get(key)}"
     names = [record["variant"], protocol["model"], record["seed"]]
     if record["model"] != protocol["model"] or not (history[KEYS] == names).all(axis=None):
         yield "its record or history names another run"

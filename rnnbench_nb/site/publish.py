@@ -39,8 +39,8 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
             raise UserError(run.record["reason"])
     folder = folders.output_folder(folder, "--to", publishing=True)
     ours = {run.key: run.record for run in source.runs}
-    there = [] if replace or not (folder / MARKER).exists() else Report(folder).runs
-    if lost := [run.folder.name for run in there if ours.get(run.key) != run.record]:
+    old_runs = [] if replace or not (folder / MARKER).exists() else Report(folder).runs
+    if lost := [run.folder.name for run in old_runs if ours.get(run.key) != run.record]:
         raise UserError(
             f"{folder}: publishing would lose or change {len(lost)} published runs, such as "
             f"{lost[0]}; name another folder with --to, or give --replace."
