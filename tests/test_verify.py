@@ -105,7 +105,7 @@ EDITS = {
     "a row twice": (edit_table(lambda t: pd.concat([t, t[:1]])), "2 rows of gru, seed 1"),
     "a row of no run": (cell(0, seed=9), "1 rows of gru, seed 9"),
     "rows in another order": (edit_table(lambda t: t[::-1]), "results.csv does not match"),
-    "one more column": (edit_table(lambda t: t.assign(recall_sd=0.1)), "results.csv does not match"),
+    "one more column": (edit_table(lambda t: t.assign(recall_sd=0.1)), "results.csv does not"),
     "another variant": (cell(0, variant="agru"), "1 rows of agru, seed 1"),
     "another model": (cell(0, model="agru"), "has model agru for gru, seed 1"),
     "every status failed": (edit_table(lambda t: t.assign(status="failed")), "status failed"),
