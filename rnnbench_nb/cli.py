@@ -52,9 +52,15 @@ def main() -> None:
 @click.option("--jobs", type=click.IntRange(1), help="Trainings at the same time [all cores].")
 @click.option("--profile", default="local", help="Where jobs run: a folder of profiles/ [local].")
 def run(
-    params: str, runs: int | None, quick: bool, models: str | None, output_dir: str | None,
-    settings: tuple[str, ...], jobs: int | None, profile: str,
-) -> None:  # fmt: skip
+    params: str,
+    runs: int | None,
+    quick: bool,
+    models: str | None,
+    output_dir: str | None,
+    settings: tuple[str, ...],
+    jobs: int | None,
+    profile: str,
+) -> None:
     """Train the models of PARAMS, run the notebooks, and make the HTML report."""
     from rnnbench_nb import folders
 
@@ -91,8 +97,8 @@ def run(
         click.echo(f"rnnbench: {problem}", err=True)
     if stale:
         names = ", ".join(stale)
-        click.echo(f"NOTE: the code has changed since {names}; to train again, name another "
-                   "--output-dir.", err=True)  # fmt: skip
+        text = f"the code has changed since {names}; to train again, name another --output-dir"
+        click.echo(f"NOTE: {text}.", err=True)
     table = format_summary(summary(report.results), report.metrics).iloc[:, :3]
     click.echo("No training is complete." if table.empty else table.to_string(index=False))
     if sentence := statistics.finding(report):
@@ -253,8 +259,7 @@ def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -
 
 @main.command()
 @click.argument("reports", type=FOLDER, nargs=-1)
-@click.option("--retrain", type=click.IntRange(1), metavar="EPOCHS",
-              help="Train the first epochs of each run again and compare.")  # fmt: skip
+@click.option("--retrain", type=click.IntRange(1), help="Train so many epochs again and compare.")
 def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     """Check the tables of REPORTS, or of all published ones, against records and predictions."""
     from rnnbench_nb import verify as checks

@@ -10,8 +10,8 @@ from rnnbench_nb.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[1:]
 # The folder of params/, profiles/, notebooks/ and the Snakefile: the checkout, or pip's copy.
-SOURCES = next((p for p in (_ABOVE[0], *(folder / "share/rnnbench" for folder in _ABOVE))
-                if (p / "Snakefile").exists()), _ABOVE[0])  # fmt: skip
+_PLACES = [_ABOVE[0], *(folder / "share/rnnbench" for folder in _ABOVE)]
+SOURCES = next((place for place in _PLACES if (place / "Snakefile").exists()), _ABOVE[0])
 IS_CHECKOUT = (SOURCES / "pyproject.toml").exists()
 # Where reports/ and data/ are: the checkout, or else the current folder. RNNBENCH_HOME tells it
 # to jobs and kernels. Notebooks name folders relative to it.

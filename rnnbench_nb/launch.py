@@ -29,8 +29,8 @@ FEW = 8  # most variants that 07_gradients can show
 FULL = 4_000_000  # bytes; a disk with less free space counts as full
 FIGURES = ("training_curves", "error_curves", "test_comparison")
 # Variables that are meant for the user's terminal and break kernels or jobs of the workflow.
-BREAKING = ("MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT", "JUPYTER_PATH", "JUPYTER_CONFIG_PATH",
-            "JPY_SESSION_NAME")  # fmt: skip
+BREAKING = {"MPLBACKEND", "PYTHONSTARTUP", "PYTHONINSPECT"}
+BREAKING |= {"JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JPY_SESSION_NAME"}
 
 # The notebooks of analysis, each with the condition on the variants under which it makes a page.
 PAGES: dict[str, Callable[[Collection[RunParameters]], bool]] = {
@@ -125,11 +125,11 @@ def cancel_slurm_jobs(out: Path) -> None:
     while shutil.which("squeue"):
         answer = subprocess.run(query, capture_output=True, text=True)
         if answer.returncode:
-            raise UserError(f"{out}: squeue does not list jobs ({answer.stderr.strip()}), which a "
-                            "killed command may have left at work there; try again.")  # fmt: skip
+            why = answer.stderr.strip()
+            raise UserError(f"{out}: squeue does not list jobs at work there ({why}); try again.")
         lines = [line.split(maxsplit=2) for line in answer.stdout.splitlines()]
-        jobs = [job for job, comment, folder in lines
-                if comment.startswith("rule_") and folder == str(out)]  # fmt: skip
+        ours = [line for line in lines if line[1].startswith("rule_") and line[2] == str(out)]
+        jobs = [job for job, _, _ in ours]
         if not jobs:
             return
         click.echo(f"Cancelling Slurm jobs of an earlier command: {', '.join(jobs)}", err=True)
@@ -223,9 +223,10 @@ def environment(out: Path) -> dict[str, str]:
         "RNNBENCH_DATA": str(data_folder().absolute()),  # jobs run in another folder
         "IPYTHONDIR": str(hidden / "ipython"),
         "JUPYTER_PREFER_ENV_PATH": "1",  # prefer this Python's kernel to the user's
-        **{f"JUPYTER_{kind}_DIR": str(hidden / kind.lower())
-           for kind in ("CONFIG", "DATA", "RUNTIME")},
-    }  # fmt: skip
+        "JUPYTER_CONFIG_DIR": str(hidden / "config"),
+        "JUPYTER_DATA_DIR": str(hidden / "data"),
+        "JUPYTER_RUNTIME_DIR": str(hidden / "runtime"),
+    }
     if IS_CHECKOUT:  # which need not be installed
         values["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{values.get('PYTHONPATH', '')}".rstrip(":")
     if not os.access(Path.home(), os.W_OK):
@@ -255,10 +256,16 @@ def snakemake(
     with (
         log.open("wb") as file,
         subprocess.Popen(
-            command, env=values, cwd=out, stdin=subprocess.PIPE, stdout=file,
-            stderr=subprocess.STDOUT, pass_fds=[lock], start_new_session=True,
+            command,
+            env=values,
+            cwd=out,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock],
+            start_new_session=True,
         ) as process,
-    ):  # fmt: skip
+    ):
         while True:
             try:
                 code = process.wait(timeout=0.5)

@@ -121,8 +121,10 @@ def load_run(folder: Path | str) -> Run:
 def _published_runs(report: Path) -> dict[str, Run]:
     """Read the runs of a published report, finished or not, by name."""
     with reading(path := report / "runs.json"):
-        every = [Run(report / "runs" / f"{record['variant']}-seed{record['seed']}", record, True)
-                 for record in json.loads(path.read_text(encoding="utf-8"))]  # fmt: skip
+        records = json.loads(path.read_text(encoding="utf-8"))
+        names = [f"{record['variant']}-seed{record['seed']}" for record in records]
+        folders = [report / "runs" / name for name in names]
+        every = [Run(folder, record, True) for folder, record in zip(folders, records, strict=True)]
         runs = [run for run in every if run.record["status"] == COMPLETED]
     with reading(path := report / "history.parquet"):
         histories = dict(list(pd.read_parquet(path).groupby(["variant", "seed"])))

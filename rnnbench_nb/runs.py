@@ -282,6 +282,9 @@ def stale_runs(report: Report) -> list[str]:
         task = task_of(parameters)
         with suppress(UserError):
             today = probe(parameters, task, task.load(parameters.seed)) if runs else {}
-            stale += [run.folder.name for run in runs
-                      if not agrees(run.record["probe"], today, parameters.precision)]  # fmt: skip
+            stale += [
+                run.folder.name
+                for run in runs
+                if not agrees(run.record["probe"], today, parameters.precision)
+            ]
     return stale

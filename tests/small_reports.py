@@ -19,8 +19,16 @@ PIXEL = (
     "gg=="
 )
 EXAMPLES = 1000  # test examples of a run whose accuracy is given
-DATA = {"dataset": "mnist", "reading": "row", "train": 51000, "validation": 9000, "steps": 28,
-        "input_size": 28, "outputs": 10, "class_names": list("0123456789")}  # fmt: skip
+DATA = {
+    "dataset": "mnist",
+    "reading": "row",
+    "train": 51000,
+    "validation": 9000,
+    "steps": 28,
+    "input_size": 28,
+    "outputs": 10,
+    "class_names": list("0123456789"),
+}
 
 
 def write_report(
@@ -46,11 +54,16 @@ def write_report(
     cells = {name: CELLS[own["model"]] for name, own in variants.items()}
     names, styles = labels(cells), looks(cells)
     described = {
-        name: {"label": names[name], **styles[name]._asdict(), "task": "image_sequence",
-               "model": own["model"], "group": own.get("group", "all"),
-               "parameters": {key: value for key, value in own.items() if key != "group"}}
+        name: {
+            "label": names[name],
+            **styles[name]._asdict(),
+            "task": "image_sequence",
+            "model": own["model"],
+            "group": own.get("group", "all"),
+            "parameters": {key: value for key, value in own.items() if key != "group"},
+        }
         for name, own in variants.items()
-    }  # fmt: skip
+    }
     models = {cell.name: {"label": cell.label, "equation": ""} for cell in cells.values()}
     marker = {"format": 2, "protocol": folder.name, "metrics": metrics, "models": models}
     marker |= {"note": note, "stand_in": stand_in, "variants": described}

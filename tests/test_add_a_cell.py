@@ -83,8 +83,13 @@ def test_a_report_with_it_and_a_foreign_module_beside_the_gru_is_whole(tmp_path)
 
     def rnnbench(*arguments):
         call = [sys.executable, "-c", "from rnnbench_nb.cli import main; main()", *arguments]
-        done = subprocess.run(call, cwd=project, capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": str(project)})  # fmt: skip
+        done = subprocess.run(
+            call,
+            cwd=project,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(project)},
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     rnnbench("test-cell", "elman")

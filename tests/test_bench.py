@@ -48,12 +48,18 @@ def test_a_training_step_changes_the_weights_and_an_inference_does_not(name, mon
 
 def test_ratios_are_those_of_medians_by_hand():
     times = {"gru": [2.0, 4.0, 9.0], "lstm": [8.0, 8.0, 8.0], "agru": [1.0, 2.0, 3.0]}
-    rows = [TINY._asdict() | {"task": "train", "model": name, "round": number, "seconds": seconds}
-            for name, each in times.items() for number, seconds in enumerate(each)]  # fmt: skip
+    rows = [
+        TINY._asdict() | {"task": "train", "model": name, "round": number, "seconds": seconds}
+        for name, each in times.items()
+        for number, seconds in enumerate(each)
+    ]
     table = bench.summarise(pd.DataFrame(rows)).set_index("model")
     assert table.loc["agru", ["milliseconds", "spread", "gru_ratio", "lstm_ratio"]].tolist() == [
-        2000.0, 0.5, 2.0, 4.0,
-    ]  # fmt: skip
+        2000.0,
+        0.5,
+        2.0,
+        4.0,
+    ]
     assert table.loc["gru", "gru_ratio"] == 1.0
 
 

@@ -18,10 +18,15 @@ if not CHROMIUM:
 
 PUBLISHED = PROJECT / "reports/published"
 KINDS = ["index.html", "draw.html", "row_mnist/index.html", "row_mnist/pages/03_compare.html"]
-OTHERS = ["row_mnist/pages/01_data.html", "tuned_matched/pages/04_eigenvalues.html",
-          "precision/pages/05_speed.html", "ablation/pages/06_ablation.html",
-          "noise_tuned/pages/07_gradients.html", "noise_padded/pages/08_memory.html",
-          "tuned_matched_search/index.html"]  # fmt: skip
+OTHERS = [
+    "row_mnist/pages/01_data.html",
+    "tuned_matched/pages/04_eigenvalues.html",
+    "precision/pages/05_speed.html",
+    "ablation/pages/06_ablation.html",
+    "noise_tuned/pages/07_gradients.html",
+    "noise_padded/pages/08_memory.html",
+    "tuned_matched_search/index.html",
+]
 SEVEN = (0.1, 0.1), (0.4, 0.1), (0.25, 0.5)
 
 
@@ -40,8 +45,14 @@ def visit(browser):
     page.heard = []
     page.on("console", lambda message: page.heard.append(message.text))
     page.on("pageerror", lambda error: page.heard.append(str(error)))
-    page.on("request", lambda request: page.heard.append(request.url)
-            if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+    page.on(
+        "request",
+        lambda request: (
+            page.heard.append(request.url)
+            if not request.url.startswith(("file:", "data:"))
+            else None
+        ),
+    )
 
     def visit(name, folder=PUBLISHED):
         page.goto((folder / name).as_uri())

@@ -15,9 +15,14 @@ PUBLISHED = PROJECT / "reports/published"
 
 
 def test_commands_that_compute_nothing_import_no_torch():
-    commands = [["--help"], ["--version"], ["show", str(PUBLISHED / "reset/runs/gru-seed42")],
-                ["verify", str(PUBLISHED / "permuted_mnist")], ["run", "--output-dir", "/"],
-                ["show", "nothing"]]  # fmt: skip
+    commands = [
+        ["--help"],
+        ["--version"],
+        ["show", str(PUBLISHED / "reset/runs/gru-seed42")],
+        ["verify", str(PUBLISHED / "permuted_mnist")],
+        ["run", "--output-dir", "/"],
+        ["show", "nothing"],
+    ]
     code = """
 import json, sys
 from click.testing import CliRunner

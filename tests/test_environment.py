@@ -27,8 +27,11 @@ def make(folder: Path, *arguments: str) -> str:
 def test_environment_yml_lists_what_pyproject_asks_for():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = {line for line in [*project["dependencies"], *extras["report"], *extras["lab"],
-                               *extras["dev"]] if "rnnbench" not in line}  # fmt: skip
+    asked = {
+        line
+        for line in [*project["dependencies"], *extras["report"], *extras["lab"], *extras["dev"]]
+        if "rnnbench" not in line
+    }
     listed = set(re.findall(r'- "([^"]+)"', (PROJECT / "environment.yml").read_text()))
     assert listed - {"-e ."} == asked
 
@@ -92,14 +95,29 @@ def hostile(place: Path) -> tuple[dict[str, str], Path]:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text)
     settings = {
-        "MATPLOTLIBRC": "matplotlibrc", "PYTHONSTARTUP": "startup.py", "IPYTHONDIR": "ipython",
-        "JUPYTER_PATH": "jupyter", "JUPYTER_CONFIG_DIR": "jupyter", "JUPYTER_DATA_DIR": "jupyter",
-        "XDG_CONFIG_HOME": "", "XDG_DATA_HOME": "", "SNAKEMAKE_PROFILE": "snakemake",
-        "GIT_DIR": "none", "HOME": "startup.py/none",
-    }  # fmt: skip
-    values = {"MPLBACKEND": "TkAgg", "LANG": "C", "LC_ALL": "POSIX", "LANGUAGE": "de",
-              "PYTHONINSPECT": "1", "PYTHONHASHSEED": "7", "CDPATH": "/", "PIP_USER": "1",
-              "JPY_SESSION_NAME": "x.ipynb"}  # fmt: skip
+        "MATPLOTLIBRC": "matplotlibrc",
+        "PYTHONSTARTUP": "startup.py",
+        "IPYTHONDIR": "ipython",
+        "JUPYTER_PATH": "jupyter",
+        "JUPYTER_CONFIG_DIR": "jupyter",
+        "JUPYTER_DATA_DIR": "jupyter",
+        "XDG_CONFIG_HOME": "",
+        "XDG_DATA_HOME": "",
+        "SNAKEMAKE_PROFILE": "snakemake",
+        "GIT_DIR": "none",
+        "HOME": "startup.py/none",
+    }
+    values = {
+        "MPLBACKEND": "TkAgg",
+        "LANG": "C",
+        "LC_ALL": "POSIX",
+        "LANGUAGE": "de",
+        "PYTHONINSPECT": "1",
+        "PYTHONHASHSEED": "7",
+        "CDPATH": "/",
+        "PIP_USER": "1",
+        "JPY_SESSION_NAME": "x.ipynb",
+    }
     return {name: str(place / value) for name, value in settings.items()} | values, place / "here"
 
 
@@ -108,9 +126,13 @@ def test_a_report_of_a_hostile_machine_is_that_of_a_clean_one(report, tmp_path):
     settings, here = hostile(tmp_path / "hostile")
     out, parameters = tmp_path / "out", write_tiny(tmp_path / "tiny.yaml")
     done = subprocess.run(
-        [RNNBENCH, "run", parameters, "--output-dir", out], cwd=here, text=True,
-        capture_output=True, env={**os.environ, **settings}, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [RNNBENCH, "run", parameters, "--output-dir", out],
+        cwd=here,
+        text=True,
+        capture_output=True,
+        env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL,
+    )
     # The exit code is not rnnbench's: PYTHONINSPECT has Python print its SystemExit and return 1.
     assert done.stdout.endswith(f"{out}/index.html\n"), done.stderr
     assert "rnnbench: " not in done.stderr and not list(out.glob("**/*.failed"))
@@ -120,8 +142,11 @@ def test_a_report_of_a_hostile_machine_is_that_of_a_clean_one(report, tmp_path):
             ours.drop(columns="seconds"), theirs.drop(columns="seconds"), check_exact=True
         )
     files = ["runs/agru-seed42/predictions.safetensors", "runs/agru-seed42/best.safetensors"]
-    files += [f"figures/{name}.{kind}" for kind in ("png", "svg")
-              for name in ("training_curves", "error_curves", "test_comparison")]  # fmt: skip
+    files += [
+        f"figures/{name}.{kind}"
+        for kind in ("png", "svg")
+        for name in ("training_curves", "error_curves", "test_comparison")
+    ]
     for file in files:
         assert (out / file).read_bytes() == (report / file).read_bytes(), file
 

@@ -65,8 +65,9 @@ def test_a_row_that_loses_a_seed_loses_its_verdict_and_its_interval(tmp_path):
 def small(tmp_path_factory) -> Path:
     """A folder with one published report of a GRU and a worse A-GRU."""
     folder = tmp_path_factory.mktemp("front")
-    write_published(Report(write_small(folder / "work", {"gru": FIVE, "agru": LOWER})),
-                    folder / "rows")  # fmt: skip
+    write_published(
+        Report(write_small(folder / "work", {"gru": FIVE, "agru": LOWER})), folder / "rows"
+    )
     return folder
 
 
@@ -122,9 +123,9 @@ def test_the_published_page_is_what_is_committed_light_and_short(page):
     assert len(Markup(answer).striptags().split()) <= 65
 
 
-@pytest.mark.parametrize("name", sorted(
-    path.relative_to(PUBLISHED).as_posix() for path in PUBLISHED.rglob("*.html")
-))  # fmt: skip
+@pytest.mark.parametrize(
+    "name", sorted(path.relative_to(PUBLISHED).as_posix() for path in PUBLISHED.rglob("*.html"))
+)
 def test_every_link_of_a_published_page_leads_somewhere(name):
     path = PUBLISHED / name
     for address in set(addresses(path.read_text())):

@@ -163,8 +163,14 @@ def test_a_notebook_whose_kernel_never_began_is_tried_once_more(
     stand_in(tmp_path, "papermill", program)
     text = (PROJECT / "Snakefile").read_text()
     shell = eval(text[text.index("execute = (") + 10 : text.index("into_report")])
-    for old, new in {"%s": "", "{{": "{", "}}": "}", "{input.notebook:q}": "in.ipynb",
-                     "{output:q}": "out.ipynb", "{log:q}": "log.txt"}.items():  # fmt: skip
+    for old, new in {
+        "%s": "",
+        "{{": "{",
+        "}}": "}",
+        "{input.notebook:q}": "in.ipynb",
+        "{output:q}": "out.ipynb",
+        "{log:q}": "log.txt",
+    }.items():
         shell = shell.replace(old, new)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     subprocess.run(["bash", "-ec", shell], cwd=tmp_path, check=True, capture_output=True)

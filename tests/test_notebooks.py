@@ -191,8 +191,16 @@ def lab(tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-               f"--notebook-dir={tmp_path}", "--IdentityProvider.token=known"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        f"--notebook-dir={tmp_path}",
+        "--IdentityProvider.token=known",
+    ]
     environment = {**os.environ, **places, "PYTHONPATH": str(PROJECT)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
         next(line for line in server.stderr if "is running at" in line)

@@ -39,10 +39,14 @@ def test_it_is_one_for_all_seeds_and_leaves_the_random_state_alone():
 
 @pytest.mark.parametrize(
     "values",
-    [{"task": "noise_padded", "padded_length": 40}, {"task": "adding_problem", "length": 40},
-     {"task": "copying_memory", "delay": 20}, {"reading": "pixel"}],
+    [
+        {"task": "noise_padded", "padded_length": 40},
+        {"task": "adding_problem", "length": 40},
+        {"task": "copying_memory", "delay": 20},
+        {"reading": "pixel"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_task_has_one_in_which_patience_acts(values):
     numbers = probed(model="gru", **values)
     assert len(numbers["loss"]) == 3  # of four epochs

@@ -158,11 +158,14 @@ def test_a_formula_that_cannot_be_converted_is_refused(latex):
         render.mathml(latex)
 
 
-@pytest.mark.parametrize("latex", [
-    r"\begin{aligned}a &= b \\ c &= d\end{aligned}",
-    r"\begin{pmatrix}0 & 1 \\ -1 & 0\end{pmatrix}",
-    r"z \odot \sigma(\mathrm{Re}\,\lambda) \quad \text{if } \{x_{i_{j_k}}\}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\begin{aligned}a &= b \\ c &= d\end{aligned}",
+        r"\begin{pmatrix}0 & 1 \\ -1 & 0\end{pmatrix}",
+        r"z \odot \sigma(\mathrm{Re}\,\lambda) \quad \text{if } \{x_{i_{j_k}}\}",
+    ],
+)
 def test_the_formulas_of_the_notebooks_are_converted(latex):
     assert "\\" not in render.mathml(latex) and render.mathml(latex).startswith("<math")
 

@@ -53,11 +53,9 @@ def test_the_same_seed_gives_the_same_run_to_the_last_bit():
 FALLING = {"learning_rate": 5.0, "epochs": 5}  # with it the validation loss also rises
 
 
-SETTINGS = {
-    "seed": 43, "hidden_size": 9, "dropout": 0.5, "initialisation": "xavier", "batch_size": 64,
-    "epochs": 3, "learning_rate": 0.02, "steps": 5, "drop_last": True, "weight_decay": 0.1,
-    "clip_norm": 0.01, "schedule": "cosine",
-}  # fmt: skip
+SETTINGS = {"seed": 43, "hidden_size": 9, "dropout": 0.5, "initialisation": "xavier", "epochs": 3}
+SETTINGS |= {"learning_rate": 0.02, "steps": 5, "drop_last": True, "weight_decay": 0.1}
+SETTINGS |= {"batch_size": 64, "clip_norm": 0.01, "schedule": "cosine"}
 
 
 @pytest.mark.parametrize(

@@ -70,17 +70,27 @@ def same_results(whole, out) -> None:
 
 
 BEGUN = {  # what a phase writes when it has begun
-    "data": "logs/01_data.txt", "training": f"{RUN}/checkpoint.pt",
-    "analysis": "logs/03_compare.txt", "pages": "logs/render.txt",
-}  # fmt: skip
+    "data": "logs/01_data.txt",
+    "training": f"{RUN}/checkpoint.pt",
+    "analysis": "logs/03_compare.txt",
+    "pages": "logs/render.txt",
+}
 # What ends one command after the other, each in a phase of the same report.
 NIGHTS = {
-    "the command": ["data SIGTERM command", "training SIGINT command", "analysis SIGHUP command",
-                    "pages SIGKILL command"],
-    "its parts": ["training SIGKILL everything", "training SIGKILL supervisor.py",
-                  "training SIGKILL snakemake", "training SIGKILL ipykernel_launcher",
-                  "analysis SIGKILL papermill"],
-}  # fmt: skip
+    "the command": [
+        "data SIGTERM command",
+        "training SIGINT command",
+        "analysis SIGHUP command",
+        "pages SIGKILL command",
+    ],
+    "its parts": [
+        "training SIGKILL everything",
+        "training SIGKILL supervisor.py",
+        "training SIGKILL snakemake",
+        "training SIGKILL ipykernel_launcher",
+        "analysis SIGKILL papermill",
+    ],
+}
 
 
 def kill(command, out, name, victim) -> None:
@@ -110,9 +120,12 @@ def test_killed_anywhere_all_ends_and_the_same_command_gives_the_same_results(
     for phase, name, victim in map(str.split, NIGHTS[night]):
         begun, sign = time.time(), out / BEGUN[phase]
         command = subprocess.Popen(
-            [RNNBENCH, *arguments], cwd=PROJECT, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [RNNBENCH, *arguments],
+            cwd=PROJECT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         until(lambda s=sign, b=begun: s.exists() and s.stat().st_mtime > b, 300)
         assert command.poll() is None and processes_of(out)
         kill(command, out, name, victim)
@@ -161,11 +174,19 @@ def test_a_full_disk_loses_nothing_finished_and_the_same_command_goes_on(unbroke
     same_results(whole, tmp_path / "kept")
 
 
-OFFLINE = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", """
+OFFLINE = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--net",
+    sys.executable,
+    "-c",
+    """
 import fcntl, os, socket, struct, sys
 fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh", b"lo", 0x41))  # the loopback, for kernels
 os.execv(sys.argv[1], sys.argv[1:])
-"""]  # fmt: skip
+""",
+]
 
 
 @pytest.mark.slow
@@ -176,10 +197,12 @@ def test_without_a_network_every_model_learns_and_no_page_gives_a_verdict(tmp_pa
     shutil.copytree(PROJECT, tmp_path / "project", ignore=skipped)
     environment = {name: value for name, value in os.environ.items() if name != "RNNBENCH_DATA"}
     result = subprocess.run(
-        [*OFFLINE, RNNBENCH, "run", "quick", "--output-dir", tmp_path / "out"], cwd=tmp_path,
-        env={**environment, "PYTHONPATH": str(tmp_path / "project")}, text=True,
+        [*OFFLINE, RNNBENCH, "run", "quick", "--output-dir", tmp_path / "out"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(tmp_path / "project")},
+        text=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     assert "mlxtend" in result.stdout.splitlines()[-3]
     assert Report(tmp_path / "out").results["accuracy"].min() >= 0.94
@@ -198,8 +221,11 @@ def test_a_notebook_that_is_damaged_stops_itself_alone(unbroken, tmp_path):
     notebook = tmp_path / "project/notebooks/03_compare.ipynb"
     notebook.write_bytes(notebook.read_bytes()[:2000])
     result = subprocess.run(
-        [RNNBENCH, "run", parameters, "--output-dir", tmp_path / "out"], cwd=tmp_path, text=True,
-        capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "project")},
-    )  # fmt: skip
+        [RNNBENCH, "run", parameters, "--output-dir", tmp_path / "out"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "project")},
+    )
     assert "03_compare.ipynb stopped with an error, which its page and" in one_sentence(result)
     assert (tmp_path / "out/pages/01_data.html").exists()
