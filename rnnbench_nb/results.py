@@ -122,9 +122,8 @@ def _published_runs(report: Path) -> dict[str, Run]:
     """Read the runs of a published report, finished or not, by name."""
     with reading(path := report / "runs.json"):
         records = json.loads(path.read_text(encoding="utf-8"))
-        names = [f"{record['variant']}-seed{record['seed']}" for record in records]
-        folders = [report / "runs" / name for name in names]
-        every = [Run(folder, record, True) for folder, record in zip(folders, records, strict=True)]
+        paths = [report / "runs" / f"{one['variant']}-seed{one['seed']}" for one in records]
+        every = [Run(path, record, True) for path, record in zip(paths, records, strict=True)]
         runs = [run for run in every if run.record["status"] == COMPLETED]
     with reading(path := report / "history.parquet"):
         histories = dict(list(pd.read_parquet(path).groupby(["variant", "seed"])))
