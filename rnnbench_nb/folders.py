@@ -137,6 +137,14 @@ def _read_list(folder: Path) -> dict[str, str | None]:
     return names if isinstance(names, dict) else dict.fromkeys(names)
 
 
+def mark(folder: Path, content: dict[str, Any], names: Iterable[str]) -> None:
+    """Write the marker of a folder, and add names to its list; errors as in `register`."""
+    if marker(folder):  # a refusal changes no report
+        register(folder, names)
+    write_json(folder / MARKER, content)  # before the list: a kill may follow
+    register(folder, names)
+
+
 def register(folder: Path, names: Iterable[str]) -> None:
     """Add names to a folder's list; call this before you write the files.
 

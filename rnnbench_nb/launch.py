@@ -17,7 +17,7 @@ from rnnbench_nb import folders, supervisor
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.cells.base import Cell
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import IS_CHECKOUT, SOURCES, strip_outputs, write_file, write_json
+from rnnbench_nb.files import IS_CHECKOUT, SOURCES, strip_outputs, write_file
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import FAILED, Report
@@ -190,9 +190,8 @@ def prepare(out: Path, protocol: Protocol, name: str) -> None:
             where the report writes one.
     """
     files = parameter_files(out, protocol) | {"protocol.yaml": to_yaml(protocol.dump())}
-    write_json(out / folders.MARKER, marker(name, protocol))
     names = output_names(out, protocol)
-    folders.register(out, names)
+    folders.mark(out, marker(name, protocol), names)
     ours = folders.file_list(out)
     failed = [out / name for name in ours if name.endswith(".failed")]
     failed += [out / name / "02_train.ipynb.failed" for name in ours if name.startswith("runs/")]

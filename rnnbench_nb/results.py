@@ -104,7 +104,7 @@ def load_run(folder: Path | str) -> Run:
         UserError: The folder holds no readable run.
     """
     folder = Path(folder)
-    path, report = folder / "run.json", folder.absolute().parents[1]
+    path, report = folder / "run.json", folder.absolute().parent.parent
     if path.exists():
         with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))

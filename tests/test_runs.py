@@ -57,6 +57,8 @@ def test_a_finished_run_is_whole(run):
     assert known < record.keys() and record["path"] == "torch.nn.GRU"
     assert record["unmeasured"] == {"growth": "ValueError: no Jacobian"}
     assert run.tables()["stability"]["x"].tolist() == [0.5]
+    names = ["history.csv", "measures/stability.parquet", "predictions.safetensors"]
+    assert sorted(record["hashes"]) == names and record["hashes"] == results.digests(run.folder)
     assert json.loads((run.folder / "progress.json").read_text())["epoch"] == 2
 
 
@@ -107,6 +109,7 @@ def test_a_run_of_another_report_is_copied_under_its_own_variant(
     copy = train_run(change(variant="plain"), project / "second/runs/plain-seed42", lines.append)
     place = "published/first" if published else "first"
     assert "is copied from" in lines[-1]
+    assert copy.record["hashes"] == results.digests(copy.folder)
     assert copy.record["copied_from"] == f"reports/{place}/runs/gru-seed42"
     assert copy.record["test"] == run.record["test"] and copy.key == ("plain", 42)
     assert copy.history.equals(history.assign(variant="plain"))

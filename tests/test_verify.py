@@ -134,7 +134,10 @@ EDITS = {
         "its labels differ from those of the other runs",
     ),
     "seconds of an epoch": (edit_history(lambda h: h.assign(seconds=2.0)), "its history gives"),
-    "another split": (edit_history(lambda h: h.assign(split="test")), "epochs once"),
+    "another split": (
+        edit_history(lambda h: h.replace({"split": {"validation": "test"}})),
+        "epochs once",
+    ),
     "a curve": (edit_history(lambda h: h.assign(accuracy=0.5)), "its history gives 1"),
     "an epoch missing": (edit_history(lambda h: h[:-2]), "each of its 3 epochs once"),
     "an epoch twice": (edit_history(lambda h: pd.concat([h, h[:1]])), "epochs once"),

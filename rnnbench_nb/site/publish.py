@@ -8,7 +8,7 @@ import papermill
 
 from rnnbench_nb import figures, folders
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, SOURCES, write_file, write_json
+from rnnbench_nb.files import PROJECT, SOURCES, write_file
 from rnnbench_nb.results import MARKER, MISSING, Report, write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.index import FIGURE, FRONT, write
@@ -51,8 +51,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
         content = {path.relative_to(work).as_posix(): path.read_bytes() for path in paths}
     content |= {name: (report / name).read_bytes() for name in COPIES if (report / name).is_file()}
     before, names = folders.file_list(folder), folders.file_list(report)
-    write_json(folder / MARKER, {**source.marker, "published": True})  # first: a kill may follow
-    folders.register(folder, {*content, "index.html", "pages/"})
+    folders.mark(folder, {**source.marker, "published": True}, {*content, "index.html", "pages/"})
     for name, data in content.items():
         write_file(folder / name, data)
     folders.remove(folder, before - content.keys())
