@@ -99,6 +99,9 @@ def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
     template.write_text('{% call claim("better", 1 > 2) %}It wins.{% endcall %}')
     with pytest.raises(UserError, match="the claim 'better' is no longer true"):
         front.build(small)
+    template.write_bytes(b"{% if \xff")
+    with pytest.raises(UserError, match=r"front\.html\.j2 is no valid template"):
+        front.build(small)
     assert not (small / "index.html").exists()
 
 

@@ -175,6 +175,13 @@ def test_a_broken_formula_names_its_notebook(report):
         page(report, new_markdown_cell("# A $\\nosuch$"))
 
 
+def test_a_damaged_picture_costs_no_page_and_a_missing_one_names_its_notebook(report):
+    damaged = new_output("display_data", {"image/png": "aGVsbG8="})
+    assert "aGVsbG8=" in page(report, ran("x", damaged))
+    with pytest.raises(UserError, match=r"05_extra\.ipynb: missing attachment: x\.png"):
+        page(report, new_markdown_cell("![x](attachment:x.png)"))
+
+
 def test_outputs_are_tables_and_text_without_warnings(report):
     log = [new_output("stream", name="stdout", text=f"epoch {i}\n") for i in (1, 2)]
     log.append(new_output("stream", name="stderr", text="NOISE"))

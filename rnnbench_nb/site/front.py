@@ -186,14 +186,17 @@ def render(folder: Path) -> str:
     path, loader = folder / FRONT, jinja2.FileSystemLoader([folder, TEMPLATES])
     if not path.exists():
         raise UserError(f"{path} does not exist; write this template for a front page.")
-    return fill(
-        ENVIRONMENT.overlay(loader=loader).get_template(FRONT),
-        evidence=Evidence(folder),
-        claim=partial(claim, path),
-        places=places,
-        Verdict=Verdict,
-        draw=(folder / drawing.SCRIPT).exists(),
-    )
+    try:
+        return fill(
+            ENVIRONMENT.overlay(loader=loader).get_template(FRONT),
+            evidence=Evidence(folder),
+            claim=partial(claim, path),
+            places=places,
+            Verdict=Verdict,
+            draw=(folder / drawing.SCRIPT).exists(),
+        )
+    except (jinja2.TemplateError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid template ({error}); correct it.") from error
 
 
 def build(folder: Path) -> Path:

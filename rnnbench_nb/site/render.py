@@ -11,7 +11,7 @@ import nbformat
 from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 from PIL import Image
 from traitlets.config import Config
 
@@ -145,7 +145,7 @@ def render(path: Path) -> Page:
     exporter.register_filter("markdown2html", markdown)
     try:
         body = compress(exporter.from_notebook_node(notebook)[0])
-    except UserError as error:
+    except (UserError, InvalidNotebook) as error:
         raise UserError(f"{path}: {error}") from error
     title = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(title[1]).striptags() if title else name, Markup(body), failed)
@@ -156,8 +156,11 @@ def compress(body: str) -> str:
 
     def webp(match: re.Match[str]) -> str:
         buffer = BytesIO()
-        picture = Image.open(BytesIO(base64.b64decode(match[1])))
-        picture.save(buffer, "webp", lossless=True, quality=100)
+        try:
+            picture = Image.open(BytesIO(base64.b64decode(match[1])))
+            picture.save(buffer, "webp", lossless=True, quality=100)
+        except (OSError, ValueError):  # a damaged picture stays as it is
+            return match[0]
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     body = re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
