@@ -76,7 +76,7 @@ def place(tmp_path, monkeypatch):
 def project(place, monkeypatch):
     """A small project in the place of the real one: two reports, and one that is published."""
     page = Page("03_compare", "Which?", Markup("<h1>Which?</h1>"), False)
-    monkeypatch.setattr(publish, "_executed", lambda notebook, report: page)
+    monkeypatch.setattr(publish, "_execute", lambda notebook, report: page)
     for name, module in list(sys.modules.items()):
         if name.startswith("rnnbench_nb") and hasattr(module, "PROJECT"):
             monkeypatch.setattr(module, "PROJECT", place / "project")

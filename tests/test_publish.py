@@ -46,9 +46,9 @@ def test_the_light_part_is_copied_and_says_the_same(made, tmp_path):
     names += "pages/03_compare.html index.html figures/test_comparison.svg"
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     assert there == {*names.split()}
-    assert Report(folder).records == Report(made).records and folders.changed(folder) == []
+    assert Report(folder).records == Report(made).records and folders.changed_files(folder) == []
     (folder / "pages/03_compare.html").write_text("edited")
-    assert folders.changed(folder) == ["pages/03_compare.html"]
+    assert folders.changed_files(folder) == ["pages/03_compare.html"]
     assert Report(folder).table("along")["variant"].tolist() == ["gru", "agru"]
 
 
