@@ -1,5 +1,6 @@
 """The command line. Each command imports only what it needs, so that it starts quickly."""
 
+import getpass
 import os
 import subprocess
 import sys
@@ -11,15 +12,34 @@ import click
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import IS_CHECKOUT, PROJECT, SOURCES
 
-FOLDER = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path whose `~`, as in --json=~/x, is the home folder: shells leave that to a command."""
+
+    def convert(self, *arguments: Any) -> Path:
+        return Path(os.path.expanduser(os.fsdecode(super().convert(*arguments))))
+
+
+FOLDER = _Path()
 
 
 class _Commands(click.Group):
-    """A group that prints a `UserError` as one line without a traceback, and exits with 1."""
+    """A group that prints an error of the user or the system as one line, and exits with 1."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            sys.stdout = open(os.devnull, "w")  # no further line to what may be a full disk
+            where = error.filename or "A file, or what this command prints,"
+            text = f"{where} cannot be read or written ({error.strerror or error}); mend that and "
+            click.echo(f"rnnbench: {text}give the command again, which loses nothing.", err=True)
+            sys.exit(1)
 
     def invoke(self, context: click.Context) -> Any:
         try:
             _require_own_environment()
+            _name_account()
             return super().invoke(context)
         except UserError as error:
             click.echo(f"rnnbench: {error}", err=True)
@@ -34,6 +54,16 @@ def _require_own_environment() -> None:
         raise UserError(
             f"{program} is a copy and starts the Python of {sys.prefix}; run make env here."
         )
+
+
+def _name_account() -> None:
+    """Give an account that has no name or no home, as in a container, what libraries ask for."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/nonexistent"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,6 +7,7 @@ marker. It overwrites and removes only what the list names; all other files are 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _why_not(folder: Path, publishing: bool) -> str:
     reports = PROJECT / "reports"
     purposes = {
         Path("/"): "the root of the file system",
-        Path.home().resolve(): "the home folder",
+        Path(os.path.expanduser("~")).resolve(): "the home folder",
         PROJECT: "the project's own folder",
         reports: "the folder of all reports",
         reports / "published": "the folder of the published reports",

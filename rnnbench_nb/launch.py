@@ -228,7 +228,7 @@ def environment(out: Path) -> dict[str, str]:
     }
     if IS_CHECKOUT:  # which need not be installed
         values["PYTHONPATH"] = f"{SOURCES}{os.pathsep}{values.get('PYTHONPATH', '')}".rstrip(":")
-    if not os.access(Path.home(), os.W_OK):
+    if not os.access(os.path.expanduser("~"), os.W_OK):
         values["XDG_CACHE_HOME"] = values["MPLCONFIGDIR"] = str(hidden / "cache")
     return values
 
@@ -278,8 +278,9 @@ def snakemake(
 def stop_error(out: Path) -> UserError:
     """Return the error for a workflow that ended before the report was made."""
     reasons = [run["reason"].rstrip(".") for run in Report(out).missing if run["status"] == FAILED]
-    if shutil.disk_usage(out).free < FULL:
-        reasons.insert(0, "the disk is full; free some space")
+    for place in (Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp")), out):
+        if place.exists() and shutil.disk_usage(place).free < FULL:
+            reasons.insert(0, f"the disk of {place} is full; free some space")
     why = f" ({reasons[0]})" if reasons else ""
     return UserError(
         f"{out}: the workflow stopped early{why}; see {out / 'logs/snakemake.txt'}, and give the "

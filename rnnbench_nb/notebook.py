@@ -9,7 +9,6 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import show, with_labels
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.folders import MARKER
@@ -18,6 +17,7 @@ from rnnbench_nb.results import Report
 __all__ = ["claim", "facets", "measured_table", "open_report", "show", "sliders"]
 DEFAULT_REPORT = "reports/quick"
 EXAMPLE = "reports/published/noise_tuned"
+END = SystemExit()  # ends a notebook, and is no error to papermill
 
 
 def open_report(output_dir: str) -> Report:
@@ -29,18 +29,22 @@ def open_report(output_dir: str) -> Report:
 
     Raises:
         UserError: The folder has no report.
+        SystemExit: No run has finished. The page ends here.
     """
     folder = PROJECT / output_dir
     if output_dir == DEFAULT_REPORT and not (folder / MARKER).exists():
         folder = PROJECT / EXAMPLE
         claim(f"**There is no {output_dir} yet** (`make report` makes it): this is {EXAMPLE}.")
     report = Report(folder)
+    claim("**No run of this report has finished.** The reasons follow.", not report.runs)
     claim("**{note}.**", report.note, note=report.note)
     for record in report.missing:
         claim("**Missing:** {variant}-seed{seed} is {status}: {reason}", **record)
     for run in report.runs:
         for part, reason in run.record.get("unmeasured", {}).items():
             claim("**Missing:** {part} of {run}: {why}", part=part, run=run.folder.name, why=reason)
+    if not report.runs:
+        raise END
     return report
 
 
@@ -48,11 +52,12 @@ def measured_table(report: Report, name: str) -> pd.DataFrame:
     """Return a table of `measures` with a column `label`.
 
     Raises:
-        UserError: No run of the report has this table.
+        SystemExit: No run of the report has this table, which is shown. The page ends here.
     """
     table = report.table(name)
     if table.empty:
-        raise UserError(f"{report.folder} has no table {name}: no finished run has this measure.")
+        claim("**No finished run has the table {name}**, so this page ends here.", name=name)
+        raise END
     return with_labels(table, report)
 
 

@@ -64,6 +64,8 @@ def parse_yaml(text: str, where: str) -> Any:
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """Read a YAML file of KEY: VALUE lines, or raise a UserError that ends with `remedy`."""
     try:
+        if path.resolve().is_fifo():  # not so the pipe of a shell, as at /dev/stdin
+            raise OSError(0, "it is a named pipe, which may never end")
         with path.open(encoding="utf-8") as file:
             values = parse_yaml(file.read(LIMIT + 1), str(path))
     except (OSError, UnicodeDecodeError) as error:

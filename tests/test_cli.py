@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import one_sentence, rnnbench_here, write_tiny
+from conftest import RNNBENCH, one_sentence, rnnbench_here, write_tiny
 
-from rnnbench_nb import cli, launch
+from rnnbench_nb import cli, folders, launch
 from rnnbench_nb.files import PROJECT
 
 PUBLISHED = PROJECT / "reports/published"
@@ -60,12 +60,29 @@ def test_show_prints_the_score_and_the_parameters_of_a_run(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({**record, "model": "gru", "seed": 3}))
     text = rnnbench_here("show", tmp_path).stdout
     assert text.startswith("gru, seed 3, is failed.\n") and "reason: the loss is nan\n" in text
-    assert "has no run" in one_sentence(rnnbench_here("show", tmp_path / "none"))
+    for folder in (tmp_path / "none", "/", "/nowhere"):
+        assert "has no run" in one_sentence(rnnbench_here("show", folder))
 
 
 def test_check_prints_the_parameters_or_names_the_file():
     assert "hidden_size: 128\n" in rnnbench_here("check", "quick").stdout
     assert "nowhere.yaml" in one_sentence(rnnbench_here("check", "nowhere.yaml"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show", PUBLISHED / "reset/runs/gru-seed42"]])
+def test_what_is_printed_to_a_full_disk_ends_with_a_sentence(arguments):
+    with open("/dev/full", "w") as full:
+        command = [RNNBENCH, *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("rnnbench: A file, or what this")
+    assert "No space left on device" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folders.output_folder("~/mine") == tmp_path / "mine"
+    assert cli.FOLDER.convert("~/times.json", None, None) == tmp_path / "times.json"
+    assert "no-such" in str(cli.FOLDER.convert("~no-such/x", None, None))
 
 
 def test_verify_prints_each_problem_and_fails(tmp_path):

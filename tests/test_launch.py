@@ -1,8 +1,10 @@
 """What `rnnbench run` does around Snakemake, whose place a function takes here."""
 
 import os
+import pwd
 import shutil
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -97,6 +99,36 @@ def test_the_reason_that_is_told_is_the_runs_own(here, monkeypatch):
     assert "No training is complete." in result.stdout
     monkeypatch.setattr(launch, "snakemake", lambda *a: 1)  # no report: the reason is the same
     assert "the workflow stopped early (gru-seed42: the loss" in one_sentence(run(*diverge))
+
+
+@pytest.mark.parametrize("kind", ["temporary", "shared", "of the report"])
+def test_a_full_disk_is_named(here, monkeypatch, tmp_path, kind):
+    out, run = here
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    full = {"temporary": tmp_path / "t", "shared": Path("/dev/shm"), "of the report": out}[kind]
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda place: usage(place)._replace(free=1 if place == full else 1e9)
+    )
+    monkeypatch.setattr(launch, "snakemake", lambda *a: 1)
+    assert f"(the disk of {full} is full; free some space)" in one_sentence(run())
+
+
+def test_an_account_without_a_name_or_home_makes_a_report(here, monkeypatch):
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    out, run = here
+    result = run()
+    assert result.returncode == 0, result.stderr
+    values = launch.environment(out)
+    assert values["LOGNAME"] == f"uid{os.getuid()}" and values["HOME"] == "/nonexistent"
+    assert values["XDG_CACHE_HOME"].startswith(str(out))
 
 
 def test_a_second_command_waits_until_all_work_of_the_first_has_ended(tmp_path, capsys):

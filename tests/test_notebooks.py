@@ -13,8 +13,9 @@ import papermill
 import pytest
 from conftest import CHROMIUM
 from in_process import execute
+from small_reports import write_small
 
-from rnnbench_nb import notebook
+from rnnbench_nb import launch, notebook
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
@@ -90,8 +91,6 @@ def test_without_a_report_a_published_one_is_shown_and_said_to_be_one(tmp_path, 
     sentence = f"changes by the most in {most}: by {decades[most, 'trained']:+.1f} powers of ten"
     assert any(sentence in text for text in texts(executed))
     assert len(pictures(executed)) == 4 and all(pictures(executed))
-    with pytest.raises(UserError, match="has no table nothing"):
-        measured_table(report, "nothing")
     with pytest.raises(UserError, match="has no report"):
         open_report("reports/another")
 
@@ -175,6 +174,23 @@ def test_what_is_missing_is_shown_first(report, tmp_path, shown):
     missing, unmeasured = shown
     assert missing.startswith("**Missing:** lstm-seed42 is missing: ")
     assert unmeasured == "**Missing:** growth of agru-seed42: no"
+
+
+@pytest.mark.filterwarnings("ignore:To exit")
+@pytest.mark.parametrize("page", launch.PAGES)
+def test_a_page_ends_with_a_sentence_where_no_run_finished(tmp_path, shown, page):
+    folder = write_small(tmp_path / "none", {"lem": [None, "no memory"], "agru": [None]})
+    with pytest.raises(SystemExit):
+        execute(page, tmp_path / "page.ipynb", output_dir=str(folder))
+    assert shown[0].startswith("**No run of this report has finished.**")
+    assert "**Missing:** lem-seed43 is failed: no memory" in shown
+
+
+def test_a_page_ends_where_no_run_was_measured(tmp_path, shown):
+    report = Report(write_small(tmp_path / "made", {"lem": [0.5]}))
+    with pytest.raises(SystemExit):
+        measured_table(report, "spectra")
+    assert shown == ["**No finished run has the table spectra**, so this page ends here."]
 
 
 def test_a_claim_is_shown_if_its_condition_holds(shown):

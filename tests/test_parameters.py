@@ -1,4 +1,6 @@
+import os
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -53,6 +55,8 @@ def test_what_is_no_yaml_or_grows_without_end_gets_a_sentence_at_once(text, sent
     ("content", "sentence"),
     [
         (None, "No such file"),
+        (os.mkfifo, "it is a named pipe"),
+        (os.mkdir, "Is a directory"),
         (b"\0" * 300_000, f"longer than {LIMIT:,} characters"),
         (b"a: \xe9", "not UTF-8 text"),
         (b"# nothing", "must hold KEY: VALUE lines"),
@@ -62,10 +66,20 @@ def test_what_is_no_yaml_or_grows_without_end_gets_a_sentence_at_once(text, sent
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_remedy(tmp_path, content, sentence):
     path = tmp_path / "p.yaml"
-    if content is not None:
+    if callable(content):
+        content(path)
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{path}.*{sentence}.*(name another|write KEY)"):
         read_yaml(path, "name another")
+
+
+def test_a_shells_pipe_is_read_to_its_end():
+    reader, writer = os.pipe()
+    os.write(writer, b"models: [lem]")
+    os.close(writer)
+    assert read_yaml(Path(f"/dev/fd/{reader}"), "name another") == {"models": ["lem"]}
+    os.close(reader)
 
 
 class Sized(Frozen):

@@ -122,6 +122,7 @@ def test_a_file_holds_what_differs_from_its_base(tmp_path):
     (tmp_path / "second.yaml").write_text("base: first\nepochs: 8")
     protocol = load(tmp_path, "base: second\nruns: 2")  # gamma may stay: this file inherits it
     assert protocol.seeds == [3, 4] and named(protocol)["gru"].epochs == 8
+    assert list(named(load(tmp_path, "base: row_cells\nmodels: [lem]"))) == ["lem"]  # of params/
     (tmp_path / "first.yaml").write_text("models: [gru]\ngama: 2")
     with pytest.raises(UserError, match="unknown key 'gama'"):
         load(tmp_path, "base: second")

@@ -15,9 +15,10 @@ ODD = re.compile(r"\b(nan|inf|None)\b|  in :|\bin \.| \(\)|Out\[")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
-def test_the_quick_form_of_a_protocol_has_all_its_pages(name, tmp_path):
-    protocol = load_protocol(name, {"runs": 1}).quick().resolve()
+@pytest.mark.parametrize(("name", "size"), [*((form, None) for form in FORMS), ("copying", 1)])
+def test_the_quick_form_of_a_protocol_has_all_its_pages(name, size, tmp_path):
+    values = {"runs": 1} | ({"hidden_size": size} if size else {})
+    protocol = load_protocol(name, values).quick().resolve()
     write_json(tmp_path / "report.json", marker(name, protocol))
     for parameters in protocol.at(protocol.seeds[0]):
         train_run(parameters, tmp_path / "runs" / parameters.run, report=lambda line: None)

@@ -110,6 +110,15 @@ def test_a_notebook_that_failed_is_shown_as_far_as_it_got(report):
     assert "stopped with an error" not in (report / "pages/01_data.html").read_text()
 
 
+def test_a_notebook_that_ended_itself_is_shown_to_its_end_and_has_not_failed(report):
+    words = new_output("display_data", {"text/markdown": "no run **finished**"})
+    noise = new_output("stream", name="stderr", text="UserWarning: To exit: use 'exit'")
+    error = new_output("error", ename="SystemExit", evalue="", traceback=["use %tb to see"])
+    text = page(report, ran("1", words, noise, error), new_markdown_cell("What follows"))
+    assert "<strong>finished</strong>" in text and "stopped with an error" not in text
+    assert not any(part in text for part in ("%tb", "To exit", "What follows"))
+
+
 def test_a_notebook_whose_kernel_died_or_that_left_nothing_is_marked(report):
     (report / "notebooks/05_extra.ipynb.failed").touch()
     assert "stopped with an error" in page(report, ran("1"), new_code_cell("2"))

@@ -138,6 +138,10 @@ def render(path: Path) -> Page:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError, AttributeError):  # nbformat's own errors derive from these
         notebook, failed = nbformat.v4.new_notebook(), True
+    for number, cell in enumerate(notebook.cells):
+        if any(output.get("ename") == "SystemExit" for output in cell.get("outputs", [])):
+            cell.outputs = [each for each in cell.outputs if each.output_type == "display_data"]
+            del notebook.cells[number + 1 :]  # `notebook.END` was raised
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     failed = failed or any(output.output_type == "error" for output in outputs)
     file = str(TEMPLATES / "notebook.html.j2")
