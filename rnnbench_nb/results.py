@@ -109,6 +109,8 @@ def load_run(folder: Path | str) -> Run:
         with reading(path):
             record = json.loads(path.read_text(encoding="utf-8"))
             run = Run(folder, record | {key: record[key] for key in (*KEYS, "status")})
+            if record.get("metrics", "classification") not in METRICS:
+                raise ValueError("its metrics are unknown")
         if "format" not in record:
             raise UserError(f"{path} {OLD}")
         return run

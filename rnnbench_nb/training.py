@@ -23,6 +23,8 @@ from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks.base import Part, Split, Task
 
 EVALUATION_BATCH = 1000  # examples in a batch where no gradient is needed
+# What torch.load raises for a damaged file.
+DAMAGE = (OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError)
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -145,7 +147,7 @@ def read_checkpoint(folder: Path, report: Callable[[str], None] = print) -> dict
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")  # plain values only
         return {name: content[name] for name in State.KEYS}
-    except (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError):
+    except (*DAMAGE, pickle.UnpicklingError):
         report(f"{path} is damaged, so training starts again from the first epoch.")
         return None
 

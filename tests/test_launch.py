@@ -4,9 +4,11 @@ import os
 import pwd
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import one_sentence, rnnbench_here, write_tiny
 
@@ -131,6 +133,22 @@ def test_an_account_without_a_name_or_home_makes_a_report(here, monkeypatch):
     assert values["XDG_CACHE_HOME"].startswith(str(out))
 
 
+def test_of_a_run_that_diverges_no_setting_is_a_score_and_the_table_is_sound(here, tmp_path):
+    out, run = here
+    wild = (
+        "{model: gru, learning_rate: 1.0e+30, optimiser: sgd, clip_norm: null, precision: medium}"
+    )
+    settings = {"models": "[gru]", "variants": f"{{recall: {wild}, f1: {{model: gru}}}}"}
+    write_tiny(tmp_path / "p.yaml", **settings, seed=7, batch_size=64)
+    assert "recall-seed7 is failed" in run().stderr
+    table = pd.read_csv(out / "results.csv").set_index("variant")
+    scores = ["accuracy", "precision", "recall", "f1", "loss", "epochs", "best_epoch", "seconds"]
+    assert table.loc["recall", scores].isna().all() and table.loc["f1", scores].notna().all()
+    assert rnnbench_here("verify", out).returncode == 0
+    summary = (out / "results_summary.md").read_text()
+    assert "recall-seed7 is failed: " in summary and summary.count("\n| ") == 2
+
+
 def test_a_second_command_waits_until_all_work_of_the_first_has_ended(tmp_path, capsys):
     (tmp_path / "link").symlink_to(tmp_path / "out")
     with launch.claim(tmp_path / "out") as lock:
@@ -183,6 +201,18 @@ def test_a_notebook_that_was_opened_and_saved_has_not_changed(tmp_path, monkeypa
         launch.prepare(out, protocol, "p")
         times.append(source.stat().st_mtime_ns)
     assert times[0] == times[1] < times[2]
+
+
+def test_times_in_the_future_become_present(tmp_path):
+    protocol, out = load_protocol(write_tiny(tmp_path / "p.yaml")), tmp_path / "out"
+    launch.prepare(out, protocol, "p")
+    names = ".sources/03_compare.ipynb", "protocol.yaml", "runs/agru-seed42/02_train.ipynb"
+    (out / "runs/agru-seed42").mkdir(parents=True)
+    for path in map(out.joinpath, names):
+        path.touch()
+        os.utime(path, (time.time() + 9e4,) * 2)
+    launch.prepare(out, protocol, "p")
+    assert all((out / name).stat().st_mtime <= time.time() for name in names)
 
 
 @pytest.mark.parametrize(("cells_run", "tries"), [(0, 2), (1, 1)], ids=["none ran", "one failed"])

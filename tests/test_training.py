@@ -170,12 +170,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, gpus):
     assert len(whole.tracked) == len(resumed.tracked) == 6
 
 
-@pytest.mark.parametrize("damage", ["truncated", "of another program"])
+@pytest.mark.parametrize("damage", ["truncated", "of another program", "a byte"])
 def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     assert read_checkpoint(tmp_path) is None
     trained(change(), tmp_path)
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:1000])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000] if damage != "a byte" else whole.replace(b"stamp", b"st\x84mp"))
     if damage == "of another program":
         torch.save({"model": {}}, path)
     lines = []
