@@ -23,16 +23,19 @@ from rnnbench_nb.site import publish
 from rnnbench_nb.site.render import Page
 
 PROTOCOL = {"models": ["gru"], "dataset": "digits", "hidden_size": 8, "epochs": 2, "runs": 1}
-CONTENTS = [b"", b"mine\n", b"{}", b"[]", b'{"format": 2}', b'["index.html", "pages/mine.html"]',
-            to_yaml(PROTOCOL).encode(), b"title: Mine\npair: [agru, gru]\n",
-            b'{"status": "completed", "variant": "gru", "seed": 42}']  # fmt: skip
-NAMES = ["mine.R", "mine.html", "results.csv", "index.html", "run7.csv", "run7.csv.failed",
-         "03_compare.ipynb", "02_train.ipynb", "run.json", "report.json", "files.json",
-         "protocol.yaml", "front.yaml", "history.csv", "checkpoint.pt", ".lock", folders.LOCK,
-         "models.js", "draw.html", "front.html.j2", "predicted.safetensors.xz"]  # fmt: skip
-PLACES = ["", "analyses", "pages", "runs/gru-seed42", "runs/7", "notebooks", "figures", "logs",
-          "variants", ".snakemake", ".sources", "sub", "sub/pages"]  # fmt: skip
-FILES = st.builds(os.path.join, st.sampled_from(PLACES), st.sampled_from(NAMES))
+CONTENTS = [b"", b"mine\n", b"{}", b"[]", b'{"format": 2}', b'["index.html", "pages/mine.html"]']
+CONTENTS += [to_yaml(PROTOCOL).encode(), b"title: Mine\npair: [agru, gru]\n"]
+CONTENTS += [b'{"status": "completed", "variant": "gru", "seed": 42}']
+NAMES = f"""
+    mine.R mine.html results.csv index.html run7.csv run7.csv.failed 03_compare.ipynb run.json
+    02_train.ipynb report.json files.json protocol.yaml front.yaml history.csv checkpoint.pt .lock
+    {folders.LOCK} models.js draw.html front.html.j2 predicted.safetensors.xz
+""".split()
+PLACES = """
+    analyses pages runs/gru-seed42 runs/7 notebooks figures logs variants .snakemake .sources sub
+    sub/pages
+""".split()
+FILES = st.builds(os.path.join, st.sampled_from(["", *PLACES]), st.sampled_from(NAMES))
 BYTES = st.one_of(st.sampled_from(CONTENTS), st.binary(max_size=40))
 TREES = st.dictionaries(FILES, BYTES, min_size=1, max_size=12)
 LIMITS = settings(
@@ -45,8 +48,8 @@ LIMITS = settings(
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, symbolic links not followed."""
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}  # fmt: skip
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
@@ -93,17 +96,18 @@ def commands(where: str, project: Path) -> list[list[str]]:
     """Every command that takes a folder, with `where` in its place."""
     run = ["run", str(project / "params/p.yaml"), "--output-dir", where]
     mine = ["publish", str(project / "reports/mine"), "--to", where]
-    return [run, [*run, "--quick", "--runs", "2"], mine, [*mine, "--replace"],
-            ["publish", where, "--to", where, "--replace"], ["bench", "--json", where],
-            ["render", where], ["site", where], ["site", where, "--remake", where],
-            ["site", where, "--draw", f"{where}/runs/7"], ["verify", where], ["show", where],
-            ["check", where], ["data", where]]  # fmt: skip
+    plain = [[name, where] for name in ("render", "site", "verify", "show", "check", "data")]
+    longer = [["--remake", where], ["--draw", f"{where}/runs/7"]]
+    others = [["publish", where, "--to", where, "--replace"], ["bench", "--json", where]]
+    others += [["site", where, *words] for words in longer]
+    return [run, [*run, "--quick", "--runs", "2"], mine, [*mine, "--replace"], *others, *plain]
 
 
 THEIRS = "project/reports/published/theirs"
-HERE = ["home/thesis", "home", "/", "project", "project/params", "project/notebooks",
-        "project/reports", "project/reports/published", THEIRS, f"{THEIRS}/new",
-        "project/reports/mine/new", "project/reports/other"]  # fmt: skip
+HERE = f"""
+    home/thesis home / project project/params project/notebooks project/reports
+    project/reports/published {THEIRS} {THEIRS}/new project/reports/mine/new project/reports/other
+""".split()
 
 
 @pytest.mark.parametrize("where", HERE)
@@ -154,9 +158,9 @@ def test_files_that_were_put_into_a_report_stay_as_they_are(place, files):
         name for name in folders.file_list(out) if not (name.endswith("/") or (out / name).exists())
     }
     write(out, dict.fromkeys(ours, b"ours"))  # what the workflow writes
-    theirs = {name: data for name, data in files.items() if not (out / name).exists()
-              and not name.startswith((".snakemake/", ".sources/"))
-              and name not in (folders.LIST, folders.LOCK)}  # fmt: skip
+    hidden = (".snakemake/", ".sources/")
+    free = [name for name in files if not ((out / name).exists() or name.startswith(hidden))]
+    theirs = {name: files[name] for name in free if name not in (folders.LIST, folders.LOCK)}
     write(out, theirs)
     for protocol in (narrow, wide, narrow):
         try:

@@ -65,9 +65,13 @@ def edit_table(change, *names):
 
 
 def cell(row, **values):
-    return edit_table(lambda table: table.assign(
-        **{name: [value if i == row else old for i, old in enumerate(table[name])]
-           for name, value in values.items()}))  # fmt: skip
+    def change(table):
+        for name, value in values.items():
+            column = [value if i == row else old for i, old in enumerate(table[name])]
+            table = table.assign(**{name: column})
+        return table
+
+    return edit_table(change)
 
 
 def edit_record(run="gru-seed1", **values):
