@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
+try:
+    import click
+except ModuleNotFoundError as error:  # an installation of the modules alone
+    raise SystemExit(
+        "rnnbench: the command needs more: pip install 'rnnbench_nb[report]'."
+    ) from error
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import IS_CHECKOUT, PROJECT, SOURCES

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,37 @@ def test_environment_yml_lists_what_pyproject_asks_for():
     }
     listed = set(re.findall(r'- "([^"]+)"', (PROJECT / "environment.yml").read_text()))
     assert listed - {"-e ."} == asked
+
+
+ALONE = """
+import sys
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refusal())
+import rnnbench_nb.tasks, rnnbench_nb.training
+import rnnbench_nb.cli
+"""
+
+
+def test_cells_tasks_and_training_need_none_of_the_packages_of_a_report():
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    asked = extras["optional-dependencies"]["report"]
+    asked = {re.match(r"[\w.-]+", line)[0].replace("-", "_") for line in asked}
+    modules = [
+        module
+        for module, names in packages_distributions().items()
+        if {name.replace("-", "_") for name in names} & asked
+    ]
+    assert {"pandas", "sklearn", "ruamel"} <= set(modules)
+    command = [sys.executable, "-c", ALONE, *modules]
+    done = subprocess.run(command, cwd=PROJECT, text=True, capture_output=True)
+    assert one_sentence(done) == (
+        "rnnbench: the command needs more: pip install 'rnnbench_nb[report]'."
+    )
 
 
 def test_a_target_installs_what_it_needs(tmp_path):

@@ -240,11 +240,12 @@ def test_in_jupyterlab_the_curve_is_alive_and_sliders_move_the_disc(lab):
         curve = page.locator(".jp-RenderedImage img").nth(1)
         curve.wait_for()
         seen = {curve.get_attribute("src")}
-        while not page.get_by_text("The A-GRU misreads ").count():
+        shown = page.locator(".jp-OutputArea-output")
+        while not shown.filter(has_text="The A-GRU misreads ").count():
             seen.add(curve.get_attribute("src"))
             page.wait_for_timeout(200)
         assert len(seen) > 3
-        page.get_by_text("correctly, and the GRU").wait_for()
+        shown.filter(has_text="correctly, and the GRU").wait_for()
         slider, picture = page.get_by_role("slider").first, page.locator(".widget-interact img")
         before = picture.get_attribute("src")
         slider.press("ArrowRight")

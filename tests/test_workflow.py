@@ -126,8 +126,13 @@ def test_killed_anywhere_all_ends_and_the_same_command_gives_the_same_results(
             stderr=subprocess.PIPE,
             text=True,
         )
-        until(lambda s=sign, b=begun: s.exists() and s.stat().st_mtime > b, 300)
-        assert command.poll() is None and processes_of(out)
+
+        def has_begun(command=command, sign=sign, begun=begun):
+            there = sign.exists() and sign.stat().st_mtime > begun
+            return there or command.poll() is not None
+
+        until(has_begun, 300)
+        assert command.poll() is None and processes_of(out), (phase, command.stderr.read())
         kill(command, out, name, victim)
         start = time.monotonic()
         _, errors = command.communicate(timeout=300)

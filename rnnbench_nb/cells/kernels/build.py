@@ -14,8 +14,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
 
@@ -70,7 +68,8 @@ def _build_by(command: list[str], source: Path) -> Path:
     """
     macros = _run([*command, "-x", "c++", "-dM", "-E", os.devnull])
     key = hashlib.sha256("\0".join([source.read_text(), *command, macros]).encode()).hexdigest()
-    folder = Path(os.environ.get("RNNBENCH_CACHE") or platformdirs.user_cache_dir("rnnbench_nb"))
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("RNNBENCH_CACHE") or f"{home}/rnnbench_nb")
     library = folder / f"{source.stem}-{key[:20]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory() as scratch:
