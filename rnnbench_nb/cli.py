@@ -4,6 +4,7 @@ import getpass
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class _Commands(click.Group):
 def _require_own_environment() -> None:
     """Refuse to run in a copied environment, whose program starts the Python of the original."""
     program = Path(sys.argv[0]).absolute()
-    beside, ours = program.parents[1] / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
+    beside, ours = program.parent.parent / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
     if beside.exists() and not (ours.exists() and beside.samefile(ours)):
         raise UserError(
             f"{program} is a copy and starts the Python of {sys.prefix}; run make env here."
@@ -142,7 +143,7 @@ def run(
         click.echo(f"Note: {report.note}.")
     if report.stand_in or max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS:
         click.echo(
-            "Next: `rnnbench run params/row_mnist.yaml` trains ten seeds, enough for a verdict."
+            "Next: a verdict needs five seeds and long training, as in params/row_mnist.yaml."
         )
     click.echo(out / "index.html")
     sys.exit(1 if problems else 0)
@@ -334,6 +335,8 @@ def test_cell(name: str) -> None:
     lookup(CELLS, "NAME", name)
     if not IS_CHECKOUT:
         raise UserError("test-cell needs the tests, which are not installed; use a checkout.")
+    if find_spec("pytest") is None:
+        raise UserError("test-cell needs pytest, which is not installed: pip install pytest.")
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "tests/test_battery.py"]
     environment = {**os.environ, "RNNBENCH_CELL": name, "PYTEST_ADDOPTS": ""}
     sys.exit(subprocess.run(command, cwd=PROJECT, env=environment).returncode)

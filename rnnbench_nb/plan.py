@@ -1,6 +1,7 @@
 """Estimate how long a protocol takes on this machine, from a few steps of each variant."""
 
 import pandas as pd
+import torch
 
 from rnnbench_nb.parameters import batches_of, epochs_of
 from rnnbench_nb.protocol import Protocol, RunParameters
@@ -20,6 +21,7 @@ def hours(protocol: Protocol) -> pd.DataFrame:
         `validation` (seconds an epoch), `epochs`, `seeds`, and `hours` for all its seeds. Early
         stopping may shorten them.
     """
+    torch.set_num_threads(1)  # as a training of a report has
     table = pd.DataFrame([_row(own) for own in protocol.parameterisations.values()])
     table["seeds"] = table["variant"].map(protocol.runs)
     seconds = table["steps"] * table["step"] + table["epochs"] * table["validation"]

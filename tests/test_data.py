@@ -189,7 +189,7 @@ def test_a_named_folder_without_the_data_is_named_and_left_alone(
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        (CONTENT[TRAIN_LABELS][:-1], "SHA-256 is"),
+        (CONTENT[TRAIN_LABELS][:-1], "its 10 bytes have the wrong SHA-256"),
         (idx([4, 0, 26]), "its 11 bytes have the wrong SHA-256"),
         (CONTENT[TRAIN_IMAGES], f"it holds {TRAIN_IMAGES} of MNIST"),
         (b"", "its 0 bytes have the wrong SHA-256"),

@@ -53,7 +53,7 @@ def test_a_report_ends_with_its_table_and_its_place_and_runs_are_trained_once(he
     assert lines[3].startswith("2 of 2 trainings have ended; agru-seed42 has accuracy ")
     assert [line.split()[0] for line in lines[-6:-3]] == ["variant", "gru", "agru"]
     assert lines[-3].startswith("Result: ") and lines[-3].endswith("one seed: no verdict.")
-    assert lines[-2].startswith("Next: `rnnbench run params/row_mnist.yaml`")
+    assert lines[-2].startswith("Next: a verdict needs five seeds")
     assert lines[-1] == str(out / "index.html")
     before = written(out)
     assert run("--models", "gru").returncode == 0  # a narrower protocol, and back

@@ -25,7 +25,7 @@ class Module(Cell):
 
     name, label = "module", "module"
     colour, dashes, marker = "#4D4D4D", (5, 2, 2, 2), "P"
-    equation = "(any torch module), whose step is $h_s = f(x_s, h_{s-1})$."
+    equation = "(a torch module with initial weights of its own): $h_s = f(x_s, h_{s-1})$."
 
     class Options(Frozen):
         module: str = "torch.nn:RNN"  # or "file.py:Class", relative to the project

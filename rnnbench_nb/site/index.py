@@ -1,5 +1,6 @@
 """The pages of a report: its executed notebooks, and an index that answers its question."""
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import takewhile
@@ -10,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from rnnbench_nb import folders, statistics
-from rnnbench_nb.files import SOURCES, write_file
+from rnnbench_nb.files import PROJECT, SOURCES, write_file
 from rnnbench_nb.results import Report, format_summary, readable, summary
 from rnnbench_nb.site.render import Page, fill, link_pages, render
 from rnnbench_nb.statistics import Verdict
@@ -74,6 +75,7 @@ def with_data(body: Markup, report: Report) -> Markup:
 def summarise(report: Report) -> dict[str, Any]:
     """Return what the index shows: question, verdicts, results, runs, machines and versions."""
     done = [run.record for run in report.runs]
+    folder, others = report.folder.resolve(), PROJECT / "reports/published/index.html"
     name, protocol = report.score.name, report.folder / "protocol.yaml"
     rows = report.results.assign(variant=report.results["variant"].map(report.labels))
     runs = rows[["variant", "seed", "status", name, "best_epoch", "epochs", "seconds"]]
@@ -83,6 +85,8 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         **protocol_comment(report.name),
         "answers": verdicts(report) if done else [],
+        "few": not report.published and few_seeds(report),
+        "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
         "results": table(format_summary(summary(rows), report.metrics)) if done else "",
         "runs": table(runs.rename(columns=readable)),
         "figure": FIGURE if done and (report.folder / FIGURE).is_file() else "",
@@ -92,6 +96,11 @@ def summarise(report: Report) -> dict[str, Any]:
         "protocol": protocol.read_text(encoding="utf-8") if protocol.is_file() else "",
         "files": [name for name in FILES if (report.folder / name).is_file()],
     }
+
+
+def few_seeds(report: Report) -> bool:
+    """Whether no variant of a report has enough seeds for a verdict."""
+    return max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS
 
 
 def table(frame: pd.DataFrame) -> Markup:
