@@ -1,7 +1,9 @@
 """The command line. Each command imports only what it needs, so that it starts quickly."""
 
 import getpass
+import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -205,21 +207,29 @@ def data(params: str) -> None:
 @main.command("list")
 def list_reports() -> None:
     """List the reports in reports/ and reports/published/, protocols, cells and tasks."""
-    from rnnbench_nb.cells import CELLS
-    from rnnbench_nb.results import MARKER, Report
-    from rnnbench_nb.tasks import TASKS
+    from rnnbench_nb.results import COMPLETED, MARKER, Report
 
     for pattern in (f"reports/*/{MARKER}", f"reports/published/*/{MARKER}"):
         for folder in sorted(path.parent for path in PROJECT.glob(pattern)):
             try:
                 report = Report(folder)
-                state = f"{len(report.runs)} of {len(report.run_folders)} runs"
-            except UserError as error:
-                state = str(error)
+                paths = [run / "run.json" for run in report.run_folders]
+                texts = [path.read_text("utf-8") for path in paths if path.exists()]
+                records = [json.loads(text) for text in texts]
+                if report.published:
+                    records = json.loads((folder / "runs.json").read_text("utf-8"))
+                done = [record["status"] for record in records].count(COMPLETED)
+                state = f"{done} of {len(paths)} runs"
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                state = str(error) if isinstance(error, UserError) else "a record is damaged"
             click.echo(f"{os.path.relpath(folder)}: {state}")
     protocols = sorted(path.stem for path in SOURCES.glob("params/*.yaml"))
-    for name, entries in {"Protocols": protocols, "Cells": CELLS, "Tasks": TASKS}.items():
-        click.echo(f"{name}: {', '.join(entries)}.")
+    click.echo(f"Protocols: {', '.join(protocols)}.")
+    for kind in ("cells", "tasks"):  # importing them would import torch
+        files = sorted(Path(__file__).parent.glob(f"{kind}/*.py"))
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        names = [re.search(r'^    name\b.*?= "(\w+)"', text, re.MULTILINE) for text in texts]
+        click.echo(f"{kind.capitalize()}: {', '.join(name[1] for name in names if name)}.")
 
 
 @main.command()
