@@ -143,7 +143,11 @@ def run(
         click.echo(f"Result: {sentence}")
     if report.note:
         click.echo(f"Note: {report.note}.")
-    if report.stand_in or max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS:
+    if report.stand_in:
+        click.echo(
+            "Next: go online, or let RNNBENCH_DATA name a folder with the data; run it again."
+        )
+    elif max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS:
         click.echo(
             "Next: a verdict needs five seeds and long training, as in params/row_mnist.yaml."
         )
