@@ -13,9 +13,7 @@ from typing import Any
 try:
     import click
 except ModuleNotFoundError as error:  # an installation of the modules alone
-    raise SystemExit(
-        "rnnbench: the command needs more: pip install 'rnnbench_nb[report]'."
-    ) from error
+    raise SystemExit("rnnbench: needs more: pip install 'rnnbench_nb[report]'.") from error
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import IS_CHECKOUT, PROJECT, SOURCES
@@ -59,9 +57,7 @@ def _require_own_environment() -> None:
     program = Path(sys.argv[0]).absolute()
     beside, ours = program.parent.parent / "pyvenv.cfg", Path(sys.prefix) / "pyvenv.cfg"
     if beside.exists() and not (ours.exists() and beside.samefile(ours)):
-        raise UserError(
-            f"{program} is a copy and starts the Python of {sys.prefix}; run make env here."
-        )
+        raise UserError(f"{program} is a copy that starts {sys.prefix}; run make env here.")
 
 
 def _name_account() -> None:
@@ -218,8 +214,7 @@ def list_reports() -> None:
             try:
                 report = Report(folder)
                 paths = [run / "run.json" for run in report.run_folders]
-                texts = [path.read_text("utf-8") for path in paths if path.exists()]
-                records = [json.loads(text) for text in texts]
+                records = [json.loads(path.read_text()) for path in paths if path.exists()]
                 if report.published:
                     records = json.loads((folder / "runs.json").read_text("utf-8"))
                 done = [record["status"] for record in records].count(COMPLETED)

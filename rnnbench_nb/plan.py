@@ -18,8 +18,7 @@ def hours(protocol: Protocol) -> pd.DataFrame:
 
     Returns:
         One row a variant: `variant`, `step` (seconds a step of the optimiser), `steps`,
-        `validation` (seconds an epoch), `epochs`, `seeds`, and `hours` for all its seeds. Early
-        stopping may shorten them.
+        `validation` (seconds an epoch), `epochs`, `seeds`, and `hours` for all its seeds.
     """
     torch.set_num_threads(1)  # as a training of a report has
     table = pd.DataFrame([_row(own) for own in protocol.parameterisations.values()])

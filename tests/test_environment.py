@@ -63,9 +63,7 @@ def test_cells_tasks_and_training_need_none_of_the_packages_of_a_report():
     assert {"pandas", "sklearn", "ruamel"} <= set(modules)
     command = [sys.executable, "-c", ALONE, *modules]
     done = subprocess.run(command, cwd=PROJECT, text=True, capture_output=True)
-    assert one_sentence(done) == (
-        "rnnbench: the command needs more: pip install 'rnnbench_nb[report]'."
-    )
+    assert one_sentence(done) == "rnnbench: needs more: pip install 'rnnbench_nb[report]'."
 
 
 def test_a_target_installs_what_it_needs(tmp_path):

@@ -187,8 +187,6 @@ class Cell(nn.Module):
         """The size of the forward Euler step along its flow, above 0."""
         return 1.0
 
-    # The same for every cell.
-
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
         """Draw the weights by the rule that all cells share."""
         draw(self, self.hidden_size, generator, initialisation)

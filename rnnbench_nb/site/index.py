@@ -75,6 +75,7 @@ def with_data(body: Markup, report: Report) -> Markup:
 def summarise(report: Report) -> dict[str, Any]:
     """Return what the index shows: question, verdicts, results, runs, machines and versions."""
     done = [run.record for run in report.runs]
+    most = max(map(len, report.seeds.values()))
     folder, others = report.folder.resolve(), PROJECT / "reports/published/index.html"
     name, protocol = report.score.name, report.folder / "protocol.yaml"
     rows = report.results.assign(variant=report.results["variant"].map(report.labels))
@@ -85,7 +86,7 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         **protocol_comment(report.name),
         "answers": verdicts(report) if done else [],
-        "few": not report.published and few_seeds(report),
+        "few": not report.published and most < statistics.LEAST_SEEDS,
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
         "results": table(format_summary(summary(rows), report.metrics)) if done else "",
         "runs": table(runs.rename(columns=readable)),
@@ -96,11 +97,6 @@ def summarise(report: Report) -> dict[str, Any]:
         "protocol": protocol.read_text(encoding="utf-8") if protocol.is_file() else "",
         "files": [name for name in FILES if (report.folder / name).is_file()],
     }
-
-
-def few_seeds(report: Report) -> bool:
-    """Whether no variant of a report has enough seeds for a verdict."""
-    return max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS
 
 
 def table(frame: pd.DataFrame) -> Markup:
