@@ -1,7 +1,6 @@
 """The command line. Each command imports only what it needs, so that it starts quickly."""
 
 import getpass
-import json
 import os
 import re
 import subprocess
@@ -143,7 +142,7 @@ def run(
         click.echo(
             "Next: go online, or let RNNBENCH_DATA name a folder with the data; run it again."
         )
-    elif max(map(len, report.seeds.values())) < statistics.LEAST_SEEDS:
+    elif not statistics.has_enough_seeds(report):
         click.echo(
             "Next: a verdict needs five seeds and long training, as in params/row_mnist.yaml."
         )
@@ -212,15 +211,10 @@ def list_reports() -> None:
     for pattern in (f"reports/*/{MARKER}", f"reports/published/*/{MARKER}"):
         for folder in sorted(path.parent for path in PROJECT.glob(pattern)):
             try:
-                report = Report(folder)
-                paths = [run / "run.json" for run in report.run_folders]
-                records = [json.loads(path.read_text()) for path in paths if path.exists()]
-                if report.published:
-                    records = json.loads((folder / "runs.json").read_text("utf-8"))
-                done = [record["status"] for record in records].count(COMPLETED)
-                state = f"{done} of {len(paths)} runs"
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                state = str(error) if isinstance(error, UserError) else "a record is damaged"
+                statuses = Report(folder).statuses()
+                state = f"{statuses.count(COMPLETED)} of {len(statuses)} runs"
+            except UserError as error:
+                state = str(error)
             click.echo(f"{os.path.relpath(folder)}: {state}")
     protocols = sorted(path.stem for path in SOURCES.glob("params/*.yaml"))
     click.echo(f"Protocols: {', '.join(protocols)}.")

@@ -139,7 +139,7 @@ def replacements(step: Step) -> dict[str, Tensor]:
     For a matrix M, the step is I + M and the flow is exp(M); "with gates" adds G. A cell without
     `jacobian_terms` has only the "whole".
     """
-    if not getattr(step.cell, "jacobian_terms", None):
+    if not hasattr(step.cell, "jacobian_terms"):
         return {"whole": jacobian(step)}
     path, gates, matrix = parts_of(step)
     matrices = []

@@ -234,7 +234,7 @@ def damping(run: RunData, model: SequenceModel) -> Tables:
         of steps without such a damping (both NaN if gamma is 0); `abnormality`, the mean
         abnormality of the balanced path.
     """
-    if not getattr(model.cell, "jacobian_terms", None):
+    if not hasattr(model.cell, "jacobian_terms"):
         return {}
     inputs, _ = run.examples(DAMPING_EXAMPLES)
     places = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)

@@ -189,6 +189,17 @@ class Report:
         names = [f"{name}-seed{seed}" for name in self.variants for seed in self.seeds[name]]
         return [self.folder / "runs" / name for name in names]
 
+    def statuses(self) -> list[str]:
+        """Read the status of every run from its record alone, which is faster than `every_run`."""
+        paths = [folder / "run.json" for folder in self.run_folders]
+        there = [self.folder / "runs.json"] if self.published else list(filter(Path.exists, paths))
+        statuses: list[str] = []
+        for path in there:
+            with reading(path):
+                content = json.loads(path.read_text(encoding="utf-8"))
+                statuses += [one["status"] for one in (content if self.published else [content])]
+        return statuses + [MISSING] * (len(paths) - len(statuses))
+
     @cached_property
     def every_run(self) -> list[Run]:
         """All runs of the protocol, in order; `record["reason"]` says why one has no results."""

@@ -282,6 +282,11 @@ def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = A
     }[row["verdict"]]
 
 
+def has_enough_seeds(report: Report) -> bool:
+    """Whether some variant of a report has enough seeds for a verdict."""
+    return max(map(len, report.seeds.values())) >= LEAST_SEEDS
+
+
 def finding(report: Report) -> str:
     """Return a sentence on the two variants with the best means, or "" if they are not compared."""
     scores = report.results[report.score.name].astype(float)

@@ -12,36 +12,16 @@ from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
 
-class AGRU(Cell):
-    """Antisymmetric GRU: forward Euler steps of size epsilon, with the reset before the product.
-
-        z  = sigma(W_z x + U_z h + b_z)        update gate
-        r  = sigma(W_r x + U_r h + b_r)        reset gate
-        c  = tanh(V x + A (r * h) + b)         candidate, A = W - W^T - gamma I
-        h' = h + epsilon (z * c)
-
-    A is computed from the current W at every call; its eigenvalues are -gamma +- i lambda.
+class AntisymmetricGRU(Cell):
+    """The parameters, options and gates that the A-GRU shares with cells of other steps.
 
     Parameters: ``weight_ih`` (3H, D), rows [W_z | W_r | V]; ``gate_weight`` (2H, H), rows
     [U_z | U_r]; ``candidate_weight`` (H, H), W; ``bias`` (3H,); and a scalar, ``log_epsilon``,
     which keeps epsilon positive, or with ``epsilon_itself`` the step size ``epsilon``.
     """
 
-    name, label = "agru", "A-GRU"
-    colour, dashes, marker = "#882255", (1, 0), "o"
     blocks = 3
     no_decay = ("log_epsilon",)  # decay would pull the step size towards 1
-    kernels = (kernel.run,)
-    equation = r"""
-(`rnnbench_nb.cells.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product,
-with the damping $\gamma$ and one learnable step size $\epsilon$:
-
-$$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
-
-$$\Delta h_s = \tanh\left(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h_{s-1}) + b_h\right)$$
-
-$$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
-"""
 
     class Options(Frozen):
         gamma: Finite = 0.01  # damping
@@ -81,29 +61,60 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
     def step_size(self) -> Tensor:
         return self.epsilon if self.options.epsilon_itself else self.log_epsilon.exp()
 
-    def recurrent_matrix(self) -> Tensor:
+    def matrix(self) -> Tensor:
+        """Compute A (H, H) from the current W."""
         w = self.candidate_weight
         matrices = {"free": w, "doubled": 2 * w, "released": 2 * w}
         return damp(matrices.get(self.options.recurrence, w - w.T), self.options.gamma)
 
     def prepare(self) -> tuple[Tensor, ...]:
-        return self.gate_weight, AGRU.recurrent_matrix(self), self.step_size()
+        return self.gate_weight, self.matrix(), self.step_size()
 
     @staticmethod
-    def step(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:
-        z, _, c = AGRU._gates(u, h, gate_weight, a)
-        return h + epsilon * (z * c)
-
-    @staticmethod
-    def _gates(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
+    def gates(u: Tensor, h: Tensor, gate_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute z, r and the candidate's input V x + b, each (B, H)."""
+        gate_input, candidate_input = u.split([len(gate_weight), len(gate_weight) // 2], dim=-1)
         z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
-        return z, r, torch.tanh(candidate_input + F.linear(r * h, a))
+        return z, r, candidate_input
 
     def redundant_parameters(self) -> int:
         """Count the entries of W that W - W^T leaves out; the controls have none."""
         n = self.hidden_size
         return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
+
+
+class AGRU(AntisymmetricGRU):
+    """Antisymmetric GRU: forward Euler steps of size epsilon, with the reset before the product.
+
+        z  = sigma(W_z x + U_z h + b_z)        update gate
+        r  = sigma(W_r x + U_r h + b_r)        reset gate
+        c  = tanh(V x + A (r * h) + b)         candidate, A = W - W^T - gamma I
+        h' = h + epsilon (z * c)
+
+    A is computed from the current W at every call; its eigenvalues are -gamma +- i lambda.
+    """
+
+    name, label = "agru", "A-GRU"
+    colour, dashes, marker = "#882255", (1, 0), "o"
+    kernels = (kernel.run,)
+    equation = r"""
+(`rnnbench_nb.cells.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product,
+with the damping $\gamma$ and one learnable step size $\epsilon$:
+
+$$z_s, r_s = \sigma(W_{z,r}\, x_s + U_{z,r}\, h_{s-1} + b_{z,r})$$
+
+$$\Delta h_s = \tanh\left(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h_{s-1}) + b_h\right)$$
+
+$$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
+"""
+
+    def recurrent_matrix(self) -> Tensor:
+        return self.matrix()
+
+    @staticmethod
+    def step(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:
+        z, r, candidate_input = AGRU.gates(u, h, gate_weight)
+        return h + epsilon * (z * torch.tanh(candidate_input + F.linear(r * h, a)))
 
     def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
         """Split the step Jacobian J = I + epsilon K + epsilon G into its terms, each (B, H, H).
@@ -114,7 +125,8 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
         epsilon K and epsilon G.
         """
         gate_weight, a, epsilon = prepared
-        z, r, c = self._gates(u, h, gate_weight, a)
+        z, r, candidate_input = self.gates(u, h, gate_weight)
+        c = torch.tanh(candidate_input + F.linear(r * h, a))
         u_z, u_r = gate_weight.chunk(2)
         d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
         reset_term = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r

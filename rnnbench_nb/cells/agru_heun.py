@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.agru import AGRU
+from rnnbench_nb.cells.agru import AntisymmetricGRU
 
 
-class AGRUHeun(AGRU):
+class AGRUHeun(AntisymmetricGRU):
     """The A-GRU with steps of Heun's method, during which the gates z and r stay fixed.
 
         k1 = z * tanh(V x + A (r * h) + b)
@@ -22,7 +22,6 @@ class AGRUHeun(AGRU):
 
     name, label = "agru_heun", "A-GRU-Heun"
     colour, dashes, marker = "#117733", (9, 2), "h"
-    kernels = ()  # type: ignore[assignment]
     equation = r"""
 (`rnnbench_nb.cells.AGRUHeun`), the A-GRU with steps of Heun's method along the flow
 $f(h) = z_s \odot \tanh(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h) + b_h)$, whose gates stay
@@ -31,22 +30,15 @@ fixed during the step:
 $$h_s = h_{s-1} + \frac{\epsilon}{2} \left(f(h_{s-1}) + f(h_{s-1} + \epsilon f(h_{s-1}))\right)$$
 """
 
-    class Options(AGRU.Options):
+    class Options(AntisymmetricGRU.Options):
         # Other steps along the same flow: the classical Runge-Kutta method ("rk4"), and two Euler
         # steps of half the size ("half_steps"), which cost as much as one step of Heun's.
         method: Literal["heun", "rk4", "half_steps"] = "heun"
 
     options: Options
-    jacobian_terms = None  # type: ignore[assignment]  # those of AGRU hold for Euler's step only
 
-    def recurrent_matrix(self) -> None:  # type: ignore[override]
-        """None, because statements about a matrix and its step hold for Euler's step only."""
-
-    def step(  # type: ignore[override]
-        self, u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor
-    ) -> Tensor:
-        gate_input, candidate_input = u.split([2 * len(a), len(a)], dim=-1)
-        z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
+    def step(self, u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:
+        z, r, candidate_input = self.gates(u, h, gate_weight)
 
         def flow(state: Tensor) -> Tensor:
             return z * torch.tanh(candidate_input + F.linear(r * state, a))

@@ -75,7 +75,6 @@ def with_data(body: Markup, report: Report) -> Markup:
 def summarise(report: Report) -> dict[str, Any]:
     """Return what the index shows: question, verdicts, results, runs, machines and versions."""
     done = [run.record for run in report.runs]
-    most = max(map(len, report.seeds.values()))
     folder, others = report.folder.resolve(), PROJECT / "reports/published/index.html"
     name, protocol = report.score.name, report.folder / "protocol.yaml"
     rows = report.results.assign(variant=report.results["variant"].map(report.labels))
@@ -86,7 +85,7 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         **protocol_comment(report.name),
         "answers": verdicts(report) if done else [],
-        "few": not report.published and most < statistics.LEAST_SEEDS,
+        "few": not (report.published or statistics.has_enough_seeds(report)),
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
         "results": table(format_summary(summary(rows), report.metrics)) if done else "",
         "runs": table(runs.rename(columns=readable)),
