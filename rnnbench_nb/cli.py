@@ -139,13 +139,9 @@ def run(
     if report.note:
         click.echo(f"Note: {report.note}.")
     if report.stand_in:
-        click.echo(
-            "Next: go online, or let RNNBENCH_DATA name a folder with the data; run it again."
-        )
+        click.echo("Next: go online, or set RNNBENCH_DATA to a folder with the data; run again.")
     elif not statistics.has_enough_seeds(report):
-        click.echo(
-            "Next: a verdict needs five seeds and long training, as in params/row_mnist.yaml."
-        )
+        click.echo("Next: a verdict needs five seeds and long runs, as in params/row_mnist.yaml.")
     click.echo(out / "index.html")
     sys.exit(1 if problems else 0)
 
