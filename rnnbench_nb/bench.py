@@ -20,8 +20,8 @@ from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_json
 from rnnbench_nb.model import build_model
-from rnnbench_nb.protocol import NO_GPU, run_parameters
-from rnnbench_nb.runs import processor
+from rnnbench_nb.protocol import run_parameters
+from rnnbench_nb.runs import NO_GPU, processor
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.training import arithmetic
 

@@ -25,7 +25,7 @@ class _Path(click.Path):
         return Path(os.path.expanduser(os.fsdecode(super().convert(*arguments))))
 
 
-FOLDER = _Path()
+PATH = _Path()
 
 
 class _Commands(click.Group):
@@ -222,7 +222,7 @@ def list_reports() -> None:
 
 
 @main.command()
-@click.argument("run_folder", type=FOLDER)
+@click.argument("run_folder", type=PATH)
 def show(run_folder: Path) -> None:
     """Print the status, the test scores and the record of the run in RUN_FOLDER."""
     from rnnbench_nb.results import COMPLETED, load_run, readable
@@ -240,7 +240,7 @@ def show(run_folder: Path) -> None:
 
 
 @main.command()
-@click.argument("report", type=FOLDER)
+@click.argument("report", type=PATH)
 def render(report: Path) -> None:
     """Write the tables, figures and pages of REPORT from its runs and executed notebooks."""
     from rnnbench_nb import figures, folders
@@ -254,11 +254,11 @@ def render(report: Path) -> None:
         figures.save(figures.training_curves(content.history, content), folder / "training_curves")
         figures.save(figures.error_curves(content.history, content), folder / "error_curves")
         figures.save(figures.test_errors(content.results, content), folder / "test_comparison")
-    click.echo(str(index.build(content.folder)))
+    click.echo(str(index.build(content)))
 
 
 @main.command("publish")
-@click.argument("report", type=FOLDER)
+@click.argument("report", type=PATH)
 @click.option("--to", help="Folder of the copy [reports/published/<name of REPORT>].")
 @click.option("--replace", is_flag=True, help="Publish even if published runs are lost or changed.")
 def publish_report(report: Path, to: str | None, replace: bool) -> None:
@@ -273,11 +273,11 @@ def publish_report(report: Path, to: str | None, replace: bool) -> None:
 
 
 @main.command("site")
-@click.argument("folder", type=FOLDER, default=PROJECT / "reports/published")
-@click.option("--draw", type=FOLDER, multiple=True, metavar="RUN", help="Run for the drawing page.")
-@click.option("--remake", type=FOLDER, multiple=True, metavar="REPORT", help="Report to remake.")
+@click.argument("folder", type=PATH, default=PROJECT / "reports/published")
+@click.option("--draw", type=PATH, multiple=True, metavar="RUN", help="Run for the drawing page.")
+@click.option("--remake", type=PATH, multiple=True, metavar="REPORT", help="Report to remake.")
 def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -> None:
-    """Write the front page over the published reports in FOLDER, from its front.html.j2.
+    """Write the front page over the published reports in PATH, from its front.html.j2.
 
     --remake REPORT first makes the pages of a report again, with today's notebooks. --draw RUN adds
     the model of a run, which needs its weights, to the page on which visitors draw a digit.
@@ -293,7 +293,7 @@ def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -
 
 
 @main.command()
-@click.argument("reports", type=FOLDER, nargs=-1)
+@click.argument("reports", type=PATH, nargs=-1)
 @click.option("--retrain", type=click.IntRange(1), help="Train so many epochs again and compare.")
 def verify(reports: tuple[Path, ...], retrain: int | None) -> None:
     """Check the tables of REPORTS, or of all published ones, against records and predictions."""
@@ -342,7 +342,7 @@ def test_cell(name: str) -> None:
 
 
 @main.command()
-@click.option("--json", "path", type=FOLDER, help="Write the measurements to this new file.")
+@click.option("--json", "path", type=PATH, help="Write the measurements to this new file.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def bench(path: Path | None, device: str) -> None:
     """Time training steps and inference of the models in turn, in one process."""

@@ -21,7 +21,7 @@ from rnnbench_nb.files import IS_CHECKOUT, SOURCES, strip_outputs, write_file
 from rnnbench_nb.parameters import read_yaml, to_yaml
 from rnnbench_nb.protocol import Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import FAILED, Report
-from rnnbench_nb.runs import marker
+from rnnbench_nb.runs import new_marker
 from rnnbench_nb.tasks import DEFAULT, TASKS
 from rnnbench_nb.tasks.data import data_folder
 
@@ -191,7 +191,7 @@ def prepare(out: Path, protocol: Protocol, name: str) -> None:
     """
     files = parameter_files(out, protocol) | {"protocol.yaml": to_yaml(protocol.dump())}
     names = output_names(out, protocol)
-    folders.mark(out, marker(name, protocol), names)
+    folders.mark(out, new_marker(name, protocol), names)
     ours = folders.file_list(out)
     failed = [out / name for name in ours if name.endswith(".failed")]
     failed += [out / name / "02_train.ipynb.failed" for name in ours if name.startswith("runs/")]

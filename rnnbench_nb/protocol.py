@@ -35,7 +35,6 @@ from rnnbench_nb.tasks import DEFAULT, TASKS
 QUICK_EPOCHS = 5
 SEEDS = 2**32  # every seed is below it
 LEGACY = {"start": "common", "biases": True}  # options of old records; now always so
-NO_GPU = "device: cuda needs a GPU, and there is none here; use auto or cpu."
 
 
 class RunParameters(Frozen):

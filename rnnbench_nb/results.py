@@ -93,7 +93,8 @@ class Run:
                 rows = pd.read_parquet(path)
             if "seed" in rows:
                 mine = (rows["variant"] == self.key[0]) & (rows["seed"] == self.key[1])
-                tables[path.stem] = rows[mine].reset_index(drop=True)
+                if mine.any():
+                    tables[path.stem] = rows[mine].reset_index(drop=True)
         return tables
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from rnnbench_nb.measures import RunData, measure
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.model import SequenceModel, build_model, count
 from rnnbench_nb.probe import agrees, probe
-from rnnbench_nb.protocol import LEGACY, NO_GPU, Protocol, RunParameters, run_parameters
+from rnnbench_nb.protocol import Protocol, RunParameters, run_parameters
 from rnnbench_nb.results import COMPLETED, FAILED, Report, Run, load_run
 from rnnbench_nb.seeds import generator
 from rnnbench_nb.tasks import TASKS, Task
@@ -37,10 +37,11 @@ from rnnbench_nb.training import CHECKPOINT, arithmetic, evaluate, fit, read_che
 
 Say = Callable[[str], None]
 Record = dict[str, Any]
+NO_GPU = "device: cuda needs a GPU, and there is none here; use auto or cpu."
 PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scikit-learn", "snakemake", "papermill")
 
 
-def marker(name: str, protocol: Protocol) -> dict[str, Any]:
+def new_marker(name: str, protocol: Protocol) -> dict[str, Any]:
     """Return the content of report.json, with all that a reader needs about cells and tasks."""
     own = protocol.parameterisations
     cells = {variant: CELLS[parameters.model] for variant, parameters in own.items()}
@@ -134,14 +135,9 @@ def data_record(task: Task, data: Split) -> dict[str, Any]:
     return {**task.describe(), **sizes, **shape, "hash": digest.hexdigest()[:16]}
 
 
-def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two sets of flat parameters are equal, apart from the variant's name."""
-    return {**LEGACY, **a, "variant": None} == {**LEGACY, **b, "variant": None}
-
-
-def find_finished_run(record: Mapping[str, Any]) -> Run | None:
-    """Find a completed run of the project with the parameters, data and probe of a record."""
-    reports, precision = PROJECT / "reports", record["parameters"]["precision"]
+def find_finished_run(parameters: RunParameters, record: Record) -> Run | None:
+    """Find a completed run of the project with these parameters, and a record's data and probe."""
+    reports = PROJECT / "reports"
     published = sorted(reports.glob("published/*/runs.json"))
     for path in [*sorted(reports.glob("*/runs/*/run.json")), *published]:
         with suppress(UserError), results.reading(path):  # skip a damaged run
@@ -149,9 +145,9 @@ def find_finished_run(record: Mapping[str, Any]) -> Run | None:
             for other in content if path in published else [content]:
                 if (
                     other["status"] == COMPLETED
-                    and _same(other["parameters"], record["parameters"])
                     and other["data"]["hash"] == record["data"]["hash"]
-                    and agrees(other["probe"], record["probe"], precision)
+                    and run_parameters(other["parameters"], str(path)).same_as(parameters)
+                    and agrees(other["probe"], record["probe"], parameters.precision)
                 ):
                     name = f"runs/{other['variant']}-seed{other['seed']}"
                     run = load_run(path.parent / name if path in published else path.parent)
@@ -200,7 +196,7 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
     if run and run.record["status"] != COMPLETED:  # train a failed run again
         run = None
     old = run.record["parameters"] if run else checkpoint and checkpoint["stamp"]["parameters"]
-    if old and not _same(old, parameters.flat()):
+    if old and not run_parameters(old, str(folder)).same_as(parameters):
         raise UserError(f"{folder} has a run with other parameters; name another output folder.")
     if run:
         report(f"{parameters.run} is finished already, so it is not trained again.")
@@ -227,7 +223,7 @@ def _train(
     record["parameter_count"], record["free_parameter_count"] = count(model)
     record |= {"metrics": task.metrics, "device": str(device), "threads": torch.get_num_threads()}
     record |= {"data": data_record(task, data), "probe": probe(parameters, task, data)}
-    if run := find_finished_run(record):
+    if run := find_finished_run(parameters, record):
         report(f"{parameters.run} is copied from {run.folder}, where it is finished.")
         return copy_run(run, parameters, folder)
     stamp = {name: record[name] for name in ("parameters", "probe")}

@@ -82,8 +82,8 @@ def test_what_is_printed_to_a_full_disk_ends_with_a_sentence(arguments):
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folders.output_folder("~/mine") == tmp_path / "mine"
-    assert cli.FOLDER.convert("~/times.json", None, None) == tmp_path / "times.json"
-    assert "no-such" in str(cli.FOLDER.convert("~no-such/x", None, None))
+    assert cli.PATH.convert("~/times.json", None, None) == tmp_path / "times.json"
+    assert "no-such" in str(cli.PATH.convert("~no-such/x", None, None))
 
 
 def test_verify_prints_each_problem_and_fails(tmp_path):

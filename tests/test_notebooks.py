@@ -22,7 +22,7 @@ from rnnbench_nb.files import PROJECT
 from rnnbench_nb.notebook import claim, measured_table, open_report
 from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, load_run, write_json
-from rnnbench_nb.runs import marker, train_run
+from rnnbench_nb.runs import new_marker, train_run
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 PUBLISHED = PROJECT / "reports/published"
@@ -105,7 +105,7 @@ def test_eigenvalues_of_a_small_report(report):
 def test_eigenvalues_of_a_cell_that_does_not_tell_the_parts_of_its_step(tmp_path):
     values = {"models": ["antisymmetric_rnn"], "dataset": "digits", "epochs": 1, "runs": 1}
     protocol = load_protocol("quick", {**values, "hidden_size": 6, "offline_fallback": None})
-    write_json(tmp_path / "report.json", marker("x", protocol))
+    write_json(tmp_path / "report.json", new_marker("x", protocol))
     (parameters,) = protocol.at(protocol.seeds[0])
     assert not hasattr(CELLS[parameters.model], "jacobian_terms")
     train_run(parameters, tmp_path / f"runs/{parameters.run}", lambda line: None)
@@ -240,7 +240,7 @@ def test_in_jupyterlab_the_curve_is_alive_and_sliders_move_the_disc(lab):
         curve = page.locator(".jp-RenderedImage img").nth(1)
         curve.wait_for()
         seen = {curve.get_attribute("src")}
-        shown = page.locator(".jp-OutputArea-output")
+        shown = page.locator(".jp-OutputArea-output")  # not the source of a cell
         while not shown.filter(has_text="The A-GRU misreads ").count():
             seen.add(curve.get_attribute("src"))
             page.wait_for_timeout(200)

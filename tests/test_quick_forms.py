@@ -8,7 +8,7 @@ from in_process import execute
 from rnnbench_nb import launch
 from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report, write_json
-from rnnbench_nb.runs import marker, train_run
+from rnnbench_nb.runs import new_marker, train_run
 
 FORMS = ["pixel_mnist", "permuted_mnist", "noise_padded", "fashion_mnist", "adding", "copying"]
 ODD = re.compile(r"\b(nan|inf|None)\b|  in :|\bin \.| \(\)|Out\[")
@@ -19,7 +19,7 @@ ODD = re.compile(r"\b(nan|inf|None)\b|  in :|\bin \.| \(\)|Out\[")
 def test_the_quick_form_of_a_protocol_has_all_its_pages(name, size, tmp_path):
     values = {"runs": 1} | ({"hidden_size": size} if size else {})
     protocol = load_protocol(name, values).quick().resolve()
-    write_json(tmp_path / "report.json", marker(name, protocol))
+    write_json(tmp_path / "report.json", new_marker(name, protocol))
     for parameters in protocol.at(protocol.seeds[0]):
         train_run(parameters, tmp_path / "runs" / parameters.run, report=lambda line: None)
     report = Report(tmp_path)

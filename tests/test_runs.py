@@ -15,7 +15,7 @@ from rnnbench_nb import results, runs, training
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import Report, load_run
-from rnnbench_nb.runs import load_model, marker, stale_runs, task_of, train_run
+from rnnbench_nb.runs import load_model, new_marker, stale_runs, task_of, train_run
 from rnnbench_nb.training import evaluate
 
 
@@ -91,7 +91,7 @@ def as_published(run, project):
     protocol = SimpleNamespace(
         parameterisations={"gru": change()}, seeds_of=lambda name: [42], note="", stand_in=False
     )
-    results.write_json(project / "first/report.json", marker("first", protocol))
+    results.write_json(project / "first/report.json", new_marker("first", protocol))
     results.write_published(Report(project / "first"), project / "published/first")
     shutil.rmtree(project / "first")
 

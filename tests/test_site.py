@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from small_reports import figure, ran, save_notebook, write_small
 
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.results import Report
 from rnnbench_nb.site import index, render
 
 NASTY = """<b>&"'</b>"""
@@ -43,12 +44,12 @@ def addresses(text: str) -> list[str]:
 def page(report: Path, *cells: dict) -> str:
     """The page of a notebook with these cells."""
     save_notebook(report / "notebooks/05_extra.ipynb", *cells)
-    index.build(report)
+    index.build(Report(report))
     return (report / "pages/05_extra.html").read_text()
 
 
 def test_every_link_resolves_nothing_is_fetched_and_no_script_is_needed(report):
-    assert index.build(report) == report / "index.html"
+    assert index.build(Report(report)) == report / "index.html"
     pages = [report / "index.html", *(report / "pages").glob("*.html")]
     assert len(pages) == 5  # the index, two notebooks, two training runs
     for path in pages:
@@ -66,7 +67,8 @@ def test_a_link_to_a_notebook_leads_to_its_page_or_else_to_the_index(report):
 
 
 def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
-    text = index.build(write_small(tmp_path / "five", {"lstm": FIVE, "gru": WORSE})).read_text()
+    five = Report(write_small(tmp_path / "five", {"lstm": FIVE, "gru": WORSE}))
+    text = index.build(five).read_text()
     answer = text.partition('class="answer"')[2].partition("</section>")[0]
     assert "LSTM is better than GRU by 4.80 points" in answer
     assert text.index('class="answer"') < text.index("96.80 ± 0.84") < text.index("<h2>How it was")
@@ -76,9 +78,9 @@ def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
 
 
 def test_data_that_stand_in_are_named_on_every_page_and_give_no_verdict(report):
-    assert "stands in" not in index.build(report).read_text()
+    assert "stands in" not in index.build(Report(report)).read_text()
     write_small(report, {"lstm": FIVE, "gru": WORSE}, f"mnist_5k stands in {NASTY}")
-    text = index.build(report).read_text()
+    text = index.build(Report(report)).read_text()
     assert "stand-in data: no verdict" in text and "is better" not in text
     for path in [report / "index.html", *(report / "pages").glob("*.html")]:
         soup = BeautifulSoup(path.read_text(), "html.parser")
@@ -88,7 +90,7 @@ def test_data_that_stand_in_are_named_on_every_page_and_give_no_verdict(report):
 
 
 def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):
-    text = index.build(report).read_text()
+    text = index.build(Report(report)).read_text()
     assert "2 of 4 runs are finished" in text
     assert "gru-seed42 failed: loss is nan &lt;b&gt;&amp;&#34;&#39;&lt;/b&gt;" in text
     assert "gru-seed43 is missing: " in text and "logs/gru-seed43.txt" in text
@@ -96,7 +98,7 @@ def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):
 
 
 def test_a_report_without_a_finished_run_has_an_index_that_says_so(tmp_path):
-    text = index.build(write_small(tmp_path / "none", {"lstm": [None]})).read_text()
+    text = index.build(Report(write_small(tmp_path / "none", {"lstm": [None]}))).read_text()
     assert "No run finished, so there are no results." in text
 
 
@@ -123,7 +125,7 @@ def test_a_notebook_whose_kernel_died_or_that_left_nothing_is_marked(report):
     (report / "notebooks/05_extra.ipynb.failed").touch()
     assert "stopped with an error" in page(report, ran("1"), new_code_cell("2"))
     (report / "runs/gru-seed42/02_train.ipynb").touch()
-    index.build(report)
+    index.build(Report(report))
     text = (report / "pages/02_train-gru-seed42.html").read_text()
     assert "stopped with an error" in text and "<code>logs/gru-seed42.txt</code>" in text
 
@@ -132,13 +134,13 @@ def test_a_page_that_has_no_notebook_any_more_goes_and_files_of_the_user_stay(re
     page(report, ran("1"))
     (report / "pages/mine.html").write_text("mine")
     (report / "notebooks/05_extra.ipynb").unlink()
-    index.build(report)
+    index.build(Report(report))
     assert not (report / "pages/05_extra.html").exists()
     assert (report / "pages/mine.html").read_text() == "mine"
 
 
 def test_figures_have_alternative_texts_and_wide_ones_scroll(report):
-    index.build(report)
+    index.build(Report(report))
     text = (report / "pages/03_compare.html").read_text()
     images = BeautifulSoup(text, "html.parser").find_all("img")
     assert [image["alt"] for image in images] == ["Loss falls", '"><script>', "figure"]

@@ -17,9 +17,8 @@ from rnnbench_nb.files import write_file
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import COMPLETED, Run
-from rnnbench_nb.runs import load_model
+from rnnbench_nb.runs import load_model, task_of
 from rnnbench_nb.site.render import fill
-from rnnbench_nb.tasks import TASKS
 
 PAGE, SCRIPT, BEGINNING = "draw.html", "models.js", "const MODELS = "
 READERS = ("lstm", "gru", "agru")  # the cells whose step draw.js has
@@ -44,7 +43,7 @@ def describe(run: Run, model: SequenceModel) -> dict[str, Any]:
         "colour": cell.colour,
         "run": run.folder.name,
         "accuracy": run.record["test"]["accuracy"],
-        "state": cell.states * cell.hidden_size,
+        "state": cell.state_size,
         "shapes": [list(tensor.shape) for tensor in tensors],
         "weights": base64.b64encode(flat.tobytes()).decode(),
     }
@@ -96,7 +95,7 @@ def write(folder: Path, runs: list[Run]) -> Path:
 def _test_examples(run: Run) -> tuple[Tensor, Tensor]:
     """Load the test examples of a run: images (N, T, D) and their classes (N,)."""
     parameters = run_parameters(run.record["parameters"], str(run.folder))
-    task = TASKS[parameters.task](parameters.task_options)
+    task = task_of(parameters)
     test = task.load(parameters.seed).test
     return task.inputs(test.inputs), test.targets
 

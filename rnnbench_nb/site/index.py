@@ -23,7 +23,7 @@ FILES = ("results_summary.md", "results.csv", "history.csv", "history.parquet", 
 WHERE = ("device", "machine", "processor", "versions", "commit")
 
 
-def build(report: Path | str) -> Path:
+def build(report: Report) -> Path:
     """Write `pages/*.html` and `index.html` of a report that `rnnbench run` made.
 
     The notebooks are those in `notebooks/` and `runs/<run>/02_train.ipynb`. A notebook that failed
@@ -32,10 +32,9 @@ def build(report: Path | str) -> Path:
     Raises:
         UserError: A formula cannot be converted.
     """
-    content = Report(report)
-    notebooks = sorted(content.folder.glob("notebooks/*.ipynb"))
-    notebooks += [run / "02_train.ipynb" for run in content.run_folders]
-    return write(content, [render(path) for path in notebooks if path.is_file()])
+    notebooks = sorted(report.folder.glob("notebooks/*.ipynb"))
+    notebooks += [run / "02_train.ipynb" for run in report.run_folders]
+    return write(report, [render(path) for path in notebooks if path.is_file()])
 
 
 def write(report: Report, pages: Sequence[Page]) -> Path:
