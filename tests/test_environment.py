@@ -52,8 +52,8 @@ import rnnbench_nb.cli
 
 
 def test_cells_tasks_and_training_need_none_of_the_packages_of_a_report():
-    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    asked = extras["optional-dependencies"]["report"]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    asked = project["optional-dependencies"]["report"]
     asked = {re.match(r"[\w.-]+", line)[0].replace("-", "_") for line in asked}
     modules = [
         module

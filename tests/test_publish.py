@@ -44,8 +44,7 @@ def test_the_light_part_is_copied_and_says_the_same(made, tmp_path):
     names = "report.json files.json protocol.yaml runs.json results.csv results_summary.md "
     names += "history.parquet predictions.safetensors.xz speed.json measures/along.parquet "
     names += "pages/03_compare.html index.html figures/test_comparison.svg"
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
-    assert there == {*names.split()}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {*names.split()}
     assert Report(folder).records == Report(made).records and folders.changed_files(folder) == []
     (folder / "pages/03_compare.html").write_text("edited")
     assert folders.changed_files(folder) == ["pages/03_compare.html"]

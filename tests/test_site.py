@@ -67,8 +67,7 @@ def test_a_link_to_a_notebook_leads_to_its_page_or_else_to_the_index(report):
 
 
 def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
-    five = Report(write_small(tmp_path / "five", {"lstm": FIVE, "gru": WORSE}))
-    text = index.build(five).read_text()
+    text = index.build(Report(write_small(tmp_path, {"lstm": FIVE, "gru": WORSE}))).read_text()
     answer = text.partition('class="answer"')[2].partition("</section>")[0]
     assert "LSTM is better than GRU by 4.80 points" in answer
     assert text.index('class="answer"') < text.index("96.80 ± 0.84") < text.index("<h2>How it was")
