@@ -19,8 +19,8 @@ def test_commands_that_compute_nothing_import_no_torch():
         ["--help"],
         ["--version"],
         ["list"],
-        ["show", str(PUBLISHED / "reset/runs/gru-seed42")],
-        ["verify", str(PUBLISHED / "permuted_mnist")],
+        ["show", str(PUBLISHED / "agru_authors/runs/gru-seed42")],
+        ["verify", str(PUBLISHED / "agru_authors")],
         ["run", "--output-dir", "/"],
         ["show", "nothing"],
     ]
@@ -42,20 +42,20 @@ print(json.dumps([codes, sorted(heavy & set(sys.modules))]))
 def test_list_names_reports_cells_and_tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "PROJECT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(PUBLISHED / "reset", tmp_path / "reports/published/reset")
+    shutil.copytree(PUBLISHED / "agru_authors", tmp_path / "reports/published/agru_authors")
     for name in ("begun", "damaged"):
         (tmp_path / "reports" / name).mkdir()
-    shutil.copy(PUBLISHED / "reset/report.json", tmp_path / "reports/begun")
+    shutil.copy(PUBLISHED / "agru_authors/report.json", tmp_path / "reports/begun")
     (tmp_path / "reports/damaged/report.json").write_text("{")
     begun, damaged, published, protocols, cells, tasks = rnnbench_here("list").stdout.splitlines()
-    assert begun == "reports/begun: 0 of 10 runs"
+    assert begun == "reports/begun: 0 of 15 runs"
     assert "report.json is missing or damaged" in damaged
-    assert published == "reports/published/reset: 10 of 10 runs"
+    assert published == "reports/published/agru_authors: 15 of 15 runs"
     assert "row_mnist, " in protocols and "agru, " in cells and "adding_problem, " in tasks
 
 
 def test_show_prints_the_score_and_the_parameters_of_a_run(tmp_path):
-    text = rnnbench_here("show", PUBLISHED / "reset/runs/gru-seed42").stdout
+    text = rnnbench_here("show", PUBLISHED / "agru_authors/runs/gru-seed42").stdout
     assert text.startswith("gru, seed 42, is completed.\ntest accuracy: 98.") and "epochs: " in text
     record = {"format": 2, "status": "failed", "reason": "the loss is nan", "variant": "gru"}
     (tmp_path / "run.json").write_text(json.dumps({**record, "model": "gru", "seed": 3}))
@@ -70,7 +70,9 @@ def test_check_prints_the_parameters_or_names_the_file():
     assert "nowhere.yaml" in one_sentence(rnnbench_here("check", "nowhere.yaml"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["show", PUBLISHED / "reset/runs/gru-seed42"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["show", PUBLISHED / "agru_authors/runs/gru-seed42"]]
+)
 def test_what_is_printed_to_a_full_disk_ends_with_a_sentence(arguments):
     with open("/dev/full", "w") as full:
         command = [RNNBENCH, *arguments]
@@ -87,11 +89,11 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_asked_for(tmp_path, monke
 
 
 def test_verify_prints_each_problem_and_fails(tmp_path):
-    shutil.copytree(PUBLISHED / "reset", tmp_path / "reset")
-    path = tmp_path / "reset/results.csv"
+    shutil.copytree(PUBLISHED / "agru_authors", tmp_path / "agru_authors")
+    path = tmp_path / "agru_authors/results.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], *lines[2:]]))
-    result = rnnbench_here("verify", tmp_path / "reset")
+    result = rnnbench_here("verify", tmp_path / "agru_authors")
     assert "gru" in result.stdout and "checks that failed" in one_sentence(result)
 
 

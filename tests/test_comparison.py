@@ -130,7 +130,7 @@ def test_the_comparison_of_two_seeds_shows_means_and_no_verdict(tmp_path):
         pytest.param(
             "row_mnist", ["equivalent within 0.2", "not those of the authors"], marks=SLOW
         ),
-        pytest.param("adding", ["LSTM-200 minus GRU-200 is"], marks=SLOW),
+        pytest.param("pixel_mnist", ["LSTM minus GRU is"], marks=SLOW),
         pytest.param("row_cells", ["LEM is better than A-GRU by 0.27"], marks=SLOW),
     ],
 )

@@ -105,6 +105,17 @@ def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
     assert not (small / "index.html").exists()
 
 
+def test_a_withdrawn_report_is_listed_and_its_old_address_leads_there(small):
+    (small / "front.html.j2").write_text("Reports")
+    reason = "{commit: '1234567', reason: One <seed>.}"
+    (small / "withdrawn.yaml").write_text(f"old: {reason}\nrows: {reason}\n")
+    front.build(small)
+    assert '<tr id="old">' in (text := (small / "withdrawn.html").read_text())
+    assert "One &lt;seed&gt;." in text and "1234567" in text
+    assert "url=../withdrawn.html#old" in (small / "old/index.html").read_text()
+    assert not (small / "rows/index.html").exists()  # that report is published
+
+
 def test_labels_of_lines_do_not_overlap():
     lines = [Line(name, "#000", [(0, 0), (1, y)]) for name, y in (("a", 99), ("b", 100), ("c", 0))]
     places = front.places(lines, 100, 0, 200)

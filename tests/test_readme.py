@@ -42,7 +42,6 @@ def kind(variant):
 @pytest.mark.parametrize(
     ("searched", "taken"),
     [
-        (["tuning"], "tuned"),
         (["tuned_matched_search"], "tuned_matched"),
         (["noise_controls_search", "noise_search"], "noise_tuned"),
         (["noise_controls_search"], "noise_controls"),

@@ -177,7 +177,7 @@ def test_the_history_of_a_report_and_the_files_of_a_run_are_as_they_were_written
 
 
 def test_every_file_of_a_published_report_is_as_it_was_published(tmp_path):
-    shutil.copytree(PROJECT / "reports/published/reset", folder := tmp_path / "reset")
+    shutil.copytree(PROJECT / "reports/published/agru_authors", folder := tmp_path / "agru_authors")
     assert problems(folder) == []
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != folders.LIST]
     measures = [path for path in files if path.parent.name == "measures"]
@@ -199,8 +199,10 @@ def test_what_is_damaged_stops_the_check_of_no_other_report(folder, monkeypatch)
     edit_record(**{"test": None})(folder)
     assert "runs is missing or damaged" in rnnbench_here("verify", folder).stdout
     monkeypatch.setattr(cli, "PROJECT", folder)  # without a name: all published reports
-    shutil.copytree(PROJECT / "reports/published/reset", folder / "reports/published/reset")
-    assert "reset agrees with the predictions of 10 runs" in rnnbench_here("verify").stdout
+    shutil.copytree(
+        PROJECT / "reports/published/agru_authors", folder / "reports/published/agru_authors"
+    )
+    assert "agru_authors agrees with the predictions of 15 runs" in rnnbench_here("verify").stdout
 
 
 def test_an_early_stop_is_where_patience_says(tmp_path):

@@ -20,11 +20,19 @@ from rnnbench_nb import folders, statistics
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import legible
 from rnnbench_nb.files import write_file
+from rnnbench_nb.parameters import read_yaml
 from rnnbench_nb.results import MARKER, Report
 from rnnbench_nb.site import drawing
 from rnnbench_nb.site.index import FRONT
 from rnnbench_nb.site.render import ENVIRONMENT, TEMPLATES, fill
 from rnnbench_nb.statistics import Verdict
+
+WITHDRAWN = "withdrawn.yaml"  # beside the published reports: NAME: {commit, reason}
+MOVED = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>A withdrawn report</title>
+<meta http-equiv="refresh" content="0; url=../withdrawn.html#{name}">
+<p><a href="../withdrawn.html#{name}">This report was withdrawn</a>.
+"""
 
 
 class Row(NamedTuple):
@@ -199,10 +207,21 @@ def render(folder: Path) -> str:
         raise UserError(f"{path} is no valid template ({error}); correct it.") from error
 
 
+def withdrawn(folder: Path) -> dict[str, str]:
+    """Return the page of withdrawn reports, and one at the old address of each, by path."""
+    if not (folder / WITHDRAWN).exists():
+        return {}
+    reports = read_yaml(folder / WITHDRAWN, "correct it")
+    pages = {"withdrawn.html": fill("withdrawn.html.j2", reports=reports, page=None)}
+    gone = [name for name in reports if not (folder / name / MARKER).exists()]
+    return pages | {f"{name}/index.html": MOVED.format(name=name) for name in gone}
+
+
 def build(folder: Path) -> Path:
-    """Write the front page index.html and the drawing page; return the path of the first."""
-    text = render(folder)
+    """Write the front page, the drawing page and those of withdrawn reports; return the first."""
+    pages = {"index.html": render(folder), **withdrawn(folder)}
     drawing.build(folder)
-    folders.register(folder, ["index.html"])
-    write_file(folder / "index.html", text)
+    folders.register(folder, pages)
+    for name, text in pages.items():
+        write_file(folder / name, text)
     return folder / "index.html"
