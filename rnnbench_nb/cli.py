@@ -132,15 +132,16 @@ def run(
         names = ", ".join(stale)
         text = f"the code has changed since {names}; to train again, name another --output-dir"
         click.echo(f"NOTE: {text}.", err=True)
-    table = format_summary(summary(report.results), report.metrics).iloc[:, :3]
-    click.echo("No training is complete." if table.empty else table.to_string(index=False))
-    if sentence := statistics.finding(report):
+    tested = report.tested
+    table = format_summary(summary(tested.results), report.metrics).iloc[:, :3]
+    click.echo("No run has a test score." if table.empty else table.to_string(index=False))
+    if sentence := statistics.finding(tested):
         click.echo(f"Result: {sentence}")
     if report.note:
         click.echo(f"Note: {report.note}.")
     if report.stand_in:
         click.echo("Next: go online, or set RNNBENCH_DATA to a folder with the data; run again.")
-    elif not statistics.has_enough_seeds(report):
+    elif not statistics.has_enough_seeds(tested):
         click.echo("Next: a verdict needs five seeds and long runs, as in params/row_mnist.yaml.")
     click.echo(out / "index.html")
     sys.exit(1 if problems else 0)
@@ -249,11 +250,11 @@ def render(report: Path) -> None:
 
     content = Report(folders.working_report(report))
     write_tables(content)
-    if content.runs:
+    if (tested := content.tested).runs:
         folder = content.folder / "figures"
-        figures.save(figures.training_curves(content.history, content), folder / "training_curves")
-        figures.save(figures.error_curves(content.history, content), folder / "error_curves")
-        figures.save(figures.test_errors(content.results, content), folder / "test_comparison")
+        figures.save(figures.training_curves(tested.history, tested), folder / "training_curves")
+        figures.save(figures.error_curves(tested.history, tested), folder / "error_curves")
+        figures.save(figures.test_errors(tested.results, tested), folder / "test_comparison")
     click.echo(str(index.build(content)))
 
 

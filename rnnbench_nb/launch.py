@@ -25,6 +25,7 @@ from rnnbench_nb.runs import new_marker
 from rnnbench_nb.tasks import DEFAULT, TASKS
 from rnnbench_nb.tasks.data import data_folder
 
+SEARCH = "06_ablation"  # the page of a search
 FEW = 8  # most variants that 07_gradients can show
 FULL = 4_000_000  # bytes; a disk with less free space counts as full
 FIGURES = ("training_curves", "error_curves", "test_comparison")
@@ -38,7 +39,7 @@ PAGES: dict[str, Callable[[Collection[RunParameters]], bool]] = {
     "04_eigenvalues": lambda variants: any(
         CELLS[own.model].recurrent_matrix is not Cell.recurrent_matrix for own in variants
     ),
-    "06_ablation": lambda variants: (  # most variants share their cell and task with another
+    SEARCH: lambda variants: (  # most variants share their cell and task with another
         2 * len({(own.model, own.group) for own in variants}) <= len(variants)
     ),
     "07_gradients": lambda variants: len(variants) <= FEW,
@@ -51,8 +52,10 @@ PAGES: dict[str, Callable[[Collection[RunParameters]], bool]] = {
 
 def analysis_pages(protocol: Protocol) -> list[str]:
     """Return the notebooks that analyse the runs of a protocol."""
-    variants = protocol.parameterisations.values()
-    return [name for name, applies in PAGES.items() if applies(variants)]
+    every = protocol.parameterisations.values()
+    final = [own for own in every if own.test]  # not the runs of a search
+    groups = {name: every if name == SEARCH else final for name in PAGES}
+    return [name for name, applies in PAGES.items() if groups[name] and applies(groups[name])]
 
 
 def data_pages(protocol: Protocol) -> dict[str, str]:

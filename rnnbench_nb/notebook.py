@@ -20,12 +20,13 @@ EXAMPLE = "reports/published/noise_tuned"
 END = SystemExit()  # ends a notebook, and is no error to papermill
 
 
-def open_report(output_dir: str) -> Report:
+def open_report(output_dir: str, search: bool = False) -> Report:
     """Open a report, and show its note and what is missing in it.
 
     Args:
         output_dir: Folder of the report, relative to the project. If the default folder has no
             report yet, a published report is opened in its place, with a note.
+        search: Whether to take the runs of a search (`Report.searched`), not those that are tested.
 
     Raises:
         UserError: The folder has no report.
@@ -35,7 +36,8 @@ def open_report(output_dir: str) -> Report:
     if output_dir == DEFAULT_REPORT and not (folder / MARKER).exists():
         folder = PROJECT / EXAMPLE
         claim(f"**There is no {output_dir} yet** (`make report` makes it): this is {EXAMPLE}.")
-    report = Report(folder)
+    whole = Report(folder)
+    report = whole.searched if search else whole.tested
     claim("**No run of this report has finished.** The reasons follow.", not report.runs)
     claim("**{note}.**", report.note, note=report.note)
     for record in report.missing:

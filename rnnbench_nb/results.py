@@ -6,9 +6,10 @@ weights. A published report has one file for all of its runs, and no weights: ru
 history.parquet, predictions.safetensors.xz and measures/<table>.parquet.
 """
 
+import copy
 import json
 import lzma
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,6 +176,27 @@ class Report:
             self.looks = {name: Look(*(own[key] for key in Look._fields)) for name, own in variants}
         self.score: Score = self.metrics.score
         self.published = (self.folder / "runs.json").exists()
+
+    def _with(self, keep: Callable[[bool], bool]) -> "Report":
+        names = [n for n, own in self.variants.items() if keep(own["parameters"].get("test", True))]
+        part = copy.copy(self)
+        for cached in ("results", "history"):
+            part.__dict__.pop(cached, None)
+        part.variants = {name: self.variants[name] for name in names}
+        part.seeds = {name: self.seeds[name] for name in names}
+        part.every_run = [run for run in self.every_run if run.key[0] in names]
+        return part
+
+    @property
+    def tested(self) -> "Report":
+        """The report of the variants that are scored on the test set, without those of a search."""
+        return self._with(lambda test: test)
+
+    @property
+    def searched(self) -> "Report":
+        """The report of the variants of a search (`test: false`); of all variants without one."""
+        part = self._with(lambda test: not test)
+        return part if part.variants else self
 
     @property
     def groups(self) -> list[list[str]]:
@@ -357,7 +379,8 @@ def readable(name: str) -> str:
 
 
 def summary_text(report: Report) -> str:
-    """Return the content of results_summary.md."""
+    """Return the content of results_summary.md, which leaves out the runs of a search."""
+    report = report.tested
     rows = report.results.assign(variant=report.results["variant"].map(report.labels))
     table = format_summary(summary(rows), report.metrics)
     note = f"**{report.note}.**\n\n" if report.note else ""

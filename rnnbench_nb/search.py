@@ -1,13 +1,14 @@
 """A search over settings that treats all contestants alike."""
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.parameters import Count, Frozen, Name, NotNegative, Size
+from rnnbench_nb.parameters import Count, Frozen, Name, NotNegative, Size, unknown
 
 Values = dict[str, Any]
 Range = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
@@ -70,13 +71,16 @@ class Search(Frozen):
             UserError: A finalist, a choice or a range belongs to no contestant.
         """
         points = [point for draw in self.draws for point in draw.configurations()]
-        chosen = self.finalists | {name: [k] for name, k in self.choices.items()}
-        for name, numbers in chosen.items():
+        chosen = [*self.finalists.items(), *((name, [k]) for name, k in self.choices.items())]
+        for name, numbers in chosen:
             if name not in contestants or max(numbers, default=0) >= len(points):
                 raise UserError(
                     f"{where}: search: {name}: {numbers} is not among the {len(points)} "
                     f"configurations of {', '.join(contestants)}; correct it."
                 )
+        read = {*common, *chain(*(kind.model_fields for kind in options.values()))}
+        for key in (key for draw in self.draws for key in draw.ranges if key not in read):
+            raise UserError(f"{where}: search: {unknown(key, read)}")
         every: dict[str, Values] = {}
         for name, own in contestants.items():
             kinds = {key: field.annotation for key, field in options[name].model_fields.items()}

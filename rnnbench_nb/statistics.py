@@ -284,7 +284,7 @@ def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = A
 
 def has_enough_seeds(report: Report) -> bool:
     """Whether some variant of a report has enough seeds for a verdict."""
-    return max(map(len, report.seeds.values())) >= LEAST_SEEDS
+    return max(map(len, report.seeds.values()), default=0) >= LEAST_SEEDS
 
 
 def finding(report: Report) -> str:

@@ -98,7 +98,7 @@ def test_the_reason_that_is_told_is_the_runs_own(here, monkeypatch):
     result = run(*diverge)  # the report is made, and says which runs it lacks
     lines = [line for line in result.stderr.splitlines() if line.startswith("rnnbench: ")]
     assert len(lines) == 2 and all("loss" in line and "is failed" in line for line in lines)
-    assert "No training is complete." in result.stdout
+    assert "No run has a test score." in result.stdout
     monkeypatch.setattr(launch, "snakemake", lambda *a: 1)  # no report: the reason is the same
     assert "the workflow stopped early (gru-seed42: the loss" in one_sentence(run(*diverge))
 

@@ -78,7 +78,7 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("model: null\nmodels: []", "models is missing; name some of"),
         ("variants: {a b: {}}", "variants.a b"),
         ("variants: {a: {gama: 1}}", "variant 'a': unknown key 'gama'"),
-        ("variants: {a: {seed: 1}}", "variant 'a': a variant cannot set seed"),
+        ("variants: {a: {variant: b}}", "variant 'a': a variant cannot set variant"),
         ("variants: {a: {runs: 0}}", "variant 'a': runs: input should be greater"),
         ("models: [gru]\nvariants: {a: {model: lstm}}", "no variant uses gru; name one that"),
         ("models: [gru, lstm]\nvariants: {a: {epochs: 3}}", "variant 'a': model: None is unknown"),

@@ -67,7 +67,7 @@ class Evidence:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.report = cache(lambda name: Report(folder / name))
+        self.report = cache(lambda name: Report(folder / name).tested)
         self._comparison = cache(lambda name: statistics.comparison(self.report(name)))
 
     def compare(self, name: str, a: str, b: str) -> Row:
@@ -108,7 +108,7 @@ class Evidence:
 
     def trainings(self) -> tuple[int, int]:
         """Return the number of different trainings, and the number of reports."""
-        reports = [self.report(path.parent.name) for path in self.folder.glob(f"*/{MARKER}")]
+        reports = [Report(path.parent) for path in self.folder.glob(f"*/{MARKER}")]
         records = [run.record for report in reports for run in report.runs]
         return len({(r["started"], r["seed"], r["seconds"]) for r in records}), len(reports)
 

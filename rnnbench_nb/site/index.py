@@ -73,22 +73,25 @@ def with_data(body: Markup, report: Report) -> Markup:
 
 def summarise(report: Report) -> dict[str, Any]:
     """Return what the index shows: question, verdicts, results, runs, machines and versions."""
-    done = [run.record for run in report.runs]
+    done, tested = [run.record for run in report.runs], report.tested
     folder, others = report.folder.resolve(), PROJECT / "reports/published/index.html"
     name, protocol = report.score.name, report.folder / "protocol.yaml"
-    rows = report.results.assign(variant=report.results["variant"].map(report.labels))
+    rows, tests = (
+        each.results.assign(variant=each.results["variant"].map(each.labels))
+        for each in (report, tested)
+    )
     runs = rows[["variant", "seed", "status", name, "best_epoch", "epochs", "seconds"]]
     runs = runs.assign(**{name: report.score.scale * runs[name].astype(float)})
     where = {key: {str(run[key]): None for run in done if run.get(key)} for key in WHERE}
     lengths = " or ".join(map(str, sorted({run["data"]["steps"] for run in done})))
     return {
         **protocol_comment(report.name),
-        "answers": verdicts(report) if done else [],
-        "few": not (report.published or statistics.has_enough_seeds(report)),
+        "answers": verdicts(tested) if done else [],
+        "few": not (report.published or statistics.has_enough_seeds(tested)),
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
-        "results": table(format_summary(summary(rows), report.metrics)) if done else "",
+        "results": table(format_summary(summary(tests), report.metrics)) if tested.runs else "",
         "runs": table(runs.rename(columns=readable)),
-        "figure": FIGURE if done and (report.folder / FIGURE).is_file() else "",
+        "figure": FIGURE if tested.runs and (report.folder / FIGURE).is_file() else "",
         "data": {**done[0]["data"], "steps": lengths} if done else {},
         "where": {key: " / ".join(texts) for key, texts in where.items()},
         "finished": max((run["finished"][:10] for run in done), default=""),

@@ -76,8 +76,10 @@ def remake(folder: Path, names: Iterable[str] | None = None) -> Path:
     names = [path.stem for path in folder.glob("pages/*.html")] if names is None else names
     notebooks = [SOURCES / f"notebooks/{name}.ipynb" for name in sorted(names)]
     pages = [_execute(path, published) for path in notebooks if path.exists()]
-    folders.register(folder, [FIGURE])
-    write_file(folder / FIGURE, figures.as_svg(figures.test_errors(published.results, published)))
+    tested = published.tested
+    if tested.runs:
+        folders.register(folder, [FIGURE])
+        write_file(folder / FIGURE, figures.as_svg(figures.test_errors(tested.results, tested)))
     index = write(published, pages)
     folders.seal(folder)
     return index
