@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 from rnnbench_nb.cells import CELLS, plain_loop
 from rnnbench_nb.cells.base import TorchCell
 from rnnbench_nb.cells.kernels import build
-from rnnbench_nb.errors import UserError
+from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.files import write_json
 from rnnbench_nb.model import build_model
 from rnnbench_nb.protocol import run_parameters
@@ -109,12 +109,17 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def command(path: Path | None, device: str, say: Callable[[str], None]) -> None:
+def command(path: Path | None, device: str, models: str | None, say: Callable[[str], None]) -> None:
     """Measure all `SHAPES` on a device, print tables with `say`, and write the rows to `path`.
 
+    Beside torch's cells, it measures those that `models` names, separated by commas, or `MODELS`.
+
     Raises:
-        UserError: There is no GPU, or the file exists.
+        UserError: There is no GPU, the file exists, or there is no such cell.
     """
+    named = MODELS if models is None else [name.strip() for name in models.split(",")]
+    for each in named:
+        lookup(CELLS, "--models", each.removesuffix(LOOP))
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
     if path and path.exists():
@@ -123,7 +128,7 @@ def command(path: Path | None, device: str, say: Callable[[str], None]) -> None:
     say(f"{name}, torch {torch.__version__}; a ratio above 1 is faster than torch's cell.")
     rows: list[dict[str, Any]] = []
     for shape in SHAPES:
-        new_rows = list(measure(shape, MODELS, device=device))
+        new_rows = list(measure(shape, [*dict.fromkeys([*BASELINES, *named])], device=device))
         table, rows = summarise(pd.DataFrame(new_rows)), rows + new_rows
         say(table.to_string(index=False, float_format="{:.2f}".format))
         if table["spread"].max() > NOISY:

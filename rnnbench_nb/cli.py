@@ -343,10 +343,11 @@ def test_cell(name: str) -> None:
 
 
 @main.command()
+@click.option("--models", help="Cells beside torch's; 'agru_heun loop' is one without its kernel.")
 @click.option("--json", "path", type=PATH, help="Write the measurements to this new file.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def bench(path: Path | None, device: str) -> None:
+def bench(path: Path | None, device: str, models: str | None) -> None:
     """Time training steps and inference of the models in turn, in one process."""
     from rnnbench_nb import bench
 
-    bench.command(path, device, click.echo)
+    bench.command(path, device, models, click.echo)

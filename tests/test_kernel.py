@@ -4,6 +4,7 @@ import copy
 import logging
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +13,14 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev
 
-from rnnbench_nb.cells import AGRU, plain_loop
+from rnnbench_nb.cells import AGRU, AGRUHeun, plain_loop
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.cells.kernels import build
 from rnnbench_nb.errors import UserError
 
 # Without a C++ compiler the loop takes the kernel's place, and the tests of results are of it.
 KERNEL = not isinstance(kernel.load(), str)
+each_method = pytest.mark.parametrize("method", kernel.PLACES)
 needs_kernel = pytest.mark.skipif(not KERNEL, reason="the kernel cannot be compiled here")
 
 
@@ -47,10 +49,11 @@ def no_kernel(monkeypatch):  # it must not be called
     monkeypatch.setattr(kernel, "forward", None)
 
 
-def make(hidden_size, batch_size, n_steps=6, input_size=3, with_state=True, **arguments):
+def make(hidden_size, batch_size, n_steps=6, input_size=3, with_state=True, method="euler", **more):
     """A model, inputs (T, B, D) and an initial state (1, B, H) or None."""
     torch.manual_seed(hidden_size + batch_size)
-    model = AGRU(input_size, hidden_size, **{"epsilon": 0.3, **arguments})
+    kind = AGRU if method == "euler" else partial(AGRUHeun, method=method)
+    model = kind(input_size, hidden_size, **{"epsilon": 0.3, **more})
     torch.nn.init.uniform_(model.bias, -0.1, 0.1)
     x = torch.randn(n_steps, batch_size, input_size)
     return model, x, torch.randn(1, batch_size, hidden_size) if with_state else None
@@ -105,28 +108,35 @@ LOSSES = {
 }
 
 
+@each_method
 @pytest.mark.parametrize("size", SIZES)
-def test_agrees_with_float64(size):
-    assert_exact(*make(*size, with_state=size[1] % 2 == 1))
+def test_agrees_with_float64(size, method):
+    assert_exact(*make(*size, with_state=size[1] % 2 == 1, method=method))
 
 
+@each_method
 @pytest.mark.parametrize(
     "arguments",
     [
         {"recurrence": "free"},
+        {"recurrence": "doubled"},
         {"learnable_epsilon": False},
         {"n_steps": 784, "input_size": 1, "epsilon": 0.01},
         {"batch_size": 0},
     ],
 )
-def test_agrees_for_other_models_many_steps_and_no_sequence(arguments):
+def test_agrees_for_other_models_many_steps_and_no_sequence(arguments, method):
     tolerance = 1e-4 if "n_steps" in arguments else 1e-5
-    assert_exact(*make(**{"hidden_size": 20, "batch_size": 3, **arguments}), tolerance=tolerance)
+    case = make(**{"hidden_size": 20, "batch_size": 3, "method": method, **arguments})
+    assert_exact(*case, tolerance=tolerance)
+    case[0](*case[1:])
+    assert case[0].path.startswith("kernel") or not KERNEL
 
 
+@each_method
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_gradients_into_any_steps(loss):
-    assert_exact(*make(20, 3), loss=loss)
+def test_gradients_into_any_steps(loss, method):
+    assert_exact(*make(20, 3, method=method), loss=loss)
 
 
 def test_strided_inputs_are_read_in_place():
@@ -163,10 +173,11 @@ def test_small_values_and_saturated_gates_keep_their_digits():
     assert_exact(model, 1e-3 * x)  # states near 1e-9, where 1 - exp(-x) would keep no digit
 
 
+@each_method
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["x", "h_0", "W_z", "W", "bias", "epsilon"])
-def test_nan_and_infinity_travel_as_in_the_loop(value, where):
-    model, x, h_0 = make(20, 5)
+def test_nan_and_infinity_travel_as_in_the_loop(value, where, method):
+    model, x, h_0 = make(20, 5, method=method)
     with torch.no_grad():
         places = {"x": x[2, 1, :1], "h_0": h_0[0, 1, :1], "bias": model.bias[3:4]}
         places |= {"W_z": model.gate_weight[1, 2:3], "W": model.candidate_weight[1, 2:3]}
@@ -199,17 +210,19 @@ def products(request, load_for, medium):
     return unit
 
 
-def test_bfloat16_agrees_with_float64_and_carries_nan(products):
-    near = {"tolerance": 2e-2, "tolerances": {"gradient of log_epsilon": 5e-2}}
+@each_method
+def test_bfloat16_agrees_with_float64_and_carries_nan(products, method):
+    of_epsilon = 5e-2 if method == "euler" else 1e-1  # a sum of terms that cancel
+    near = {"tolerance": 2e-2, "tolerances": {"gradient of log_epsilon": of_epsilon}}
     for size in SIZES:
-        assert_exact(*make(*size), **near)
+        assert_exact(*make(*size, method=method), **near)
     for loss in LOSSES.values():
-        assert_exact(*make(20, 3), loss=loss, **near)
+        assert_exact(*make(20, 3, method=method), loss=loss, **near)
     for hidden_size, what in ((16, f"bfloat16 products by {products}"), (15, "float32 products")):
-        model, x, _ = make(hidden_size, 2)
+        model, x, _ = make(hidden_size, 2, method=method)
         model(x)
         assert model.path == f"kernel ({kernel.load().agru_name().decode()}, {what})"
-    model, x, h_0 = make(20, 5)
+    model, x, h_0 = make(20, 5, method=method)
     x[2, 1, 0] = float("nan")
     got, want = results(model, x, h_0), results(model, x, h_0, dtype=torch.float64)
     assert all(torch.equal(got[name].isnan(), want[name].isnan()) for name in want)
@@ -227,7 +240,7 @@ def test_bfloat16_rounds_the_factors_alone(products):
     want = torch.sigmoid(gates + model.bias[:80].double())
     recurrent = torch.cat([model.gate_weight, model.recurrent_matrix()])
     weights = kernel.pack(torch.cat([recurrent, model.weight_ih, model.bias[:, None]], 1))
-    _, activations = kernel.forward(x, h_0[0], weights, model.step_size(), True, keep=True)
+    _, activations = kernel.forward(x, h_0[0], weights, model.step_size(), (True, 0.0), keep=True)
     z_and_r = activations[0, :, :2, :40].flatten(1)
     torch.testing.assert_close(z_and_r.double(), want, rtol=1e-5, atol=1e-6)
 
@@ -245,8 +258,9 @@ def test_backward_has_the_precision_of_its_forward(products):
 
 
 @needs_kernel
-def test_thread_count_changes_no_bit_and_inference_equals_training():
-    model, x, h_0 = make(40, 150)
+@each_method
+def test_thread_count_changes_no_bit_and_inference_equals_training(method):
+    model, x, h_0 = make(40, 150, method=method)
     answers = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -258,8 +272,9 @@ def test_thread_count_changes_no_bit_and_inference_equals_training():
 
 
 @needs_kernel
-def test_thread_count_changes_no_bit_of_products_in_bfloat16(products):
-    test_thread_count_changes_no_bit_and_inference_equals_training()
+@each_method
+def test_thread_count_changes_no_bit_of_products_in_bfloat16(products, method):
+    test_thread_count_changes_no_bit_and_inference_equals_training(method)
 
 
 @needs_kernel
@@ -326,6 +341,13 @@ def test_other_types_and_devices_run_the_loop(no_kernel, place, reason):
     assert model.path == "loop"
 
 
+def test_other_methods_run_the_loop(no_kernel):
+    model, x, h_0 = make(5, 2, method="rk4")
+    assert_exact(model, x, h_0)
+    model(x)
+    assert model.path == "loop: it makes no steps of rk4"
+
+
 def test_autocast_and_compiled_models_run_the_loop(no_kernel):
     model, x, h_0 = make(5, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -358,8 +380,9 @@ def test_transforms_run_the_loop(no_kernel, transform):
 
 
 @needs_kernel
-def test_a_second_derivative_is_refused():
-    model, x, _ = make(5, 2)
+@each_method
+def test_a_second_derivative_is_refused(method):
+    model, x, _ = make(5, 2, method=method)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(model(x)[0].sum(), model.bias, create_graph=True)
 
@@ -405,8 +428,9 @@ def test_narrower_vectors_have_float32_alone_and_say_so(load_for, medium, isa, n
     if isa == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("these are instructions of x86")
     load_for(isa)
-    for case in (make(130, 33, 28, 28), make(100, 150), make(1, 1)):
-        assert_exact(*case)
+    for size in ((130, 33, 28, 28), (100, 150), (1, 1)):
+        for method in kernel.PLACES:
+            assert_exact(*make(*size, method=method))
     model, x, _ = make(40, 3)
     for precision, products in (("medium", ", float32 products"), ("high", "")):
         torch.set_float32_matmul_precision(precision)

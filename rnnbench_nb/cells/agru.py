@@ -21,6 +21,7 @@ class AntisymmetricGRU(Cell):
     """
 
     blocks = 3
+    kernels = (kernel.run,)
     no_decay = ("log_epsilon",)  # decay would pull the step size towards 1
 
     class Options(Frozen):
@@ -96,7 +97,6 @@ class AGRU(AntisymmetricGRU):
 
     name, label = "agru", "A-GRU"
     colour, dashes, marker = "#882255", (1, 0), "o"
-    kernels = (kernel.run,)
     equation = r"""
 (`rnnbench_nb.cells.AGRU`), the antisymmetric GRU, whose reset gate acts before the matrix product,
 with the damping $\gamma$ and one learnable step size $\epsilon$:

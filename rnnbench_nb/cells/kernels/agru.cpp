@@ -4,6 +4,10 @@
 //   z = sigma(W_z x + U_z h + b_z)      r = sigma(W_r x + U_r h + b_r)
 //   c = tanh(V x + A (r * h) + b)       h' = h + epsilon (z * c)
 //
+// or, with a second slope at a place p > 0 of the step (Heun's method: 1; two half steps: 1/2),
+//
+//   d = tanh(V x + A (r * (h + p epsilon (z * c))) + b)      h' = h + epsilon/2 (z * (c + d))
+//
 // Speed: a thread takes a block of batch rows through all time steps, so that no thread waits and the
 // data of a step stay in the cache. A row has the layout [h | x | 1], so one product covers
 // recurrent weights, input weights and bias. `finish` uses its sums while they are in registers.
@@ -300,6 +304,7 @@ struct Layer {
   float epsilon;
   Index threads;
   Index bfloat16;  // whether products are in bfloat16
+  float place;     // of the second slope in a step; 0: there is none
 
   Index padded() const { return round_up(hidden, kLanes); }
   Index depth() const { return hidden + input + 1; }  // length of a row [h | x | 1]
@@ -323,8 +328,9 @@ extern "C" const char* agru_name() { return NAME; }
 extern "C" const char* agru_bfloat16() { return BFLOAT16; }
 extern "C" Index agru_lanes() { return kLanes; }
 
-// Writes the states to output (T, B, H), and z, r, c to gates (T, B, 3, padded H) unless null.
-template <class Arithmetic>
+// Writes the states to output (T, B, H), and z, r, c and d to gates (T, B, 2 + slopes, padded H)
+// unless null.
+template <class Arithmetic, int slopes>
 static void forward(const Layer& layer, float* output, float* gates) {
   const Index batch = layer.batch, hidden = layer.hidden;
   const Index padded = layer.padded(), depth = layer.depth();
@@ -334,13 +340,14 @@ static void forward(const Layer& layer, float* output, float* gates) {
 
   parallel((batch + block - 1) / block, layer.threads, [&, output, gates](Index task) {
     const Index first = task * block, rows = std::min(block, batch - first);
-    const Rows state(rows, layer.width()), reset(rows, layer.width());  // [h|x|1], [r h|x|1]
+    // Rows [h | x | 1]; and for each slope, with the state where it is taken, [r h | x | 1].
+    const Rows state(rows, layer.width()), reset(slopes * rows, layer.width());
     const Rows scratch_gates(gates ? 0 : rows, 3 * padded);
-    const float epsilon = layer.epsilon;
+    const float share = layer.epsilon / slopes, reach = layer.epsilon * layer.place;
     for (Index i = 0; i < rows; i++) copy(state[i], layer.h_0 + (first + i) * hidden, hidden);
     for (Index t = 0; t < layer.steps; t++) {
-      float* z = gates ? gates + (t * batch + first) * 3 * padded : scratch_gates[0];
-      const Index stride = gates ? 3 * padded : scratch_gates.stride;
+      const Index stride = gates ? (2 + slopes) * padded : scratch_gates.stride;
+      float* z = gates ? gates + (t * batch + first) * stride : scratch_gates[0];
       const Index next = gates && t + 1 < layer.steps ? batch * stride : 0;
       for (Index i = 0; i < rows; i++) layer.append_x(state[i], t, first + i);
       product<Arithmetic>(rows, 2 * padded, depth, {state[0], state.stride, 1}, packed.from(0),
@@ -351,15 +358,24 @@ static void forward(const Layer& layer, float* output, float* gates) {
         const Index unit = column - padded;
         if (unit >= 0) store(reset[i] + unit, gate * load(state[i] + unit));
       });
-      for (Index i = 0; i < rows; i++) layer.append_x(reset[i], t, first + i);
-      product<Arithmetic>(rows, padded, depth, {reset[0], reset.stride, 1}, packed.from(2 * padded),
-                          [&](Index i, Index unit, Vector sum) {
-        const Vector c = tanh(sum);
-        float *h = state[i] + unit, *z_i = z + i * stride + unit;
-        if (gates) store(z_i + 2 * padded, c);
-        fetch(z_i + 2 * padded + next);
-        store(h, load(h) + epsilon * (load(z_i) * c));
-      });
+      auto take = [&](auto number) {
+        constexpr int slope = decltype(number)::value;
+        float *const from = reset[slope * rows], *to = from + rows * reset.stride;
+        for (Index i = 0; i < rows; i++) layer.append_x(from + i * reset.stride, t, first + i);
+        product<Arithmetic>(rows, padded, depth, {from, reset.stride, 1}, packed.from(2 * padded),
+                            [&](Index i, Index unit, Vector sum) {
+          const Vector c = tanh(sum);
+          float *h = state[i] + unit, *z_i = z + i * stride + unit;
+          if (gates) store(z_i + (2 + slope) * padded, c);
+          fetch(z_i + (2 + slope) * padded + next);
+          if (slope + 1 < slopes)
+            store(to + i * reset.stride + unit,
+                  load(z_i + padded) * (load(h) + reach * (load(z_i) * c)));
+          store(h, load(h) + share * (load(z_i) * c));
+        });
+      };
+      take(std::integral_constant<int, 0>{});
+      if constexpr (slopes > 1) take(std::integral_constant<int, 1>{});
       for (Index i = 0; i < rows; i++)
         copy(output + (t * batch + first + i) * hidden, state[i], hidden);
     }
@@ -374,12 +390,16 @@ static void forward(const Layer& layer, float* output, float* gates) {
 //
 // The sums of [dz | dr] [h | x | 1]^T and dc [r h | x | 1]^T over steps and rows are the gradients
 // of the weights. The sum of g z c is the gradient of epsilon, which this function returns.
-template <class Arithmetic>
+//
+// With a second slope, d, its q, dz and dd come first, by the same formulas, with g/2 in place of g
+// and h + p epsilon z c in place of h. Then those of c have g/2 + p q r in place of g, with that q.
+// Each pair of terms adds up.
+template <class Arithmetic, int slopes>
 static double backward(const Layer& layer, const float* output, const float* gates,
                        const Gradients& grad) {
   const Index batch = layer.batch, hidden = layer.hidden, input = layer.input;
   const Index padded = layer.padded(), depth = layer.depth();
-  const Index input_padded = round_up(input, kLanes);
+  const Index input_padded = round_up(input, kLanes), kinds = 2 + slopes;
   std::vector<Packed<Arithmetic>> u, w;  // recurrent and input weights of z, r, c
   for (Index gate = 0; gate < 3; gate++) {
     const Rows of_h(hidden, hidden, true), of_x(hidden, input, true);
@@ -401,10 +421,12 @@ static double backward(const Layer& layer, const float* output, const float* gat
   std::vector<double> partial_epsilon(partials);
 
   parallel(partials, layer.threads, [&, output, gates](Index task) {
-    const Rows state(chunk_rows, layer.width()), reset(chunk_rows, layer.width());
-    const Rows delta(chunk_rows, 3 * padded);  // [dz | dr | dc]
+    const Rows state(chunk_rows, layer.width()), reset(slopes * chunk_rows, layer.width());
+    const Index at[] = {0, padded, 2 * padded, round_up(3 * padded, kPanel)};
+    const Rows delta(chunk_rows, at[kinds - 1] + padded);  // dz, dr, dc, dd at these columns
     const Rows dh(block, padded), dx(block, grad.x ? input_padded : 0);
-    const float epsilon = layer.epsilon;
+    const Rows dc(slopes > 1 ? block : 0, padded);  // g/2 + p q r
+    const float epsilon = layer.epsilon, reach = epsilon * layer.place;
     float* sums = partial.get() + task * partial_size;
     std::fill_n(sums, partial_size, 0.f);
     double epsilon_sum = 0;
@@ -415,51 +437,72 @@ static double backward(const Layer& layer, const float* output, const float* gat
         copy(dh[i], grad.last + (first + i) * hidden, hidden);
       Index filled = 0;  // rows in the chunk so far
       for (Index t = layer.steps - 1; t >= 0; t--) {
-        const float* z = gates + (t * batch + first) * 3 * padded;
+        const float* z = gates + (t * batch + first) * kinds * padded;
         const float* h = (t ? output + (t - 1) * batch * hidden : layer.h_0) + first * hidden;
-        const Index next = t ? -batch * 3 * padded : 0, next_h = t > 1 ? -batch * hidden : 0;
-        float *const d = delta[filled], *state_t = state[filled], *reset_t = reset[filled];
+        const Index next = t ? -batch * kinds * padded : 0, next_h = t > 1 ? -batch * hidden : 0;
+        float *const d = delta[filled], *const state_t = state[filled];
 
         for (Index i = 0; i < rows; i++) {
           copy(state_t + i * state.stride, h + i * hidden, hidden);
           layer.append_x(state_t + i * state.stride, t, first + i);
           const float* from = grad.output + t * grad.output_step + (first + i) * grad.output_row;
           for (Index j = 0; grad.output && j < hidden; j++) dh[i][j] += from[j];
-          Vector row_sum = {};
-          for (Index unit = 0; unit < padded; unit += kLanes) {
-            const float* gate = z + i * 3 * padded + unit;
-            const Vector z_i = load(gate), c = load(gate + 2 * padded), g = load(dh[i] + unit);
-            const Vector scaled = epsilon * g, none = {};
-            store(d + i * delta.stride + unit, scaled * c * (1.f - z_i) * z_i);
-            store(d + i * delta.stride + 2 * padded + unit, scaled * z_i * (1.f - c * c));
-            row_sum += kLane < static_cast<std::int32_t>(hidden - unit) ? g * (z_i * c) : none;
-          }
-          for (Index j = 0; j < kLanes; j++) epsilon_sum += row_sum[j];
         }
-
-        product<Arithmetic>(rows, padded, hidden, {d + 2 * padded, delta.stride, 1}, u[2].from(0),
-                [&](Index i, Index unit, Vector q) {
-          const float* gate = z + (3 * i + 1) * padded + unit;
-          fetch(gate + next);
-          fetch(h + i * hidden + unit + next_h);
-          const Vector r = load(gate), h_i = load(state_t + i * state.stride + unit);
-          store(reset_t + i * reset.stride + unit, r * h_i);
-          store(d + i * delta.stride + padded + unit, q * h_i * (1.f - r) * r);
-          store(dh[i] + unit, load(dh[i] + unit) + q * r);
-        });
-        for (Index i = 0; i < rows; i++) layer.append_x(reset_t + i * reset.stride, t, first + i);
+        auto take = [&](auto number) {
+          constexpr int slope = decltype(number)::value;
+          constexpr float share = 1.f / slopes;
+          constexpr bool again = slope + 1 < slopes;  // terms add to those of the other slope
+          float* const reset_t = reset[slope * chunk_rows + filled];
+          float* const d_c = d + at[2 + slope];
+          for (Index i = 0; i < rows; i++) {
+            Vector row_sum = {};
+            for (Index unit = 0; unit < padded; unit += kLanes) {
+              const float* gate = z + i * kinds * padded + unit;
+              const Vector z_i = load(gate), c = load(gate + (2 + slope) * padded);
+              const Vector g = again ? load(dc[i] + unit) : share * load(dh[i] + unit);
+              const Vector scaled = epsilon * g, none = {};
+              float* const dz = d + i * delta.stride + unit;
+              const Vector term = scaled * c * (1.f - z_i) * z_i;
+              store(dz, again ? load(dz) + term : term);
+              store(d_c + i * delta.stride + unit, scaled * z_i * (1.f - c * c));
+              row_sum += kLane < static_cast<std::int32_t>(hidden - unit) ? g * (z_i * c) : none;
+            }
+            for (Index j = 0; j < kLanes; j++) epsilon_sum += row_sum[j];
+          }
+          product<Arithmetic>(rows, padded, hidden, {d_c, delta.stride, 1}, u[2].from(0),
+                  [&](Index i, Index unit, Vector q) {
+            const float* gate = z + (kinds * i + 1) * padded + unit;
+            fetch(gate + 2 * slope * padded + next);
+            fetch(h + i * hidden + unit + next_h);
+            const Vector r = load(gate), g = load(dh[i] + unit);
+            Vector h_i = load(state_t + i * state.stride + unit);
+            if (slope) {
+              h_i += reach * (load(gate - padded) * load(gate + padded));
+              store(dc[i] + unit, share * g + layer.place * (q * r));
+            }
+            store(reset_t + i * reset.stride + unit, r * h_i);
+            float* const dr = d + i * delta.stride + padded + unit;
+            const Vector term = q * h_i * (1.f - r) * r;
+            store(dr, again ? load(dr) + term : term);
+            store(dh[i] + unit, g + q * r);
+          });
+          for (Index i = 0; i < rows; i++) layer.append_x(reset_t + i * reset.stride, t, first + i);
+        };
+        if constexpr (slopes > 1) take(std::integral_constant<int, 1>{});
+        take(std::integral_constant<int, 0>{});
         for (Index gate = 0; gate < 2 && (t > 0 || grad.h_0); gate++)
           product<Arithmetic>(rows, padded, hidden, {d + gate * padded, delta.stride, 1},
                               u[gate].from(0), [&](Index i, Index unit, Vector sum) {
-            fetch(z + (3 * i + 2 * gate) * padded + unit + next);
+            fetch(z + (kinds * i + 2 * gate) * padded + unit + next);
             store(dh[i] + unit, load(dh[i] + unit) + sum);
           });
 
         if (grad.x) {
           std::fill_n(dx[0], rows * dx.stride, 0.f);
-          for (Index gate = 0; gate < 3; gate++)
-            product<Arithmetic>(rows, input_padded, hidden, {d + gate * padded, delta.stride, 1},
-                                w[gate].from(0), [&](Index i, Index j, Vector sum) {
+          for (Index kind = 0; kind < kinds; kind++)
+            product<Arithmetic>(rows, input_padded, hidden, {d + at[kind], delta.stride, 1},
+                                w[std::min<Index>(kind, 2)].from(0),
+                                [&](Index i, Index j, Vector sum) {
               store(dx[i] + j, load(dx[i] + j) + sum);
             });
           for (Index i = 0; i < rows; i++)
@@ -468,16 +511,17 @@ static double backward(const Layer& layer, const float* output, const float* gat
 
         filled += rows;
         if (filled + rows <= chunk_rows && t > 0) continue;
-        const Packed<Arithmetic> deltas(delta[0], delta.stride, filled, 3 * padded);
-        auto add_up = [&](const Rows& left, Index from, Index columns) {
-          product<Arithmetic>(depth, columns, filled, {left[0], 1, left.stride}, deltas.from(from),
+        const Packed<Arithmetic> deltas(delta[0], delta.stride, filled, at[kinds - 1] + padded);
+        auto add_up = [&](const float* left, Index from, Index columns, Index to) {
+          product<Arithmetic>(depth, columns, filled, {left, 1, state.stride}, deltas.from(from),
                               [&](Index k, Index column, Vector sum) {
-            float* at = sums + k * 3 * padded + from + column;
-            store(at, load(at) + sum);
+            float* total = sums + k * 3 * padded + to + column;
+            store(total, load(total) + sum);
           });
         };
-        add_up(state, 0, 2 * padded);
-        add_up(reset, 2 * padded, padded);
+        add_up(state[0], 0, 2 * padded, 0);
+        for (int slope = 0; slope < slopes; slope++)
+          add_up(reset[slope * chunk_rows], at[2 + slope], padded, 2 * padded);
         filled = 0;
       }
       for (Index i = 0; grad.h_0 && i < rows; i++)
@@ -493,13 +537,16 @@ static double backward(const Layer& layer, const float* output, const float* gat
 }
 
 extern "C" void agru_forward(const Layer* layer, float* output, float* gates) {
-  (layer->bfloat16 ? forward<Bfloat16> : forward<Float32>)(*layer, output, gates);
+  const auto run = layer->place ? layer->bfloat16 ? forward<Bfloat16, 2> : forward<Float32, 2>
+                                : layer->bfloat16 ? forward<Bfloat16, 1> : forward<Float32, 1>;
+  run(*layer, output, gates);
 }
 extern "C" double agru_backward(const Layer* layer, const float* output, const float* gates,
                                 const float* grad_output, Index step, Index row,
                                 const float* grad_last, float* grad_x, float* grad_h_0,
                                 float* grad_weights) {
-  const auto run = layer->bfloat16 ? backward<Bfloat16> : backward<Float32>;
+  const auto run = layer->place ? layer->bfloat16 ? backward<Bfloat16, 2> : backward<Float32, 2>
+                                : layer->bfloat16 ? backward<Bfloat16, 1> : backward<Float32, 1>;
   const Gradients grad{grad_output, step, row, grad_last, grad_x, grad_h_0, grad_weights};
   return run(*layer, output, gates, grad);
 }

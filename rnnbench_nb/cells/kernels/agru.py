@@ -1,6 +1,7 @@
-"""The kernel of the A-GRU: agru.cpp, compiled on first use, for float32 tensors on the CPU.
+"""The kernel of the A-GRU and `agru_heun`: agru.cpp, for float32 tensors on the CPU.
 
-Where it cannot be compiled, the A-GRU runs its plain loop, and the logger says so once.
+It is compiled on first use. Where it cannot be, the cells run their plain loop, and the logger says
+so once.
 """
 
 import ctypes
@@ -21,6 +22,9 @@ from rnnbench_nb.cells.kernels import KernelOutput, general_refusal
 from rnnbench_nb.cells.kernels.build import Unavailable, build
 
 SOURCE = Path(__file__).with_name("agru.cpp")
+# By method, the place in a step where its second slope is taken; Euler's method has none.
+PLACES = {"euler": 0.0, "heun": 1.0, "half_steps": 0.5}
+Mode = tuple[bool, float]  # whether products are in bfloat16, and one of these places
 SMALL = 1 << 16  # numbers in a tensor below which its memory is not kept
 
 logger = logging.getLogger("rnnbench_nb")
@@ -34,7 +38,7 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("steps", "batch", "input", "hidden")),
         *(("x", ctypes.c_void_p), ("x_step", ctypes.c_int64), ("x_row", ctypes.c_int64)),
         *(("h_0", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("epsilon", ctypes.c_float)),
-        *(("threads", ctypes.c_int64), ("bfloat16", ctypes.c_int64)),
+        *(("threads", ctypes.c_int64), ("bfloat16", ctypes.c_int64), ("place", ctypes.c_float)),
     ]
 
 
@@ -81,13 +85,22 @@ def run(
     tensors = [x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon]
     if reason := refusal(tensors):
         return reason
+    method = getattr(cell.options, "method", "euler")
+    if method not in PLACES:
+        return f"it makes no steps of {method}"
     path, unit = load().agru_name().decode(), load().agru_bfloat16().decode()
     bfloat16 = False
     if torch.get_float32_matmul_precision() == "medium":
         bfloat16 = bool(unit) and cell.hidden_size >= load().agru_lanes()
         path += f", bfloat16 products by {unit}" if bfloat16 else ", float32 products"
     weights = torch.cat([torch.cat([gate_weight, a]), cell.weight_ih, cell.bias[:, None]], 1)
-    arguments = _rows(x), _rows(h_0).contiguous(), pack(weights), epsilon, bfloat16
+    arguments = (
+        _rows(x),
+        _rows(h_0).contiguous(),
+        pack(weights),
+        epsilon,
+        (bfloat16, PLACES[method]),
+    )
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return KernelOutput(f"kernel ({path})", *_KernelLayer.apply(*arguments))
     states, _ = forward(*arguments, keep=False)
@@ -126,19 +139,19 @@ def _empty(*shape: int) -> Tensor:
     return torch.from_numpy(view).view(shape)
 
 
-def _layer(x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, bfloat16: bool) -> _Layer:
+def _layer(x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, mode: Mode) -> _Layer:
     sizes = (*x.shape, h_0.shape[1], x.data_ptr(), *x.stride()[:2])
     pointers = h_0.data_ptr(), weights.data_ptr()
-    return _Layer(*sizes, *pointers, epsilon.item(), torch.get_num_threads(), bfloat16)
+    return _Layer(*sizes, *pointers, epsilon.item(), torch.get_num_threads(), *mode)
 
 
 def forward(
-    x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, bfloat16: bool, keep: bool
+    x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, mode: Mode, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the states (T, B, H), and if `keep` also z, r, c, (T, B, 3, padded H)."""
+    """Compute the states (T, B, H); if `keep`, also z, r and each tanh (T, B, 3 or 4, padded H)."""
     states = _empty(*x.shape[:2], h_0.shape[1])
-    gates = _empty(*x.shape[:2], *weights.shape[1:]) if keep else None
-    layer = _layer(x, h_0, weights, epsilon, bfloat16)
+    gates = _empty(*x.shape[:2], 3 + (mode[1] > 0), weights.shape[2]) if keep else None
+    layer = _layer(x, h_0, weights, epsilon, mode)
     load().agru_forward(ctypes.byref(layer), states.data_ptr(), _pointer(gates))
     return states, gates
 
@@ -156,11 +169,11 @@ class _KernelLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, bfloat16: bool
+        ctx: Any, x: Tensor, h_0: Tensor, weights: Tensor, epsilon: Tensor, mode: Mode
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.bfloat16 = bfloat16
-        states, gates = forward(x, h_0, weights, epsilon, bfloat16, keep=True)
+        ctx.mode = mode
+        states, gates = forward(x, h_0, weights, epsilon, mode, keep=True)
         ctx.save_for_backward(x, h_0, weights, epsilon, states, gates)
         return states, states[-1].clone()
 
@@ -175,7 +188,7 @@ class _KernelLayer(torch.autograd.Function):
         grad_h_0 = torch.empty_like(h_0) if ctx.needs_input_grad[1] else None
         grad_weights = torch.empty_like(weights)
         grad_epsilon = load().agru_backward(
-            ctypes.byref(_layer(x, h_0, weights, epsilon, ctx.bfloat16)),
+            ctypes.byref(_layer(x, h_0, weights, epsilon, ctx.mode)),
             *(states.data_ptr(), gates.data_ptr(), _pointer(grad_states)),
             *((0, 0) if grad_states is None else grad_states.stride()[:2]),
             *map(_pointer, (grad_last, grad_x, grad_h_0, grad_weights)),
