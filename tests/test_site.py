@@ -98,7 +98,7 @@ def test_failed_and_missing_runs_are_listed_with_their_reasons_escaped(report):
 
 def test_a_report_without_a_finished_run_has_an_index_that_says_so(tmp_path):
     text = index.build(Report(write_small(tmp_path / "none", {"lstm": [None]}))).read_text()
-    assert "No run has a test score yet." in text
+    assert "No run has a test score yet" in text
 
 
 def test_a_notebook_that_failed_is_shown_as_far_as_it_got(report):
