@@ -162,7 +162,8 @@ class _Sweep(Frozen):
     """The keys of a parameter file that are not parameters of a run.
 
     A variant is a named set of values that replace the file's own, such as its `runs`. `quick` has
-    the values of the quick form.
+    the values of the quick form. `primary` has pairs [a, b] of variants, the comparisons for which
+    a study is made, and `margin` is within what difference these count as equivalent.
     """
 
     models: list[str] = []
@@ -172,6 +173,8 @@ class _Sweep(Frozen):
     note: str = ""
     stand_in: bool = False
     search: Search | None = None
+    primary: list[Annotated[list[Name], Field(min_length=2, max_length=2)]] = []
+    margin: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,9 @@ class Protocol:
     """A sweep: for each variant its parameters at the first seed, and its number of seeds.
 
     The report shows `note` at its top. It gives no verdict if `stand_in` is true, that is, if other
-    data replace those of the protocol. `short` has the values of the quick form.
+    data replace those of the protocol. `short` has the values of the quick form. `primary` and
+    `margin` declare comparisons, which `statistics.primary_family` judges; no report changes by
+    them, and `dump` leaves them out.
     """
 
     parameterisations: dict[str, RunParameters]
@@ -187,6 +192,8 @@ class Protocol:
     note: str = ""
     stand_in: bool = False
     short: dict[str, Any] = field(default_factory=dict)
+    primary: list[list[str]] = field(default_factory=list, compare=False)
+    margin: float | None = field(default=None, compare=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -283,7 +290,10 @@ def _protocol(
     read = {key for own in variants.values() for key in own.flat()}
     _require_read(sweep.quick, read - {"variant"}, f"{where}: quick")
     _require_read(rest, read, where, lenient)
-    protocol = Protocol(variants, runs, sweep.note, sweep.stand_in, sweep.quick)
+    for name in chain(*sweep.primary):
+        lookup(sweep.variants, f"{where}: primary", name)
+    others = sweep.note, sweep.stand_in, sweep.quick, sweep.primary, sweep.margin
+    protocol = Protocol(variants, runs, *others)
     protocol.quick(f"{where}: quick")
     return protocol
 

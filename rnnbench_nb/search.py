@@ -40,15 +40,17 @@ class Search(Frozen):
 
     A contestant is a variant of the parameter file. It trains configuration K once, with the seed
     `seed` and the parameters `values`, as CONTESTANT_searchK. The `finalists` of a contestant, a
-    list of such K, are trained with the next `finalist_runs` seeds and the whole budget, as
-    CONTESTANT_finalistK. The contestant itself has the configuration that `choices` names, and no
-    runs before there is one. It leaves out what its cell has no option for.
+    list of such K, are trained with the next `finalist_runs` seeds and the parameters
+    `finalist_values`, by default the whole budget, as CONTESTANT_finalistK. The contestant itself
+    has the configuration that `choices` names, and no runs before there is one. It leaves out what
+    its cell has no option for.
     """
 
     seed: Count
     draws: Annotated[list[Draw], Field(min_length=1)]
     values: Values = {}
     finalists: dict[Name, list[Count]] = {}
+    finalist_values: Values = {}
     finalist_runs: Size = 2
     choices: dict[Name, Count] = {}
 
@@ -97,6 +99,7 @@ class Search(Frozen):
             once = {"seed": self.seed, "runs": 1, "test": False} | self.values
             every |= {f"{name}_search{k:02}": own | each | once for k, each in enumerate(known)}
             again = {"seed": self.seed + 1, "runs": self.finalist_runs, "test": False}
+            again |= self.finalist_values
             for k in self.finalists.get(name, []):
                 every[f"{name}_finalist{k:02}"] = own | known[k] | again
         return every

@@ -91,6 +91,7 @@ def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatc
         ("seed: 4294967295\nruns: 2", "seed: the last seed would be above 4294967295"),
         ("quick: {gama: 0.1}", "quick: unknown key 'gama'"),
         ("quick: {epochs: ten}", "quick: epochs: input should be a valid integer, but 'ten'"),
+        ("variants: {a: {}}\nprimary: [[a, b]]", "primary: 'b' is unknown; it must be one of a"),
         ("base: nowhere", "p.yaml must be the name, without .yaml, of a file beside it"),
         ("base: p", "its base leads back to it"),
     ],
