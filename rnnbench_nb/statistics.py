@@ -4,34 +4,36 @@ All intervals over seeds treat runs as independent. Runs share one pool of train
 spread over new training sets is wider than any of these intervals.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from enum import StrEnum
-from itertools import combinations
+from itertools import chain, combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import SOURCES
 from rnnbench_nb.metrics import Score
-from rnnbench_nb.results import COMPLETED, Report
+from rnnbench_nb.results import COMPLETED, MARKER, Report
 
 LEVEL = 0.95  # coverage of every interval
 LEAST_SEEDS = 5  # with fewer, there is no verdict
 MARGIN = 0.002  # differences within +-MARGIN count as equivalent; unscaled, so 0.2 points
 PAIRS = 4  # most variants of a group of which all pairs are compared, not each with the first
-LOAN = 4  # degrees of freedom that a family's spread lends to each pair
-SIGNS = 2**17  # most sign flips: all of them for up to 17 differences
-MOST_SEEDS = 1000  # the largest value of `seeds_needed`
+LOAN = 4  # degrees of freedom that the spread of all pairs lends to each pair
+SOLVED = 0.95  # mean score from which a seed solves a task without a margin
 NUMBERS = ("no common seed", "one seed", "two seeds", "three seeds", "four seeds")
 NO_CHANGE = {"seed", "device", "variant"}  # parameters that change no model
 ACCURACY = Score()
 COLUMNS = (
-    "a b n difference low high family_low family_high resolution seeds_needed correlation p "
-    "margin level comparisons verdict small reason"
+    "a b n difference low high family_low family_high correlation p margin level comparisons "
+    "verdict small reason"
 ).split()
 
 
@@ -45,6 +47,7 @@ class Verdict(StrEnum):
     NONE = "none"
 
 
+Pair = tuple[str, str, str, float | None, Mapping[tuple[str, int], np.ndarray]]
 OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 
 
@@ -76,8 +79,8 @@ def example_interval(scores: np.ndarray) -> tuple[float, float]:
     return t_interval(scores)
 
 
-def two_way_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Interval for the mean difference over new seeds and new examples together.
+def two_way(differences: np.ndarray) -> tuple[float, float]:
+    """Standard error of the mean difference over new seeds and new examples together.
 
     It follows the multi-reader multi-case design of Dorfman, Berbaum and Metz (1992, Invest.
     Radiol. 27:723), with seeds as readers: var(mean) = (MS_seed + MS_example - MS_rest) / (S N).
@@ -86,35 +89,24 @@ def two_way_interval(differences: np.ndarray, level: float = LEVEL) -> tuple[flo
 
     Args:
         differences: Score differences of two models (S, N): a row a seed, a column an example.
-        level: Coverage, in (0, 1).
 
     Returns:
-        The ends, in the unit of the scores; NaN if the means of the seeds do not vary or S < 2.
+        The error, in the unit of the scores, and its degrees of freedom; NaN if the means of the
+        seeds do not vary or S < 2.
     """
-    s, n = differences.shape
-    mean, by_seed, by_example = (differences.mean(axis) for axis in (None, 1, 0))
-    if np.isnan(t_interval(by_seed)[0]):
+    if len(differences) < 2 or np.isnan(t_interval(differences.mean(1))[0]):
         return np.nan, np.nan
+    s, n = differences.shape
+    by_seed, by_example = differences.mean(1), differences.mean(0)
     seed, example = n * by_seed.var(ddof=1), s * by_example.var(ddof=1)  # mean squares
-    rest = differences - by_seed[:, None] - by_example + mean
+    rest = differences - by_seed[:, None] - by_example + differences.mean()
     rest = (rest**2).sum() / ((s - 1) * (n - 1))
-    total, df = seed, s - 1
-    if example >= rest:  # otherwise nothing suggests that examples favour a model
-        total = seed + example - rest
-        squares = np.array([seed, example, rest]) ** 2
-        df = total**2 / (squares / [s - 1, n - 1, (s - 1) * (n - 1)]).sum()
-    return stats.t.interval(level, df, mean, np.sqrt(total / (s * n)))
-
-
-def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p value of paired differences (n,), over all sign flips or `SIGNS` random ones."""
-
-    def mean(values: np.ndarray, axis: int) -> np.ndarray:
-        return values.mean(axis=axis).round(12)  # equal sums must be equal in floats too
-
-    options = {"n_resamples": SIGNS, "batch": 2**14, "random_state": np.random.default_rng(0)}
-    test = stats.permutation_test((differences,), mean, permutation_type="samples", **options)
-    return test.pvalue
+    if example < rest:  # nothing suggests that examples favour a model
+        return np.sqrt(seed / (s * n)), s - 1
+    total = seed + example - rest
+    squares = np.array([seed, example, rest]) ** 2
+    df = total**2 / (squares / [s - 1, n - 1, (s - 1) * (n - 1)]).sum()
+    return np.sqrt(total / (s * n)), df
 
 
 def compare(
@@ -130,15 +122,15 @@ def compare(
 
     One interval decides. A difference is better or worse if the interval excludes 0, equivalent if
     it lies inside the margin, and undecided otherwise. It is Student's interval of the paired
-    differences with Bonferroni's correction for the number of pairs. A few seeds estimate their
-    spread badly, so the variance is moderated by that of the family, the pairs of one group (Smyth
-    2004, Stat. Appl. Genet. Mol. Biol. 3:3): (f F + d v) / (f + d) with f + d degrees of freedom.
-    Here v is the pair's variance, d = n - 1, F is the mean over the family, and f is the smaller of
-    `LOAN` and (variants - 2) d. Two variants give the paired t test. Simulations in the tests,
-    with the spreads of published runs, hold the error rates at 5%.
+    differences with Bonferroni's correction for the number of pairs.
 
-    With `examples` the verdict also covers new examples, on which equal models differ by chance:
-    each end of the interval is the outer one of this interval and of `two_way_interval`.
+    With `examples` the interval covers new examples too (`two_way`), on which equal models differ
+    by chance. Without them it covers seeds alone. A few seeds estimate their spread badly, so the
+    variance is then moderated by that of all pairs (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
+    (f F + d v) / (f + d) with f + d degrees of freedom. Here v is the pair's variance, d = n - 1, F
+    is the mean over the pairs, and f is the smaller of `LOAN` and (variants - 2) d. Two variants
+    give the paired t test. Simulations in the tests, with the spreads of published runs, hold the
+    error rates at 5%.
 
     Args:
         results: Columns `variant, seed` and the score, one row a run.
@@ -153,10 +145,10 @@ def compare(
     Returns:
         `COLUMNS`, one row a pair: `n`, the number of common seeds; `difference`, the mean of a - b;
         `low, high`, its paired t interval; `family_low, family_high`, the interval that decides;
-        `resolution`, half of its width; `seeds_needed`, at which that half is the margin, at most
-        `MOST_SEEDS`; `correlation` of the scores; `p` of the sign flips, uncorrected; `level`, the
-        coverage of each t interval, and of all deciding intervals together; `verdict`, a `Verdict`;
-        `small`, whether a better or worse difference is below the margin; `reason` for no verdict.
+        `correlation` of the scores; `p` of the t test that the interval inverts, uncorrected, and 1
+        without one; `level`, the coverage of each t interval, and of all deciding intervals
+        together; `verdict`, a `Verdict`; `small`, whether a better or worse difference is below the
+        margin; `reason` for no verdict.
 
     Raises:
         UserError: The margin is not positive, or the reference is not a variant.
@@ -175,28 +167,18 @@ def compare(
         n=[d.size for d in each],
         difference=[d.mean() if d.size else np.nan for d in each],
         correlation=[frame.iloc[:, 0].corr(frame.iloc[:, 1]) for frame in both],
-        p=[sign_flip_p(d) if d.size > 1 else 1.0 for d in each],
         margin=margin,
         level=LEVEL,
         comparisons=len(pairs),
-        variance=[np.round(d.var(ddof=1), 24) if d.size > 1 else np.nan for d in each],
-        family=[group[a] for a, _ in pairs],
     )
     table[["low", "high"]] = [t_interval(d) for d in each]
-    variance, others = _moderated(table)
-    family = 1 - (1 - LEVEL) / len(pairs)
-    half = _half_width(variance, table["n"] - 1, others, family)
-    low, high = table["difference"] - half, table["difference"] + half
-    for i, (frame, (a, b)) in enumerate(zip(both, pairs, strict=True)):
-        if examples and len(frame) > 1:
-            d = np.stack([1.0 * examples[a, s] - examples[b, s] for s in frame.index])  # (S, N)
-            ends = two_way_interval(d, family)
-            low[i], high[i] = np.fmin(low[i], ends[0]), np.fmax(high[i], ends[1])
-    table["family_low"], table["family_high"], table["resolution"] = low, high, (high - low) / 2
-    seeds = np.arange(2, MOST_SEEDS + 1)
-    enough = _half_width(variance[:, None], seeds - 1, others[:, None], family) <= margin
-    needed = np.where(enough.any(1), seeds[enough.argmax(1)], MOST_SEEDS)
-    table["seeds_needed"] = np.where(np.isnan(variance), np.nan, needed)
+    if examples:
+        error, df = np.transpose([two_way(_differences(examples, a, b)) for a, b in pairs])
+    else:
+        error, df = _moderated(each, len({*chain(*pairs)}) - 2)
+    difference, family = table["difference"].to_numpy(), 1 - (1 - LEVEL) / len(pairs)
+    table["family_low"], table["family_high"] = stats.t.interval(family, df, difference, error)
+    table["p"] = np.nan_to_num(2 * stats.t.sf(abs(difference) / error, df), nan=1.0)
     verdicts = [_judge(row, stand_in) for row in table.to_dict("records")]
     table[["verdict", "small", "reason"]] = verdicts
     return table[COLUMNS]
@@ -214,23 +196,90 @@ def _pairs(
     return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
 
 
-def _moderated(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return each pair's moderated variance, NaN if none, and the count of other variants."""
-    variance, others = np.full(len(table), np.nan), np.zeros(len(table))
-    for _, family in table[table["n"] > 1].groupby("family"):
-        d, own = family["n"] - 1, family["variance"]
-        others[family.index] = family[["a", "b"]].stack().nunique() - 2
-        loan = np.minimum(LOAN, others[family.index] * d)
-        variance[family.index] = (loan * np.average(own, weights=d) + d * own) / (loan + d)
-    return np.where(variance > 0, variance, np.nan), others
+def _differences(scores: Mapping[tuple[str, int], np.ndarray], a: str, b: str) -> np.ndarray:
+    """Return the score differences of two variants (S, N), a row for each common seed."""
+    seeds = [seed for variant, seed in scores if variant == a and (b, seed) in scores]
+    return np.array([1.0 * scores[a, seed] - scores[b, seed] for seed in seeds])
 
 
-def _half_width(
-    variance: np.ndarray, d: np.ndarray, others: np.ndarray, level: float
-) -> np.ndarray:
-    """Half the width of Student's interval for the mean of d + 1 differences."""
-    df = d + np.minimum(LOAN, others * d)
-    return stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance / (d + 1))
+def _moderated(each: list[np.ndarray], others: int) -> np.ndarray:
+    """Return moderated standard errors and their degrees of freedom (2, P); NaN without spread."""
+    n = np.array([values.size for values in each])
+    own = np.array([values.var(ddof=1) if values.size > 1 else np.nan for values in each])
+    d, some = np.maximum(n - 1, 1), n > 1
+    loan = np.minimum(LOAN, others * d)
+    shared = np.average(own[some], weights=d[some]) if some.any() else np.nan
+    variance = (loan * shared + d * own) / (loan + d)
+    return np.array([np.sqrt(np.where(variance > 1e-24, variance / n, np.nan)), loan + d])
+
+
+def primary_family(folder: Path | str) -> pd.DataFrame:
+    """Judge the pairs that the parameter files of the study declare, with `judge_family`.
+
+    Each params/study_*.yaml has pairs `primary` and a `margin`. Its report is in the `folder` of
+    published reports, or is not made yet.
+    """
+    from rnnbench_nb.protocol import load_protocol  # needs torch
+
+    pairs: list[Pair] = []
+    for path in sorted((SOURCES / "params").glob("study_*.yaml")):
+        protocol, place = load_protocol(path), Path(folder) / path.stem
+        report = Report(place) if (place / MARKER).exists() else None
+        runs = report.runs if report and not report.stand_in else []
+        scores = {run.key: run.scores for run in runs}
+        pairs += [(path.stem, a, b, protocol.margin, scores) for a, b in protocol.primary]
+    return judge_family(pairs)
+
+
+def judge_family(pairs: Iterable[Pair]) -> pd.DataFrame:
+    """Judge pairs of variants as one family, also if they belong to different tasks.
+
+    `p` is that of a two-sided t test of the mean difference over new seeds and examples (`two_way`)
+    and is corrected for all pairs by Holm's method. It is 1 with fewer than `LEAST_SEEDS` common
+    seeds. Equivalence is a second family, of the pairs with a margin, corrected in the same way: p
+    is the larger of two one-sided tests, with the same error, that a - b lies inside the margin.
+
+    Args:
+        pairs: For each pair the task, the variants a and b, the margin (unscaled) or None, and for
+            each (variant, seed) of the task the score of each example (N,).
+
+    Returns:
+        One row a pair: `task, a, b, margin`; `n`, the number of common seeds; `difference`, the
+        mean of a - b; `low, high`, its 95% interval, uncorrected; `p` and the corrected `holm`;
+        `equivalence`, the corrected p of equivalence; `verdict`, a `Verdict`, "not run" or "fewer
+        than five seeds"; `small`, whether a better or worse difference is below the margin;
+        `solved_a, solved_b`, without a margin the number of seeds with a score from `SOLVED` on.
+    """
+    rows = []
+    for task, a, b, margin, scores in pairs:
+        d = _differences(scores, a, b)
+        error, df = two_way(d) if len(d) >= LEAST_SEEDS else (np.nan, np.nan)
+        mean = d.mean() if len(d) else np.nan
+        low, high = stats.t.interval(LEVEL, df, mean, error)
+        p = 2 * stats.t.sf(abs(mean) / error, df)
+        inside = np.nan if margin is None else stats.t.sf((margin - abs(mean)) / error, df)
+        solved = [np.nan if margin else _solved(scores, name) for name in (a, b)]
+        rows.append((task, a, b, margin, len(d), mean, low, high, p, inside, *solved))
+    names = "task a b margin n difference low high p equivalence solved_a solved_b".split()
+    table = pd.DataFrame(rows, columns=names).astype({"margin": float})
+    table["p"], some = table["p"].fillna(1), table["margin"].notna()
+    table["holm"] = multipletests(table["p"], method="holm")[1]
+    inside = table.loc[some, "equivalence"].fillna(1)
+    table.loc[some, "equivalence"] = multipletests(inside, method="holm")[1]
+    sure, better = table["holm"] < 1 - LEVEL, table["difference"] > 0
+    rules = {
+        "not run": table["n"] == 0,
+        "fewer than five seeds": table["n"] < LEAST_SEEDS,
+        Verdict.BETTER: sure & better,
+        Verdict.WORSE: sure,
+        Verdict.EQUIVALENT: table["equivalence"] < 1 - LEVEL,
+    }
+    table["verdict"] = np.select([*rules.values()], [*map(str, rules)], str(Verdict.UNDECIDED))
+    return table.assign(small=sure & (table["difference"].abs() < table["margin"]))
+
+
+def _solved(scores: Mapping[tuple[str, int], np.ndarray], variant: str) -> int:
+    return sum(each.mean() >= SOLVED for (name, _), each in scores.items() if name == variant)
 
 
 def verdict(low: float, high: float, margin: float) -> Verdict:

@@ -1,5 +1,6 @@
 """Intervals, tests and verdicts: answers by hand, by other libraries, and simulated studies."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,20 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats as scipy_stats
 from scipy.special import expit
+from small_reports import write_report
 from statsmodels.formula.api import ols
+from statsmodels.stats.weightstats import DescrStatsW
 
 from rnnbench_nb import statistics as stats
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.metrics import Score
+from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report
 
 NAMES = ["lstm", "gru", "agru"]
 LABELS = {"lstm": "LSTM", "gru": "GRU", "agru": "A-GRU", "a": "a", "b": "b", "c": "c"}
 PUBLISHED = Path(__file__).parents[1] / "reports/published"
+PARAMETERS = Path(__file__).parents[1] / "params"
 
 
 def tidy(scores):
@@ -42,7 +47,6 @@ def test_the_interval_that_decides_by_hand():
     assert list(zip(table["a"], table["b"], strict=True)) == pairs
     each = [scores[a] - scores[b] for a, b in pairs]
     family = np.mean([d.var(ddof=1) for d in each])
-    signs = np.array(np.meshgrid(*[[-1, 1]] * 10)).reshape(10, -1)
     for (a, b), d, row in zip(pairs, each, table.to_dict("records"), strict=True):
         paired = scipy_stats.ttest_rel(scores[a], scores[b]).confidence_interval()
         np.testing.assert_allclose([row["low"], row["high"]], paired, rtol=1e-9)
@@ -50,8 +54,8 @@ def test_the_interval_that_decides_by_hand():
         half = scipy_stats.t.ppf(1 - 0.05 / 2 / 3, 13) * np.sqrt(spread / 10)
         ends = [d.mean() - half, d.mean() + half]
         np.testing.assert_allclose([row["family_low"], row["family_high"]], ends)
-        assert row["resolution"] == pytest.approx(half)
-        assert row["p"] == np.mean(np.abs(d @ signs) >= abs(d.sum()) * (1 - 1e-9))
+        edge = scipy_stats.t.isf(row["p"] / 2, 13) * np.sqrt(spread / 10)  # an interval to 0
+        assert edge == pytest.approx(abs(row["difference"]))
         assert row["correlation"] == pytest.approx(np.corrcoef(scores[a], scores[b])[0, 1])
 
 
@@ -60,28 +64,23 @@ def test_two_variants_are_the_paired_t_test_and_few_seeds_are_lent_less():
     row = stats.compare(tidy({"a": a, "b": b}), 0.002).iloc[0]
     paired = scipy_stats.ttest_rel(a, b).confidence_interval()
     np.testing.assert_allclose([row["family_low"], row["family_high"]], paired)
-    spread, needed = (a - b).std(ddof=1), row["seeds_needed"]
-    half = [scipy_stats.t.ppf(0.975, n - 1) * spread / n**0.5 for n in (needed - 1, needed)]
-    assert half[0] > 0.002 >= half[1]
+    assert row["p"] == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
     c = np.array([0.97, 0.97, 0.98, 0.98])
     row = stats.compare(tidy({"a": a[:2], "b": b[:2], "c": c[:2]}), 0.002, reference="b").iloc[0]
     own, other = (a - b)[:2].var(ddof=1), (c - b)[:2].var(ddof=1)
     spread = (1 * (own + other) / 2 + 1 * own) / 2  # of 4, one variant has one to lend
     half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 2) * np.sqrt(spread / 2)
-    assert row["resolution"] == pytest.approx(half)
+    assert row["family_high"] - row["difference"] == pytest.approx(half)
 
 
-def test_a_family_lends_only_within_its_group():
-    scores = made_example(3) | {"far": np.array([0.1, 0.9, 0.5])}
-    scores["near"] = scores["far"] + np.array([0.1, -0.1, 0.2])
-    table = stats.compare(tidy(scores), 0.001, groups={name: name in NAMES for name in scores})
-    alone = stats.compare(tidy({name: scores[name] for name in NAMES}), 0.001)
-    assert table["comparisons"].tolist() == [4] * 4
-    widths = scipy_stats.t.ppf(1 - 0.025 / np.array([4, 3]), 4)  # 2 own, 2 lent
-    assert table["resolution"][0] / alone["resolution"][0] == pytest.approx(widths[0] / widths[1])
+def judge(d, margin=0.1):
+    """The row of one pair whose scores differ by d (S, N)."""
+    scores = {("a", seed): row for seed, row in enumerate(d)}
+    scores |= {("b", seed): np.zeros(d.shape[1]) for seed in range(len(d))}
+    return stats.judge_family([("task", "a", "b", margin, scores)]).iloc[0]
 
 
-def test_two_way_interval_has_the_mean_squares_of_statsmodels():
+def test_the_two_way_test_has_the_mean_squares_of_statsmodels():
     generator = np.random.default_rng(3)
     a = generator.random((4, 8)) < 0.9
     b = generator.random((4, 8)) < np.repeat([0.1, 0.9], 4)
@@ -93,11 +92,15 @@ def test_two_way_interval_has_the_mean_squares_of_statsmodels():
     assert squares[1] > squares[2]  # else the example would not reach the formula
     total = squares[0] + squares[1] - squares[2]
     freedom = total**2 / (squares**2 / df).sum()
-    half = scipy_stats.t.ppf(0.975, freedom) * np.sqrt(total / d.size)
-    np.testing.assert_allclose(stats.two_way_interval(d), [d.mean() - half, d.mean() + half])
-    even = np.eye(4, 8, dtype=bool) | (np.arange(4)[:, None] == 0)  # no image is special
-    interval = scipy_stats.ttest_1samp(even.mean(1), 0).confidence_interval()
-    np.testing.assert_allclose(stats.two_way_interval(even.astype(float)), interval)
+    np.testing.assert_allclose(stats.two_way(d), [np.sqrt(total / d.size), freedom])
+
+
+def test_where_no_image_is_special_the_tests_are_those_of_statsmodels_over_seeds():
+    even = 0.1 * (np.eye(5, 8) + 3 * (np.arange(5)[:, None] == 0) - 1)
+    row, means = judge(even), DescrStatsW(even.mean(1))
+    assert row["p"] == row["holm"] == pytest.approx(means.ttest_mean()[1])
+    assert row["equivalence"] == pytest.approx(means.ttost_mean(-0.1, 0.1)[0])
+    assert (row["low"], row["high"]) == pytest.approx(means.tconfint_mean())
 
 
 def test_the_interval_of_one_fitted_model_over_examples():
@@ -140,11 +143,6 @@ def rate(name, seeds, gap, count):
     return hits / count
 
 
-@pytest.fixture
-def no_flips(monkeypatch):
-    monkeypatch.setattr(stats, "sign_flip_p", lambda differences: 1.0)  # decides nothing
-
-
 MANY = [
     pytest.param(report, seeds, gap, 500 if report == "row_mnist" else 150, marks=pytest.mark.slow)
     for report in FAMILIES
@@ -157,13 +155,13 @@ MANY = [
     ("report", "seeds", "gap", "count"),
     [("row_mnist", 3, 0.0, 40), ("row_mnist", 10, GAP, 40), ("ablation", 3, 0.0, 15), *MANY],
 )
-def test_simulated_families_keep_their_promises(report, seeds, gap, count, no_flips):
+def test_simulated_families_keep_their_promises(report, seeds, gap, count):
     share = rate(report, seeds, gap, count)
     assert share >= 0.95 if gap == GAP else share <= 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
 
 
 @pytest.mark.slow
-def test_simulated_models_equal_on_all_digits_are_seldom_called_different(no_flips):
+def test_simulated_models_equal_on_all_digits_are_seldom_called_different():
     """Answers to 10,000 images, 350 of them hard, and for each model other ones the hardest."""
     generator, different = np.random.default_rng(2024), 0
     for _ in range(40):
@@ -179,6 +177,50 @@ def test_simulated_models_equal_on_all_digits_are_seldom_called_different(no_fli
         table = stats.compare(results, MARGIN, examples=correct)
         different += table["verdict"].isin(["better", "worse"]).any()
     assert different <= 4
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_the_family_of_the_study_keeps_its_promises(apart, count, monkeypatch):
+    """Equal models are seldom told apart; those apart by the margin, seldom called equivalent."""
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels calls it for each family
+    generator, wrong = np.random.default_rng(apart), 0
+    steps = {"agru": 0, "gru": 1, "free": 1, "heun_free": 1, "agru_heun": 2}
+    study = [load_protocol(path) for path in sorted(PARAMETERS.glob("study_*.yaml"))]
+    for _ in range(count):
+        pairs = []
+        for protocol in study:
+            scores, margin, seeds = {}, protocol.margin, 10
+            for name in sorted({*chain(*protocol.primary)}):
+                each = generator.normal(apart * steps[name] * (margin or 0), 1e-2, (seeds, 100))
+                each += generator.normal(0, 1e-3, (seeds, 1)) + generator.normal(0, 1e-2, 100)
+                scores |= {(name, seed): row for seed, row in enumerate(each)}
+            pairs += [("task", a, b, margin, scores) for a, b in protocol.primary]
+        verdicts = stats.judge_family(pairs)["verdict"]
+        wrong += verdicts.isin(["equivalent"] if apart else ["better", "worse"]).any()
+    assert len(pairs) == 16 and wrong / count <= 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
+
+
+def test_the_table_of_the_study_has_all_its_pairs(tmp_path):
+    generator, truth = np.random.default_rng(1), np.zeros(1000, np.uint8)
+    runs = {
+        (name, seed): (truth, generator.random(1000) < error)
+        for name, error in (("agru", 0.02), ("gru", 0.08), ("free", 0.02))
+        for seed in range(5)
+    }
+    variants = {name: {"model": "gru"} for name in ("agru", "gru", "free")}
+    write_report(tmp_path / "study_rows", variants, runs)
+    symbols = np.zeros((3, 10), np.uint8)
+    runs = {(name, s): (symbols, symbols + (name == "gru" and s > 0)) for name, s in runs if s < 4}
+    write_report(tmp_path / "study_copying", variants, runs, metrics="symbols")
+    table = stats.primary_family(tmp_path).set_index(["task", "a", "b"])
+    assert len(table) == 16 and (table["verdict"] == "not run").sum() == 12
+    better, equal = (table.loc["study_rows", "agru", b] for b in ("gru", "free"))
+    assert better["verdict"] == "better" and better["holm"] == 16 * better["p"] < 0.05 < equal["p"]
+    assert equal["verdict"] == "undecided" and equal["low"] < 0 < equal["high"] and equal["n"] == 5
+    few = table.loc["study_copying", "agru", "gru"]
+    assert (few["n"], few["p"], few["verdict"]) == (4, 1, "fewer than five seeds")
+    assert (few["solved_a"], few["solved_b"]) == (4, 1) and few["difference"] == 0.75
 
 
 @pytest.mark.parametrize(("low", "high", "verdict"), [
@@ -233,19 +275,6 @@ def test_new_images_can_take_a_verdict_away():
         row = stats.compare(results, 0.001, examples=correct).iloc[0]
         assert row["low"] > 0 and row["verdict"] == verdict
         assert (row["family_low"] > 0) == (extra == 0)
-
-
-def test_ties_count_whatever_the_rounding_of_floats():
-    # differences of 7, -4, 21, 0, -7 images: |sum| >= 17 in 24 of 32 sign patterns, 8 of them tied
-    a, b = [0.9887, 0.9870, 0.9888, 0.9880, 0.9887], [0.9880, 0.9874, 0.9867, 0.9880, 0.9894]
-    assert stats.compare(tidy({"a": a, "b": b}), 0.001)["p"][0] == 24 / 32
-
-
-def test_many_seeds_get_sampled_signs():
-    differences = np.random.default_rng(0).normal(0.2, 1.0, 100)
-    p = stats.sign_flip_p(differences)
-    assert p == stats.sign_flip_p(differences)  # the same signs each time
-    assert p == pytest.approx(scipy_stats.ttest_1samp(differences, 0).pvalue, rel=1)
 
 
 def test_one_seed_no_spread_and_no_common_seed_are_no_crash_and_no_claim():
