@@ -343,7 +343,7 @@ def test_cell(name: str) -> None:
 
 
 @main.command()
-@click.option("--models", help="Cells beside torch's; 'agru_heun loop' is one without its kernel.")
+@click.option("--models", help="Cells beside torch's; 'NAME loop' runs without a kernel.")
 @click.option("--json", "path", type=PATH, help="Write the measurements to this new file.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def bench(path: Path | None, device: str, models: str | None) -> None:

@@ -91,14 +91,15 @@ def jacobian(step: Step) -> Tensor:
 
 
 def parts_of(step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """Return P and G (B, n, n) of J = I + P + G, and A (n, n), for a cell with `jacobian_terms`.
+    """Return the paths, G (B, n, n) and A (n, n) of a step of a cell with `jacobian_terms`.
 
-    The path P = L A R, with positive diagonal matrices L and R, is the recurrent matrix at fixed
-    gates. G comes from the gates' dependence on the state.
+    Each slope in a step has a path P = L A R (slopes, B, n, n), the recurrent matrix at fixed gates
+    with positive diagonal matrices L and R. `linear_step` computes the step from the paths, I + P
+    for Euler's method. G, the rest of J, comes from the gates' dependence on the state.
     """
     cell: Any = step.cell
     terms = cell.jacobian_terms(step.u, step.before, *step.prepared)
-    return *terms, cell.recurrent_matrix()
+    return *terms, cell.matrix()
 
 
 def balanced(path: Tensor, matrix: Tensor) -> Tensor:
@@ -136,37 +137,40 @@ REPLACEMENTS: dict[str, set[str]] = {
 def replacements(step: Step) -> dict[str, Tensor]:
     """Return the step Jacobian (B, n, n) and its replacements, by the names in `REPLACEMENTS`.
 
-    For a matrix M, the step is I + M and the flow is exp(M); "with gates" adds G. A cell without
-    `jacobian_terms` has only the "whole".
+    For Euler's method and a matrix M, the step is I + M and the flow is exp(M). A step with several
+    slopes is its `linear_step`, and its flow has the mean of their matrices. "With gates" adds G. A
+    cell without `jacobian_terms` has only the "whole".
     """
     if not hasattr(step.cell, "jacobian_terms"):
         return {"whole": jacobian(step)}
-    path, gates, matrix = parts_of(step)
+    cell: Any = step.cell
+    paths, gates, matrix = parts_of(step)
     matrices = []
-    for operator in (path, balanced(path, matrix)):
-        euler = torch.eye(len(matrix), dtype=matrix.dtype) + operator
-        flow = torch.linalg.matrix_exp(operator)
-        matrices += [euler + gates, euler, flow + gates, flow]
+    for operators in (paths, balanced(paths, matrix)):
+        taken, flow = cell.linear_step(operators), torch.linalg.matrix_exp(operators.mean(0))
+        matrices += [taken + gates, taken, flow + gates, flow]
     return dict(zip(REPLACEMENTS, matrices, strict=True))
 
 
-def least_damping(path: Tensor, matrix: Tensor, gamma: float, halvings: int = 5) -> Tensor:
-    """Find the least damping at which I + P has a spectral radius of at most 1, at fixed gates.
+def least_damping(
+    cell: Any, paths: Tensor, matrix: Tensor, gamma: float, halvings: int = 5
+) -> Tensor:
+    """Find the least damping at which a step has a spectral radius of at most 1, at fixed gates.
 
-    It tries `POINTS` even dampings up to 2 / max(L R), beyond which the damping alone overshoots,
-    and refines the first stable one by bisection.
+    It tries `POINTS` even dampings up to 2 / max(L R), beyond which the damping alone overshoots by
+    Euler's and Heun's methods, and refines the first stable one by bisection.
 
     Returns:
-        The least dampings (B,), inf if none of these is stable, for P = L (S - gamma I) R
-        (B, n, n), the matrix S - gamma I (n, n), and the cell's damping gamma, which is not 0.
+        The least dampings (B,), inf if none of these is stable, for a cell's paths L (S - gamma I)
+        R (slopes, B, n, n), its matrix S - gamma I (n, n), and its damping gamma, which is not 0.
     """
-    scale = path.diagonal(dim1=-2, dim2=-1) / matrix.diagonal()  # L R, (B, n)
+    scale = paths.diagonal(dim1=-2, dim2=-1) / matrix.diagonal()  # L R, (slopes, B, n)
 
     def stable(damping: Tensor) -> Tensor:
         change = torch.diag_embed((damping - gamma)[:, None] * scale)
-        return (1 + torch.linalg.eigvals(path - change)).abs().amax(-1) <= 1
+        return torch.linalg.eigvals(cell.linear_step(paths - change)).abs().amax(-1) <= 1
 
-    width = 2 / scale.amax(-1) / POINTS
+    width = 2 / scale.amax((0, -1)) / POINTS
     least = torch.full_like(width, math.inf)
     for k in range(POINTS, 0, -1):
         least = torch.where(stable(k * width), k * width, least)

@@ -232,19 +232,19 @@ def damping(run: RunData, model: SequenceModel) -> Tables:
         `damping` (moment), for cells with `jacobian_terms`: `gamma`, the damping of the cell;
         `least`, the median over `SAMPLES` steps in the last three quarters, and `none`, the share
         of steps without such a damping (both NaN if gamma is 0); `abnormality`, the mean
-        abnormality of the balanced path.
+        abnormality of the balanced paths.
     """
     if not hasattr(model.cell, "jacobian_terms"):
         return {}
     inputs, _ = run.examples(DAMPING_EXAMPLES)
     places = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)
     steps = [step for t, step in enumerate(dynamics.walk(model.cell, inputs)) if t in places]
-    parts = [(path, matrix) for path, _, matrix in map(dynamics.parts_of, steps)]
+    parts = [(paths, matrix) for paths, _, matrix in map(dynamics.parts_of, steps)]
     even = torch.cat([dynamics.abnormality(dynamics.balanced(*each)) for each in parts])
     gamma = model.cell.options.gamma
     row = {"gamma": gamma, "least": math.nan, "none": math.nan, "abnormality": float(even.mean())}
     if gamma:
-        least = torch.cat([dynamics.least_damping(*each, gamma) for each in parts])
+        least = torch.cat([dynamics.least_damping(model.cell, *each, gamma) for each in parts])
         row |= {"least": float(least.median()), "none": float(least.isinf().double().mean())}
     return {"damping": pd.DataFrame([row])}
 

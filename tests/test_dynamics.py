@@ -20,7 +20,7 @@ from rnnbench_nb.model import SequenceModel
 B, T, D, H, K = 3, 5, 2, 6, 4
 ONE = torch.eye(H, dtype=torch.float64)
 GAMMA, EPSILON = 0.3, 0.7
-LSTM, GRU, AGRU = CELLS["lstm"], CELLS["gru"], CELLS["agru"]
+LSTM, GRU, AGRU, HEUN = (CELLS[name] for name in ("lstm", "gru", "agru", "agru_heun"))
 
 
 class TwoStates(Cell):
@@ -64,13 +64,13 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def make_cell(kind: type, hidden: int = H, **options) -> nn.Module:
     """A cell in float64 whose every parameter, biases included, counts."""
-    if kind is AGRU:
+    if kind in (AGRU, HEUN):
         options = {"gamma": GAMMA, "epsilon": EPSILON, **options}
     cell = kind(D, hidden, batch_first=True, **options).double()
     with torch.no_grad():
         for seed, parameter in enumerate(cell.parameters()):
             parameter.copy_(draw(*parameter.shape, seed=seed) / math.sqrt(hidden))
-        if kind is AGRU:
+        if kind in (AGRU, HEUN):
             cell.log_epsilon.fill_(math.log(EPSILON))  # it was rounded to float32
     return cell
 
@@ -109,8 +109,8 @@ def test_states_and_jacobians_are_those_of_the_library(kind):
             assert_close(found, expected, 1e-10)
 
 
-def last_step(**options) -> dynamics.Step:
-    *_, step = dynamics.walk(make_cell(AGRU, **options), draw(B, T, D))
+def last_step(kind=AGRU, **options) -> dynamics.Step:
+    *_, step = dynamics.walk(make_cell(kind, **options), draw(B, T, D))
     return step
 
 
@@ -124,7 +124,7 @@ def gates_of(step: dynamics.Step) -> tuple[torch.Tensor, ...]:
 
 def test_the_parts_of_a_step_add_up_and_the_path_is_that_of_frozen_gates():
     step = last_step()
-    path, gates, a = dynamics.parts_of(step)
+    (path,), gates, a = dynamics.parts_of(step)
     assert_close(ONE + path + gates, dynamics.jacobian(step))
 
     def frozen(h, u_c, z, r):  # the same step, but its gates do not depend on h
@@ -132,6 +132,40 @@ def test_the_parts_of_a_step_add_up_and_the_path_is_that_of_frozen_gates():
 
     u_c, (z, r, _) = step.u.chunk(3, -1)[2], gates_of(step)
     assert_close(ONE + path, vmap(jacrev(frozen))(step.before, u_c, z, r), 1e-10)
+
+
+@pytest.mark.parametrize("method", ["heun", "half_steps", "rk4"])
+def test_so_they_do_for_steps_with_several_slopes(method):
+    step = last_step(HEUN, method=method)
+    paths, _, a = dynamics.parts_of(step)
+    z, r, _ = gates_of(step)
+
+    def frozen(h, u_c, z, r):
+        return step.cell.advance(h, lambda state: z * torch.tanh(u_c + a @ (r * state)), EPSILON)
+
+    expected = vmap(jacrev(frozen))(step.before, step.u.chunk(3, -1)[2], z, r)
+    found = dynamics.replacements(step)
+    assert_close(found["step of the path"], expected, 1e-10)
+    assert_close(found["whole"], dynamics.jacobian(step))
+    assert_close(found["flow of the path"], torch.linalg.matrix_exp(paths.mean(0)))
+    assert torch.linalg.svdvals(found["flow of the balanced path"]).max() <= 1 + 1e-14
+
+
+@pytest.mark.parametrize(
+    ("method", "factor"),
+    [
+        ("heun", lambda x: 1 + x + x**2 / 2),
+        ("half_steps", lambda x: (1 + x / 2) ** 2),
+        ("rk4", lambda x: 1 + x + x**2 / 2 + x**3 / 6 + x**4 / 24),
+    ],
+)
+def test_a_step_at_rest_has_the_stability_function_of_its_method(method, factor):
+    cell = at_rest(make_cell(HEUN, method=method))
+    *_, step = dynamics.walk(cell, torch.zeros(1, 1, D))
+    modes = EPSILON / 4 * (1j * frequencies(cell.candidate_weight.detach()) - GAMMA)
+    for name in ("step of the path", "step of the balanced path"):
+        moduli = torch.linalg.eigvals(dynamics.replacements(step)[name]).abs().sort().values
+        assert_close(moduli, factor(modes).abs().sort().values)
 
 
 # Spectra
@@ -203,7 +237,7 @@ def gate_gain(step: dynamics.Step) -> torch.Tensor:
 
 def test_a_gated_spectrum_lies_between_the_dampings_of_its_gates_but_can_grow_at_once():
     step = last_step()
-    path, gain = dynamics.parts_of(step)[0], gate_gain(step)
+    (path,), gain = dynamics.parts_of(step)[0], gate_gain(step)
     real = torch.linalg.eigvals(path).real
     assert (real >= -GAMMA * gain.amax(-1, keepdim=True) - 1e-12).all()
     assert (real <= -GAMMA * gain.amin(-1, keepdim=True) + 1e-12).all()
@@ -213,7 +247,7 @@ def test_a_gated_spectrum_lies_between_the_dampings_of_its_gates_but_can_grow_at
 @pytest.mark.parametrize("gamma", [0.0, GAMMA])
 def test_the_balanced_path_has_the_spectrum_of_the_path_and_its_flow_cannot_grow(gamma):
     step = last_step(gamma=gamma)
-    path, _, a = dynamics.parts_of(step)
+    (path,), _, a = dynamics.parts_of(step)
     gain, n = gate_gain(step), dynamics.balanced(path, a)
     q, s = torch.diag_embed(gain), a + gamma * ONE
     m = gain.sqrt()[..., None] * s * gain.sqrt()[:, None]
@@ -230,7 +264,7 @@ def test_the_balanced_path_has_the_spectrum_of_the_path_and_its_flow_cannot_grow
 
 def test_each_replacement_is_what_its_name_says():
     step = last_step()
-    p, g, a = dynamics.parts_of(step)
+    (p,), g, a = dynamics.parts_of(step)
     n, exp = dynamics.balanced(p, a), torch.linalg.matrix_exp
     expected = {
         "whole": dynamics.jacobian(step),
@@ -257,10 +291,10 @@ def test_the_least_damping_is_that_of_theory_where_the_gates_are_even():
     *_, step = dynamics.walk(cell, torch.zeros(1, 1, D))
     (path, _, a), gain = dynamics.parts_of(step), EPSILON / 4  # both gates are 1/2
     expected = (1 - math.sqrt(1 - (gain * 2) ** 2)) / gain  # (1 - q g)^2 + (q lambda)^2 = 1
-    found = dynamics.least_damping(path, a, GAMMA, halvings=30)
+    found = dynamics.least_damping(cell, path, a, GAMMA, halvings=30)
     assert found.item() == pytest.approx(expected, rel=1e-6)
     wild = path + 10 * (path - path.mT)  # lambda too large
-    assert dynamics.least_damping(wild, a, GAMMA).tolist() == [math.inf]
+    assert dynamics.least_damping(cell, wild, a, GAMMA).tolist() == [math.inf]
 
 
 def at_rest(cell):

@@ -1,6 +1,7 @@
 """The antisymmetric GRU (A-GRU), written from its equations."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from rnnbench_nb.cells.base import Cell, damp, parameter
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
+
+Flow = Callable[[Tensor], Tensor]  # from a state to its slope
 
 
 class AntisymmetricGRU(Cell):
@@ -78,6 +81,51 @@ class AntisymmetricGRU(Cell):
         z, r = torch.sigmoid(gate_input + F.linear(h, gate_weight)).chunk(2, dim=-1)
         return z, r, candidate_input
 
+    def advance(self, state: Tensor, flow: Flow, epsilon: Tensor | float) -> Tensor:
+        """Take a step of size epsilon along d state / dt = flow(state), by the cell's method."""
+        return state + epsilon * flow(state)
+
+    def linear_step(self, paths: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """Compute the matrix (B, H, H) of a step whose slopes are P M + G, at M = I.
+
+        The matrices P of the slopes are `paths`, and G are `shifts`, 0 if None, (slopes, B, H, H).
+        """
+        each = iter(zip(paths, torch.zeros_like(paths) if shifts is None else shifts, strict=True))
+
+        def flow(state: Tensor) -> Tensor:
+            path, shift = next(each)
+            return path @ state + shift
+
+        return self.advance(torch.eye(paths.shape[-1]).to(paths).expand_as(paths[0]), flow, 1.0)
+
+    def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the paths of a step's slopes (slopes, B, H, H), and the gates' term (B, H, H).
+
+        A slope z * c has the path epsilon K, where K = D A diag(r) and D = diag(z (1 - c^2)) at the
+        state s where it is taken. `linear_step` makes of them the step at fixed gates, for Euler's
+        method I + epsilon K. At gamma = 0, K is similar to an antisymmetric matrix, so its
+        eigenvalues are imaginary. The gates' dependence on h adds diag(c z (1 - z)) U_z +
+        D A diag(s r (1 - r)) U_r to the derivative of a slope, and their term to the Jacobian.
+        """
+        gate_weight, a, epsilon = prepared
+        z, r, candidate_input = self.gates(u, h, gate_weight)
+        u_z, u_r = gate_weight.chunk(2)
+        paths, shifts = [], []
+
+        def flow(state: Tensor) -> Tensor:
+            c = torch.tanh(candidate_input + F.linear(r * state, a))
+            d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
+            reset_term = (d_a * (state * r * (1 - r))[:, None, :]) @ u_r
+            update_term = (c * z * (1 - z))[..., None] * u_z
+            paths.append(epsilon * d_a * r[:, None, :])
+            shifts.append(epsilon * (update_term + reset_term))
+            return z * c
+
+        self.advance(h, flow, epsilon)
+        stacked = torch.stack(paths)
+        whole = self.linear_step(stacked, torch.stack(shifts))
+        return stacked, whole - self.linear_step(stacked)
+
     def redundant_parameters(self) -> int:
         """Count the entries of W that W - W^T leaves out; the controls have none."""
         n = self.hidden_size
@@ -115,20 +163,3 @@ $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
     def step(u: Tensor, h: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor) -> Tensor:
         z, r, candidate_input = AGRU.gates(u, h, gate_weight)
         return h + epsilon * (z * torch.tanh(candidate_input + F.linear(r * h, a)))
-
-    def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """Split the step Jacobian J = I + epsilon K + epsilon G into its terms, each (B, H, H).
-
-        The path K = D A diag(r) with D = diag(z (1 - c^2)) is J's part at fixed gates. At gamma = 0
-        it is similar to an antisymmetric matrix, so its eigenvalues are imaginary. The gates'
-        dependence on h gives G = diag(c z (1 - z)) U_z + D A diag(h r (1 - r)) U_r. Returns
-        epsilon K and epsilon G.
-        """
-        gate_weight, a, epsilon = prepared
-        z, r, candidate_input = self.gates(u, h, gate_weight)
-        c = torch.tanh(candidate_input + F.linear(r * h, a))
-        u_z, u_r = gate_weight.chunk(2)
-        d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
-        reset_term = (d_a * (h * r * (1 - r))[:, None, :]) @ u_r
-        update_term = (c * z * (1 - z))[..., None] * u_z
-        return epsilon * d_a * r[:, None, :], epsilon * (update_term + reset_term)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.agru import AntisymmetricGRU
+from rnnbench_nb.cells.agru import AntisymmetricGRU, Flow
 
 
 class AGRUHeun(AntisymmetricGRU):
@@ -43,6 +43,9 @@ $$h_s = h_{s-1} + \frac{\epsilon}{2} \left(f(h_{s-1}) + f(h_{s-1} + \epsilon f(h
         def flow(state: Tensor) -> Tensor:
             return z * torch.tanh(candidate_input + F.linear(r * state, a))
 
+        return self.advance(h, flow, epsilon)
+
+    def advance(self, h: Tensor, flow: Flow, epsilon: Tensor | float) -> Tensor:
         first = flow(h)
         if self.options.method == "half_steps":
             half = h + epsilon / 2 * first
