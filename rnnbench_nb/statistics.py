@@ -6,7 +6,7 @@ spread over new training sets is wider than any of these intervals.
 
 from collections.abc import Hashable, Iterable, Mapping
 from enum import StrEnum
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,8 @@ def compare(
     if examples:
         error, df = np.transpose([two_way(_differences(examples, a, b)) for a, b in pairs])
     else:
-        error, df = _moderated(each, len({*chain(*pairs)}) - 2)
+        tried = {name for pair, d in zip(pairs, each, strict=True) if d.size > 1 for name in pair}
+        error, df = _moderated(each, len(tried) - 2)
     difference, family = table["difference"].to_numpy(), 1 - (1 - LEVEL) / len(pairs)
     table["family_low"], table["family_high"] = stats.t.interval(family, df, difference, error)
     table["p"] = np.nan_to_num(2 * stats.t.sf(abs(difference) / error, df), nan=1.0)
