@@ -29,7 +29,7 @@ def execute(name: str, target: Path, **parameters) -> nbformat.NotebookNode:
             continue
         with capture_output(stderr=False) as shown:
             shell.display_trap.hook = sys.displayhook
-            shell.run_cell(cell.source, store_history=True).raise_error()
+            result = shell.run_cell(cell.source, store_history=True)
         places = {}  # what is updated stands where it was first shown
         for number, each in enumerate(shown.outputs):
             places[(each.transient or {}).get("display_id", number)] = each
@@ -39,6 +39,9 @@ def execute(name: str, target: Path, **parameters) -> nbformat.NotebookNode:
         ]
         if shown.stdout:
             cell.outputs.append(nbformat.v4.new_output("stream", text=shown.stdout))
+        if isinstance(result.error_in_exec, SystemExit):  # the page ends here
+            break
+        result.raise_error()
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
     return notebook

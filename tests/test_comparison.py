@@ -1,7 +1,5 @@
 """Comparisons within a report, by hand, and the pages 03 and 06 on reports made by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from in_process import execute
@@ -9,7 +7,11 @@ from scipy import stats as scipy_stats
 from small_reports import write_report
 
 from rnnbench_nb import statistics
+from rnnbench_nb.choices import choices
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.files import PROJECT
+from rnnbench_nb.results import Report
+from rnnbench_nb.site import index
 
 SLOW = pytest.mark.slow
 TRUTH = [0, 0, 1, 1]
@@ -110,7 +112,7 @@ def test_families_are_models_where_each_has_several_variants_and_never_cross_gro
 def texts(notebook, kind="markdown"):
     """The Markdown, or the HTML of tables, that the cells of an executed notebook show."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "\n".join(output["data"].get(f"text/{kind}", "") for output in outputs)
+    return "\n".join(output.get("data", {}).get(f"text/{kind}", "") for output in outputs)
 
 
 def test_the_comparison_of_two_seeds_shows_means_and_no_verdict(tmp_path):
@@ -151,10 +153,38 @@ def test_an_ablation_of_five_seeds_recommends(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", [pytest.param("ablation", marks=SLOW), "noise_search"])
-def test_a_published_ablation_or_search_below_five_seeds_has_no_verdict(name, tmp_path):
-    folder = f"reports/published/{name}"
+@SLOW
+def test_a_published_ablation_below_five_seeds_has_no_verdict(tmp_path):
+    folder = "reports/published/ablation"
     executed = execute("06_ablation", tmp_path / "out.ipynb", output_dir=folder)
-    assert "There is no verdict: " in texts(executed) and "Take" not in texts(executed)
-    pictures = json.dumps([cell.get("outputs", []) for cell in executed.cells])
-    assert ("against each parameter" in pictures) == (name == "noise_search")
+    assert "There is no verdict: three seeds." in texts(executed) and "Take" not in texts(executed)
+
+
+def test_a_search_names_each_choice_and_what_lies_at_an_edge(tmp_path):
+    variants, curves = {}, {}
+    for name, own in {"gru": {"model": "gru"}, "free": {"model": "agru", "a": "free"}}.items():
+        for k, rate in enumerate([0.001, 0.01, 0.02, 0.1]):
+            values = {"learning_rate": rate, "dropout": k / 10, "test": False, "epochs": 1}
+            variants[f"{name}_search0{k}"] = {**own, **values}
+            curves[f"{name}_search0{k}", 1] = [0.9 - rate if name == "gru" else 0.5 + rate]
+    variants["free_finalist02"] = {**variants["free_search02"], "epochs": 2}
+    curves |= {("free_finalist02", seed): [0.1, 0.51] for seed in (2, 3)}
+    report = write_report(tmp_path, variants, {key: (TRUTH, TRUTH) for key in curves}, curves)
+    gru, free = choices(report)
+    assert (gru.best, free.best) == ("gru_search00", "free_finalist02")  # not free_search03
+    assert (gru.edges, free.edges) == (["learning rate"], [])  # no dropout is no edge
+    executed = execute("06_ablation", tmp_path / "out.ipynb", output_dir=str(tmp_path))
+    text = (
+        "free: learning rate 0.02, dropout 0.2. This is the best of 4 configurations, 1 of which "
+    )
+    text += "were trained again, with 51.00% on validation (2 seeds)."
+    assert text in texts(executed) and "Validation result against each" in str(executed.cells)
+    assert "Every variant" in executed.cells[-2].source and not executed.cells[-1].outputs
+    text = index.build(report).read_text()
+    assert "These runs belong to a search" in text and "values tried: learning rate." in text
+    assert "100" not in text.partition("training runs</summary>")[2]  # no score that was not read
+
+
+@pytest.mark.parametrize("name", ["ablation", "controls", "copying", "row_cells"])
+def test_what_changes_one_setting_at_a_time_is_no_search(name):
+    assert choices(Report(PROJECT / f"reports/published/{name}")) == []

@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from rnnbench_nb import folders, statistics
+from rnnbench_nb.choices import Choice, choices
 from rnnbench_nb.files import PROJECT, SOURCES, write_file
 from rnnbench_nb.results import Report, format_summary, readable, summary
 from rnnbench_nb.site.render import Page, fill, link_pages, render
@@ -80,18 +81,23 @@ def summarise(report: Report) -> dict[str, Any]:
         each.results.assign(variant=each.results["variant"].map(each.labels))
         for each in (report, tested)
     )
+    search = choices(report) if done else []
+    tried = {variant for choice in search for variant in choice.table.index}
+    judged = tested.runs and not tried >= tested.variants.keys()  # in an old search all were tested
     runs = rows[["variant", "seed", "status", name, "best_epoch", "epochs", "seconds"]]
-    runs = runs.assign(**{name: report.score.scale * runs[name].astype(float)})
+    shown = report.score.scale * runs[name].astype(float)
+    runs = runs.assign(**{name: shown.mask(report.results["variant"].isin(tried))})
     where = {key: {str(run[key]): None for run in done if run.get(key)} for key in WHERE}
     lengths = " or ".join(map(str, sorted({run["data"]["steps"] for run in done})))
     return {
         **protocol_comment(report.name),
-        "answers": verdicts(tested) if done else [],
+        "answers": (verdicts(tested) if judged else []) + settings(report, search, not judged),
+        "search": search,
         "few": not (report.published or statistics.has_enough_seeds(tested)),
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
-        "results": table(format_summary(summary(tests), report.metrics)) if tested.runs else "",
+        "results": table(format_summary(summary(tests), report.metrics)) if judged else "",
         "runs": table(runs.rename(columns=readable)),
-        "figure": FIGURE if tested.runs and (report.folder / FIGURE).is_file() else "",
+        "figure": FIGURE if judged and (report.folder / FIGURE).is_file() else "",
         "data": {**done[0]["data"], "steps": lengths} if done else {},
         "where": {key: " / ".join(texts) for key, texts in where.items()},
         "finished": max((run["finished"][:10] for run in done), default=""),
@@ -117,6 +123,14 @@ def verdicts(report: Report) -> list[str]:
     sentences = [statistics.sentence(row, report.labels, report.score) for row in top]
     others = len(rows) - len(top)
     return sentences + [f"{others} more comparisons are on the page Compare."] * (others > 0)
+
+
+def settings(report: Report, search: Sequence[Choice], whole: bool) -> list[str]:
+    """Return what a search chose, or if not `whole` only which choices lie at an edge."""
+    if whole:
+        return [choice.sentence(report.score) for choice in search]
+    edges = [f"{choice.label} ({', '.join(choice.edges)})" for choice in search if choice.edges]
+    return [f"Chosen at the edge of the values tried: {'; '.join(edges)}."] * bool(edges)
 
 
 def protocol_comment(name: str) -> dict[str, str]:

@@ -1,0 +1,106 @@
+"""What a search chose: for each contestant, the configuration that is best on validation."""
+
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from rnnbench_nb.metrics import Score
+from rnnbench_nb.results import Report, readable
+from rnnbench_nb.statistics import format_score, validation_scores
+
+LEAST = 4  # configurations of each contestant, unless a protocol says that it is a search
+APART = {"seed", "epochs", "device", "test", "variant", "hidden_size"}  # never searched
+NATURAL = {"dropout": 0, "epsilon": 1, "chrono": 1}  # the end of a range that is no edge: 0 low
+
+
+class Choice(NamedTuple):
+    """A contestant of a search, and its best configuration.
+
+    The table has a row for each variant: its `mean` validation score, its number of `seeds`,
+    whether it had the largest budget (`last`), and the searched parameters, `keys`. The best of
+    those with the largest budget is chosen.
+    """
+
+    label: str
+    table: pd.DataFrame
+    keys: list[str]
+    best: str
+
+    @property
+    def configurations(self) -> int:
+        """The number of different configurations."""
+        return len(self.table[self.keys].drop_duplicates())
+
+    def scale(self, key: str) -> str:
+        """Return "log" if a parameter is positive over more than a factor of 10, else "linear"."""
+        low, high = self.table[key].min(), self.table[key].max()
+        return "log" if 0 < 10 * low < high and key != "dropout" else "linear"
+
+    @property
+    def edges(self) -> list[str]:
+        """The parameters whose chosen value lies in the outer tenth of the values tried."""
+        edges = []
+        for key in self.keys:
+            scale = np.log if self.scale(key) == "log" else np.asarray
+            values, chosen = scale(self.table[key]), scale(self.table.loc[self.best, key])
+            place = (chosen - values.min()) / np.ptp(values)
+            if not 0.1 < place < 0.9 and NATURAL.get(key) != round(place):
+                edges.append(readable(key))
+        return edges
+
+    def sentence(self, score: Score) -> str:
+        """Return the choice as a sentence."""
+        chosen, last = self.table.loc[self.best], self.table[self.table["last"]]
+        settings = ", ".join(f"{readable(key)} {chosen[key]:g}" for key in self.keys)
+        mean = format_score(chosen["mean"], score, unit=score.unit)
+        seeds = f"{chosen['seeds']:.0f} seeds" if chosen["seeds"] > 1 else "one seed"
+        count, again = self.configurations, ""
+        if len(last) < count:
+            again = f", {len(last)} of which were trained again"
+        edge = f" At the edge of the values tried: {', '.join(self.edges)}." if self.edges else ""
+        return (
+            f"{self.label}: {settings}. This is the best of {count} configurations{again}, "
+            f"with {mean} on validation ({seeds}).{edge}"
+        )
+
+
+def choices(report: Report) -> list[Choice]:
+    """Return the choice of each contestant of a search; empty if the report has no search.
+
+    Runs that read no test example make a search (`Report.searched`). A report without such runs is
+    one if each contestant has at least `LEAST` configurations of two or more parameters. The
+    variants of a contestant share the cell, the size and all parameters that are no numbers.
+    """
+    report = report.searched
+    own = pd.DataFrame([each["parameters"] for each in report.variants.values()])
+    own.index = pd.Index(report.variants)
+    declared = "test" in own and not own["test"].all()
+    numeric = own.map(lambda value: type(value) in (int, float)).all()
+    numbers = [key for key in own if numeric[key] and key not in APART]
+    numbers.sort(key=lambda key: key != "learning_rate")
+    same = own.drop(columns=[*numbers, *APART - {"hidden_size"}], errors="ignore").map(str)
+    kinds = same.agg(" ".join, axis=1)
+    score, found = report.score.name, []
+    scores = validation_scores(report.results, report.history, score).groupby("variant")[score]
+    scores = scores.agg(["mean", "size"]).rename(columns={"size": "seeds"})
+    for names in (own.index[kinds == kind] for kind in kinds.unique()):
+        keys = [key for key in numbers if own.loc[names, key].nunique() > 1]
+        table = own.loc[names, keys].astype(float).join(scores, how="inner")
+        budget = own.get("epochs", pd.Series(0, own.index))[table.index] + table["seeds"] / 1000
+        table["last"] = budget == budget.max()
+        if len(table):
+            best = table.loc[table["last"], "mean"].idxmax()
+            found.append(Choice(_label(report, list(names)), table, keys, best))
+    searched = declared or all(len(one.table) >= LEAST and len(one.keys) > 1 for one in found)
+    return found if searched else []
+
+
+def _label(report: Report, names: list[str]) -> str:
+    """Return the label of the contestant with these variants, such as gru_search00."""
+    start = os.path.commonprefix(names) if len(names) > 1 else names[0]
+    name = re.sub(r"_((rate|search|finalist).*)?$", "", start)
+    cell = report.marker["models"].get(name, {})
+    return report.labels.get(name) or cell.get("label") or name
