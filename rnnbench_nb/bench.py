@@ -27,6 +27,7 @@ from rnnbench_nb.training import arithmetic
 
 OUTPUTS, ROUNDS = 10, 11
 LOOP = " loop"  # suffix of a cell's name: the cell without its kernel
+TRITON = " triton"  # the cell with its kernels in Triton, for a GPU
 BASELINES = [name for name, cell in CELLS.items() if issubclass(cell, TorchCell)]
 # The cells with a compiled kernel.
 FAST = [name for name in CELLS if Path(build.__file__).with_name(f"{name}.cpp").exists()]
@@ -47,13 +48,15 @@ class Shape(NamedTuple):
 SHAPES = [Shape(steps, 128, 128, 1, p) for steps in (28, 784) for p in ("highest", "medium")]
 
 
-def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable[[], None]:
+def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable[[], str]:
     """Return a function that makes one training step ("train") or inference ("infer") of a cell.
 
-    A training step has forward, linear head, cross entropy, backward, clipping and fused Adam.
+    A training step has forward, linear head, cross entropy, backward, clipping and fused Adam. The
+    function returns the `path` of the cell.
     """
-    cell = name.removesuffix(LOOP)
-    parameters = run_parameters({"model": cell, "hidden_size": shape.hidden}, "bench")
+    values: dict[str, Any] = {"model": name.split()[0], "hidden_size": shape.hidden}
+    values |= {"backend": "triton"} if name.endswith(TRITON) else {}
+    parameters = run_parameters(values, "bench")
     features = 28 if shape.steps == 28 else 1  # a row of pixels, or a single one
     model = build_model(parameters, features, OUTPUTS, generator(0, "initialisation"))
     model, random = model.to(device), generator(0, "order")
@@ -61,7 +64,7 @@ def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable
     labels = torch.randint(OUTPUTS, (shape.batch,), generator=random).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
-    def step() -> None:
+    def step() -> str:
         with plain_loop() if name.endswith(LOOP) else nullcontext():
             if work == "infer":
                 with torch.inference_mode():
@@ -71,6 +74,7 @@ def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable
                 F.cross_entropy(model(inputs), labels).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
+        return str(model.cell.path)
 
     return step
 
@@ -78,7 +82,7 @@ def step_of(name: str, work: str, shape: Shape, device: str = "cpu") -> Callable
 def measure(
     shape: Shape, names: Collection[str] = MODELS, rounds: int = ROUNDS, device: str = "cpu"
 ) -> Iterator[dict[str, Any]]:
-    """Measure cells in turn; yield rows of the fields of `shape`, `task, model, round, seconds`."""
+    """Measure cells in turn; yield rows of `shape` and `task, model, round, path, seconds`."""
     with arithmetic(shape.precision):
         for work in ("train", "infer"):
             steps = {name: step_of(name, work, shape, device) for name in names}
@@ -86,11 +90,10 @@ def measure(
                 name: Timer("step()", globals={"step": step}, num_threads=shape.threads)
                 for name, step in steps.items()
             }
-            for timer in timers.values():
-                timer.timeit(1)
+            paths = {name: step() for name, step in steps.items()}
             for number in range(rounds):
                 for name, timer in timers.items():
-                    row = {"task": work, "model": name, "round": number}
+                    row = {"task": work, "model": name, "round": number, "path": paths[name]}
                     yield shape._asdict() | row | {"seconds": timer.timeit(1).median}
 
 
@@ -117,19 +120,24 @@ def command(path: Path | None, device: str, models: str | None, say: Callable[[s
     Raises:
         UserError: There is no GPU, the file exists, or there is no such cell.
     """
-    named = MODELS if models is None else [name.strip() for name in models.split(",")]
+    standard = [*MODELS, *(name + TRITON for name in FAST if device == "cuda")]
+    named = standard if models is None else [name.strip() for name in models.split(",")]
     for each in named:
-        lookup(CELLS, "--models", each.removesuffix(LOOP))
+        lookup(CELLS, "--models", each.removesuffix(LOOP).removesuffix(TRITON))
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(NO_GPU)
     if path and path.exists():
         raise UserError(f"--json {path}: the file exists; name a new one.")
     name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
     say(f"{name}, torch {torch.__version__}; a ratio above 1 is faster than torch's cell.")
+    if device == "cuda":
+        say("cuDNN's allow_tf32 is off at precision highest, and else on.")
     rows: list[dict[str, Any]] = []
     for shape in SHAPES:
         new_rows = list(measure(shape, [*dict.fromkeys([*BASELINES, *named])], device=device))
-        table, rows = summarise(pd.DataFrame(new_rows)), rows + new_rows
+        frame, rows = pd.DataFrame(new_rows), rows + new_rows
+        table = summarise(frame)
+        table["path"] = frame.drop_duplicates(["task", "model"])["path"].to_numpy()
         say(table.to_string(index=False, float_format="{:.2f}".format))
         if table["spread"].max() > NOISY:
             say(f"The times vary by {table['spread'].max():.0%}; close other programs.")

@@ -15,6 +15,9 @@ import torch  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
+# Where there is no GPU, kernels in Triton run in its interpreter, if this is set before its import.
+os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
+
 from rnnbench_nb.cli import main  # noqa: E402
 from rnnbench_nb.files import PROJECT  # noqa: E402
 from rnnbench_nb.protocol import RunParameters, run_parameters  # noqa: E402

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rnnbench_nb.cells.base import Cell, damp, parameter
+from rnnbench_nb.cells.kernels import Kernel, KernelOutput
 from rnnbench_nb.cells.kernels import agru as kernel
 from rnnbench_nb.parameters import Finite, Frozen, NotNegative, Positive
 
@@ -24,7 +25,7 @@ class AntisymmetricGRU(Cell):
     """
 
     blocks = 3
-    kernels = (kernel.run,)
+    kernels: tuple[Kernel, ...] = (kernel.run,)
     no_decay = ("log_epsilon",)  # decay would pull the step size towards 1
 
     class Options(Frozen):
@@ -132,6 +133,15 @@ class AntisymmetricGRU(Cell):
         return n * (n + 1) // 2 if self.options.recurrence == "antisymmetric" else 0
 
 
+def run_triton(*arguments: Any) -> KernelOutput | str:
+    """Run the kernels of `kernels.agru_triton`, or say why they cannot."""
+    try:
+        from rnnbench_nb.cells.kernels.agru_triton import run
+    except ImportError:
+        return "Triton is not installed"
+    return run(*arguments)
+
+
 class AGRU(AntisymmetricGRU):
     """Antisymmetric GRU: forward Euler steps of size epsilon, with the reset before the product.
 
@@ -155,6 +165,18 @@ $$\Delta h_s = \tanh\left(V_h x_s + (W_h - W_h^\top - \gamma I)(r_s \odot h_{s-1
 
 $$h_s = h_{s-1} + \epsilon\, (z_s \odot \Delta h_s)$$
 """
+
+    class Options(AntisymmetricGRU.Options):
+        # The code that runs on a GPU: a CUDA graph of the loop ("auto"), or kernels in Triton,
+        # which have yet to run on a GPU, and the graph where they cannot.
+        backend: Literal["auto", "triton"] = "auto"
+
+    options: Options
+
+    def declare(self) -> None:
+        super().declare()
+        if self.options.backend == "triton":
+            self.kernels = (run_triton, *self.kernels)
 
     def recurrent_matrix(self) -> Tensor:
         return self.matrix()

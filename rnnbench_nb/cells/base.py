@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.kernels import KernelOutput, cuda_graph, unroll
+from rnnbench_nb.cells.kernels import Kernel, KernelOutput, cuda_graph, unroll
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.parameters import Count, Frozen, validate
 
@@ -111,7 +111,7 @@ class Cell(nn.Module):
     blocks: ClassVar[int] = 1
     states: ClassVar[int] = 1
     no_decay: ClassVar[tuple[str, ...]] = ()
-    kernels: ClassVar[tuple[Callable[..., KernelOutput | str], ...]] = ()
+    kernels: tuple[Kernel, ...] = ()
     Options: ClassVar[type[Frozen]] = Frozen
     options: Any
     step: Callable[..., Tensor]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnbench_nb.cells.kernels import KernelOutput, general_refusal
+from rnnbench_nb.cells.kernels import NO_SECOND_DERIVATIVE, KernelOutput, refusal
 from rnnbench_nb.cells.kernels.build import Unavailable, build
 
 SOURCE = Path(__file__).with_name("agru.cpp")
@@ -60,20 +60,6 @@ def load() -> Any:
     return library
 
 
-def refusal(tensors: list[Tensor]) -> str:
-    """Say why the kernel cannot take these tensors here and now; return "" if it can."""
-    for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"it does not take a {type(tensor).__name__}"
-        if tensor.dtype != torch.float32:
-            return f"it computes in float32, not {str(tensor.dtype).removeprefix('torch.')}"
-        if tensor.device.type != "cpu":
-            return f"it runs on the CPU, not on {tensor.device.type}"
-    reason = general_refusal(tensors, "cpu")
-    library = "" if reason else load()
-    return reason or (library if isinstance(library, str) else "")
-
-
 def run(
     cell: Any, x: Tensor, h_0: Tensor, gate_weight: Tensor, a: Tensor, epsilon: Tensor
 ) -> KernelOutput | str:
@@ -83,8 +69,10 @@ def run(
     cell with fewer units than a vector register holds keeps float32, as bfloat16 gains it nothing.
     """
     tensors = [x, h_0, cell.weight_ih, gate_weight, a, cell.bias, epsilon]
-    if reason := refusal(tensors):
+    if reason := refusal(tensors, "cpu"):
         return reason
+    if isinstance(load(), str):
+        return load()
     method = getattr(cell.options, "method", "euler")
     if method not in PLACES:
         return f"it makes no steps of {method}"
@@ -180,7 +168,7 @@ class _KernelLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_states: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # create_graph
-            raise RuntimeError("no second derivative here; use rnnbench_nb.cells.plain_loop()")
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         x, h_0, weights, epsilon, states, gates = ctx.saved_tensors
         grad_states = None if grad_states is None else _rows(grad_states)
         grad_last = None if grad_last is None else _rows(grad_last).contiguous()
