@@ -22,7 +22,7 @@ from PIL import Image
 
 from rnnbench_nb.files import write_file
 from rnnbench_nb.results import COMPLETED, Report, readable
-from rnnbench_nb.statistics import Verdict, format_score, t_interval
+from rnnbench_nb.statistics import LEAST_SEEDS, Verdict, format_score, t_interval
 
 MANY = 9  # from so many variants on, bands are left out and rows are closer
 
@@ -104,17 +104,17 @@ def _curves(history: pd.DataFrame, y: pd.Series, report: Report, ylabel: str, lo
 
 
 def test_errors(results: pd.DataFrame, report: Report) -> Figure:
-    """Plot every seed's test error, and means with 95% t intervals from three seeds on."""
+    """Plot every seed's test error, and means, with 95% t intervals from five seeds on."""
     frame = with_labels(results[results["status"] == COMPLETED], report)
     frame["shown"], xlabel = errors(frame[report.score.name], report)
     groups = frame.groupby("label", sort=False)["shown"]
     height = 0.7 if len(groups) < MANY else 0.4
     figure, ax = plt.subplots(figsize=(7, height * len(groups) + 1.6))
     colours, markers = look(report, "colour"), look(report, "marker")
-    label = "mean and 95% t interval" if groups.size().max() > 2 else "mean"
+    label = "mean and 95% t interval" if groups.size().max() >= LEAST_SEEDS else "mean"
     for y, (name, values) in enumerate(groups):
         _seeds(ax, y, values, color=colours[name], marker=markers[name], alpha=0.7)
-        half = np.diff(t_interval(values))[0] / 2 if len(values) > 2 else None
+        half = np.diff(t_interval(values))[0] / 2 if len(values) >= LEAST_SEEDS else None
         ax.errorbar(values.mean(), y, xerr=half, fmt="k|", markersize=14, capsize=4, label=label)
     _rows(ax, list(groups.groups), f"Test {xlabel[0].lower()}{xlabel[1:]}")
     legend_below(figure, ax)
