@@ -13,7 +13,7 @@ from rnnbench_nb.statistics import format_score, validation_scores
 
 LEAST = 4  # configurations of each contestant, unless a protocol says that it is a search
 APART = {"seed", "epochs", "device", "test", "variant", "hidden_size"}  # never searched
-NATURAL = {"dropout": 0, "epsilon": 1, "chrono": 1}  # the end of a range that is no edge: 0 low
+NATURAL = {"dropout": 0, "epsilon": 1, "chrono": 1}  # the end of a range that is no edge, 0 is low
 
 
 class Choice(NamedTuple):
@@ -45,10 +45,10 @@ class Choice(NamedTuple):
         edges = []
         for key in self.keys:
             scale = np.log if self.scale(key) == "log" else np.asarray
-            values, chosen = scale(self.table[key]), scale(self.table.loc[self.best, key])
-            place = (chosen - values.min()) / np.ptp(values)
-            if not 0.1 < place < 0.9 and NATURAL.get(key) != round(place):
-                edges.append(readable(key))
+            values, chosen = self.table[key], self.table.loc[self.best, key]
+            place = (scale(chosen) - scale(values.min())) / np.ptp(scale(values))
+            if chosen and not 0.1 < place < 0.9 and NATURAL.get(key) != round(place):
+                edges.append(readable(key))  # 0 switches a parameter off
         return edges
 
     def sentence(self, score: Score) -> str:

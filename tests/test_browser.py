@@ -94,6 +94,21 @@ def check(page):
     assert not page.heard
 
 
+def test_the_front_page_is_short_for_eyes_and_keys(visit):
+    page = visit("index.html")
+    assert len(page.locator("main").inner_text().split()) <= 900
+    stops = page.locator("a[href], button, input, summary, [tabindex]")
+    focus = "[...document.querySelectorAll('*')].indexOf(document.activeElement)"
+    reached = set()
+    for _ in range(count := stops.count()):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(focus))
+    assert len(reached) == count < 120
+    for width, most in ((1280, 4500), (375, 8000)):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollHeight") <= most
+
+
 def test_one_switch_hides_the_code(visit):
     page = visit("row_mnist/pages/03_compare.html")
     assert page.locator(".code:visible").count() > 5

@@ -152,6 +152,6 @@ def test_every_link_of_a_published_page_leads_somewhere(name):
 
 def test_the_published_reports_are_light_and_each_is_reached(page):
     files = [path for path in PUBLISHED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 14_500_000
+    assert sum(path.stat().st_size for path in files) < 10_000_000
     for path in PUBLISHED.glob("*/report.json"):
         assert f'href="{path.parent.name}/index.html"' in page, path

@@ -220,6 +220,6 @@ def test_a_page_has_its_contents_and_its_notebook(report):
 
 def test_signs_are_set_in_text_and_not_in_code():
     code = "<p title='-1'></p><pre>-2 <b>-3</b></pre><svg>A-GRU</svg>"
-    assert render.typeset(f"{code}<b>-0.5 to 3, a-1, 2020-01-02, A-GRU-28</b>") == (
-        f'{code}<b>−0.5 to 3, a-1, 2020-01-02, <span class="name">A-GRU-28</span></b>'
+    assert render.typeset(f"{code}<b>-0.5 to 3, 8 x 8, a-1, 2020-01-02, A-GRU-28</b>") == (
+        f'{code}<b>−0.5 to 3, 8\xa0×\xa08, a-1, 2020-01-02, <span class="name">A-GRU-28</span></b>'
     )

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from rnnbench_nb import folders, statistics
+from rnnbench_nb.choices import choices
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import legible
 from rnnbench_nb.files import write_file
@@ -105,6 +106,21 @@ class Evidence:
         """Return the number of seeds of a report's variants, such as "1 to 3"."""
         counts = [len(self.report(name).of(variant)) for variant in self.report(name).variants]
         return " to ".join(dict.fromkeys([str(min(counts)), str(max(counts))]))
+
+    def devices(self, name: str) -> str:
+        """Return " on two devices" if a report's runs were, and else nothing."""
+        return " on two devices" * (
+            len({run.record["device"] for run in self.report(name).runs}) > 1
+        )
+
+    def searched(self, names: Sequence[str], labels: Sequence[str]) -> str:
+        """Return how many configurations searches tried for contestants, and choices at an edge."""
+        found = {one.label: one for name in names for one in choices(Report(self.folder / name))}
+        texts = []
+        for label in labels:
+            edges = "".join(f", {key} at the edge" for key in found[label].edges)
+            texts.append(f"{label} {found[label].configurations} settings{edges}")
+        return f"searched: {'; '.join(texts)}"
 
     def trainings(self) -> tuple[int, int]:
         """Return the number of different trainings, and the number of reports."""

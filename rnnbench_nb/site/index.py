@@ -100,6 +100,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "figure": FIGURE if judged and (report.folder / FIGURE).is_file() else "",
         "data": {**done[0]["data"], "steps": lengths} if done else {},
         "where": {key: " / ".join(texts) for key, texts in where.items()},
+        "unprobed": sum("probe" not in run for run in done),
         "finished": max((run["finished"][:10] for run in done), default=""),
         "protocol": protocol.read_text(encoding="utf-8") if protocol.is_file() else "",
         "files": [name for name in FILES if (report.folder / name).is_file()],
