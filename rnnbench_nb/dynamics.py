@@ -90,27 +90,15 @@ def jacobian(step: Step) -> Tensor:
     return step.cell.jacobian(step.u, step.before, *step.prepared)
 
 
-def parts_of(step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the paths, G (B, n, n) and A (n, n) of a step of a cell with `jacobian_terms`.
+def balanced(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return N = Q^1/2 A Q^1/2 (..., n, n) with Q = L R (..., n) for a path P = L A R.
 
-    Each slope in a step has a path P = L A R (slopes, B, n, n), the recurrent matrix at fixed gates
-    with positive diagonal matrices L and R. `linear_step` computes the step from the paths, I + P
-    for Euler's method. G, the rest of J, comes from the gates' dependence on the state.
+    N has P's spectrum. For A = S - gamma I, N = M - gamma Q, where M = Q^1/2 S Q^1/2 is
+    antisymmetric. The symmetric part of N is -gamma Q, so its flow cannot grow. As N N^T - N^T N =
+    2 gamma (Q M - M Q), N is normal if gamma = 0 or if Q is a multiple of I (see `abnormality`).
     """
-    cell: Any = step.cell
-    terms = cell.jacobian_terms(step.u, step.before, *step.prepared)
-    return *terms, cell.matrix()
-
-
-def balanced(path: Tensor, matrix: Tensor) -> Tensor:
-    """Return N = Q^1/2 A Q^1/2 with Q = L R for a path P = L A R (..., n, n); N has P's spectrum.
-
-    For A = S - gamma I, N = M - gamma Q, where M = Q^1/2 S Q^1/2 is antisymmetric. The symmetric
-    part of N is -gamma Q, so its flow cannot grow. As N N^T - N^T N = 2 gamma (Q M - M Q), N is
-    normal if gamma = 0 or if Q is a multiple of I (see `abnormality`).
-    """
-    scale = torch.where(matrix == 0, 0, path / matrix)  # of entry i, j: L_i R_j
-    return matrix * (scale * scale.mT).sqrt()
+    root = (left * right).sqrt()
+    return root[..., None] * matrix * root[..., None, :]
 
 
 def abnormality(operator: Tensor) -> Tensor:
@@ -120,57 +108,108 @@ def abnormality(operator: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(commutator) / torch.linalg.matrix_norm(operator) ** 2
 
 
-CAUSES = ("Euler step", "non-normality", "gates")
+CAUSES = ("discrete step", "non-normality", "gates")
 # The matrices that replace a step's Jacobian, and the causes of growth that remain in each.
 REPLACEMENTS: dict[str, set[str]] = {
     "whole": set(CAUSES),
-    "step of the path": {"Euler step", "non-normality"},
+    "step of the path": {"discrete step", "non-normality"},
     "flow of the path, with gates": {"non-normality", "gates"},
     "flow of the path": {"non-normality"},
-    "step of the balanced path, with gates": {"Euler step", "gates"},
-    "step of the balanced path": {"Euler step"},
+    "step of the balanced path, with gates": {"discrete step", "gates"},
+    "step of the balanced path": {"discrete step"},
     "flow of the balanced path, with gates": {"gates"},
     "flow of the balanced path": set(),
 }
 
 
-def replacements(step: Step) -> dict[str, Tensor]:
-    """Return the step Jacobian (B, n, n) and its replacements, by the names in `REPLACEMENTS`.
+def pull_back(step: Callable[[Tensor], Tensor], state: Tensor, vectors: Tensor) -> Tensor:
+    """Return v^T J for vectors v (..., B, n) and the Jacobian J of a step at a state (B, n)."""
+    back = torch.func.vjp(step, state)[1]
+    return torch.vmap(lambda v: back(v)[0])(vectors.flatten(0, -3)).view_as(vectors)
 
-    For Euler's method and a matrix M, the step is I + M and the flow is exp(M). A step with several
-    slopes is its `linear_step`, and its flow has the mean of their matrices. "With gates" adds G. A
-    cell without `jacobian_terms` has only the "whole".
+
+def flow_back(matrix: Tensor, left: Tensor, right: Tensor, vectors: Tensor) -> Tensor:
+    """Return v^T exp(P) for vectors v (..., B, n), by Taylor's series.
+
+    P is the mean of the paths L A R, with L and R (slopes, B, n).
     """
-    if not hasattr(step.cell, "jacobian_terms"):
-        return {"whole": jacobian(step)}
+    bound = left.abs().max() * right.abs().max() * torch.linalg.matrix_norm(matrix)
+    parts = math.ceil(bound / 16)  # terms of at most exp(16) keep nine digits
+    for _ in range(parts):
+        term, order = vectors, 1
+        while (term.abs() > 1e-17 * vectors.abs()).any():
+            each = [(term * one) @ matrix * other for one, other in zip(left, right, strict=True)]
+            term = torch.stack(each).mean(0) / (order * parts)
+            vectors, order = vectors + term, order + 1
+    return vectors
+
+
+def replace_back(step: Step, vectors: Tensor) -> Tensor:
+    """Return v^T J' for each replacement J' of the step's Jacobian J, and its vector v (8, B, n).
+
+    For a path P, the step is the cell's `linear_step` (I + P by Euler's method), and the flow is
+    exp(P), with the mean of the paths if the step has several slopes. "With gates" adds J less the
+    step of the path. The balanced path of L A R is Q^1/2 A Q^1/2 with Q = L R (see `balanced`).
+    """
     cell: Any = step.cell
-    paths, gates, matrix = parts_of(step)
-    matrices = []
-    for operators in (paths, balanced(paths, matrix)):
-        taken, flow = cell.linear_step(operators), torch.linalg.matrix_exp(operators.mean(0))
-        matrices += [taken + gates, taken, flow + gates, flow]
-    return dict(zip(REPLACEMENTS, matrices, strict=True))
+    matrix, left, right = cell.path_terms(step.u, step.before, *step.prepared)
+    root = (left * right).sqrt()
+
+    def back(v: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return pull_back(lambda h: cell.linear_step(h, matrix, left, right), step.before, v)
+
+    moved = []
+    for scales, v in zip([(left, right), (root, root)], vectors.split(4), strict=True):
+        moved += [back(v[:2], *scales), flow_back(matrix, *scales, v[2:])]
+    gated = vectors[::2]
+    whole = pull_back(lambda h: cell.step(step.u, h, *step.prepared), step.before, gated)
+    result = torch.cat(moved)
+    result[::2] += whole - back(gated, left, right)
+    return result
 
 
-def least_damping(
-    cell: Any, paths: Tensor, matrix: Tensor, gamma: float, halvings: int = 5
-) -> Tensor:
+def growth(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the decades by which each example's gradient grows on its way back to the start.
+
+    Every step's Jacobian is replaced by each of the matrices in `REPLACEMENTS`, along the same
+    states. Vectors are carried back, not products of matrices, which costs n^2 a step.
+
+    Returns:
+        Decades (B, 8) in the order of `REPLACEMENTS`; for a cell without `path_terms` the first
+        alone (B, 1). Arguments are those of `gradients`.
+    """
+    of_states, _ = gradients(model, task, inputs, targets)
+    sizes, decades = norm(of_states), torch.zeros(())
+    if not hasattr(model.cell, "path_terms"):
+        return (log10(sizes[:, 0]) - log10(sizes[:, -1]))[:, None]
+    vectors = (of_states[:, -1] / sizes[:, -1:]).expand(len(REPLACEMENTS), -1, -1)
+    for step in reversed(list(walk(model.cell, inputs))):
+        vectors = replace_back(step, vectors)
+        size = norm(vectors).clamp(min=1e-300)
+        vectors, decades = vectors / size[..., None], decades + size.log10()
+    return decades.T
+
+
+def least_damping(step: Step, gamma: float, halvings: int = 5) -> Tensor:
     """Find the least damping at which a step has a spectral radius of at most 1, at fixed gates.
 
     It tries `POINTS` even dampings up to 2 / max(L R), beyond which the damping alone overshoots by
     Euler's and Heun's methods, and refines the first stable one by bisection.
 
     Returns:
-        The least dampings (B,), inf if none of these is stable, for a cell's paths L (S - gamma I)
-        R (slopes, B, n, n), its matrix S - gamma I (n, n), and its damping gamma, which is not 0.
+        The least dampings (B,), inf if none of these is stable, for a step of a cell with the
+        damping gamma.
     """
-    scale = paths.diagonal(dim1=-2, dim2=-1) / matrix.diagonal()  # L R, (slopes, B, n)
+    cell: Any = step.cell
+    matrix, left, right = cell.path_terms(step.u, step.before, *step.prepared)
+    one = torch.eye(len(matrix)).to(matrix)
 
     def stable(damping: Tensor) -> Tensor:
-        change = torch.diag_embed((damping - gamma)[:, None] * scale)
-        return torch.linalg.eigvals(cell.linear_step(paths - change)).abs().amax(-1) <= 1
+        a = matrix - (damping - gamma)[:, None, None] * one  # (B, n, n)
+        taken = cell.linear_step(one.expand_as(a), a, left[:, :, None], right[:, :, None])
+        return torch.linalg.eigvals(taken).abs().amax(-1) <= 1
 
-    width = 2 / scale.amax((0, -1)) / POINTS
+    width = 2 / (left * right).amax((0, -1)) / POINTS
     least = torch.full_like(width, math.inf)
     for k in range(POINTS, 0, -1):
         least = torch.where(stable(k * width), k * width, least)
@@ -270,3 +309,8 @@ def norm(vectors: Tensor) -> Tensor:
     """Return the norm over the last dimension, also for vectors whose squares would underflow."""
     largest = vectors.abs().amax(-1, keepdim=True)
     return largest[..., 0] * (vectors / largest.clamp(min=1e-300)).norm(dim=-1)
+
+
+def log10(sizes: Tensor) -> Tensor:
+    """Return the decimal logarithm of sizes, at least -300."""
+    return sizes.clamp(min=1e-300).log10()

@@ -5,10 +5,9 @@ The job of the run computes them along the first examples of the test set, at tw
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import NamedTuple
+from functools import partial, wraps
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +20,7 @@ from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.tasks import Task
 from rnnbench_nb.tasks.base import Split
 
-EXAMPLES, FEW = 32, 8  # examples for most measures, and for exponents
-JACOBIANS, FEWEST = 1024, 4  # most Jacobians of a measure, but at least four examples
+EXAMPLES, FEW = 32, 8  # examples for most measures, and for exponents (half of it if not `SHORT`)
 SHORT = 100  # steps up to which exponents come from the singular values of the whole product
 POINTS = 60  # most points of a curve
 REACH = 0.01  # an input matters if its gradient is at least this share of the largest one
@@ -50,10 +48,6 @@ class RunData(NamedTuple):
     def length(self) -> int:
         """The number of steps of a sequence, T."""
         return self.examples(1)[0].shape[1]
-
-    def count(self, most: int) -> int:
-        """Return how many examples to take, at most `most`; long sequences allow fewer."""
-        return max(min(most, JACOBIANS // self.length), FEWEST)
 
 
 def measure(parameters: RunParameters, run: RunData) -> tuple[Tables, dict[str, str]]:
@@ -144,7 +138,7 @@ def gradients(run: RunData, model: SequenceModel) -> Tables:
     of_states, of_inputs = both.split([run.length + 1, run.length], dim=1)
     states = (step.after[:, : model.cell.hidden_size] for step in dynamics.walk(model.cell, inputs))
     state_norm = [0.0, *(float(h.norm(dim=-1).mean()) for h in states)]
-    sizes = log10(of_states).mean(0).numpy()
+    sizes = dynamics.log10(of_states).mean(0).numpy()
     along = pd.DataFrame({"log10_gradient": sizes, "state_norm": state_norm}).rename_axis("step")
     memory = {"decades": sizes[0] - sizes[-1], "reach": reach(of_inputs)}
     along = along.iloc[even_places(len(along))].reset_index()
@@ -171,8 +165,8 @@ def exponents(run: RunData, model: SequenceModel) -> Tables:
         `largest_exponent`, and `lasting`, the share of directions that lose less than a factor e
         over the whole sequence.
     """
-    inputs, _ = run.examples(run.count(FEW))
     short = run.length <= SHORT
+    inputs, _ = run.examples(FEW if short else FEW // 2)
     exponents_of = dynamics.singular_exponents if short else dynamics.lyapunov_exponents
 
     def rates(x: Tensor) -> Tensor:
@@ -188,40 +182,17 @@ def exponents(run: RunData, model: SequenceModel) -> Tables:
 
 @of_both
 def growth(run: RunData, model: SequenceModel) -> Tables:
-    """Growth over a whole sequence, for each replacement of the steps' Jacobians.
+    """Growth of each example's gradient over a whole sequence.
 
     Returns:
-        `growth` (moment, replacement), one row for each of `dynamics.replacements`, with means over
-        the examples: `gradient`, the decades by which the gradient grows on its way back; `random`,
-        the same for a random direction (root mean square over all); `exponent`, that of the
-        direction that grows most, in nats a step; `growing`, the share of directions that grow.
+        `growth` (moment, example, replacement), with each of `dynamics.REPLACEMENTS` in place of
+        the steps' Jacobians: `gradient`, the decades by which it grows on its way back.
     """
-    inputs, targets = run.examples(run.count(EXAMPLES))
-
-    def measure_growth(x: Tensor, y: Tensor) -> Tensor:  # (B, replacements, 4)
-        last = dynamics.gradients(model, run.task, x, y)[0][:, -1]
-        products: dict[str, Tensor] = {}
-        for step in dynamics.walk(model.cell, x):
-            for name, j in dynamics.replacements(step).items():
-                products[name] = j @ products[name] if name in products else j
-        product = torch.stack(list(products.values()), 1)  # (B, replacements, n, n)
-        first = torch.einsum("brij,bi->brj", product, last)
-        singular = torch.linalg.svdvals(product).clamp(min=1e-300)
-        decades = log10(dynamics.norm(first)) - log10(dynamics.norm(last))[:, None]
-        random = log10(singular.square().mean(-1).sqrt())
-        exponent = singular[..., 0].log() / run.length
-        return torch.stack([decades, random, exponent, (singular > 1).double().mean(-1)], -1)
-
-    means = dynamics.over_examples(measure_growth, inputs, targets).mean(0)
-    columns = ["gradient", "random", "exponent", "growing"]
-    names = list(dynamics.REPLACEMENTS)[: len(means)]
-    table = pd.DataFrame(means.numpy(), names, columns)
-    return {"growth": table.rename_axis("replacement").reset_index()}
-
-
-def log10(sizes: Tensor) -> Tensor:
-    """Return the decimal logarithm of sizes, at least -300."""
-    return sizes.clamp(min=1e-300).log10()
+    grown = partial(dynamics.growth, model, run.task)
+    each = dynamics.over_examples(grown, *run.examples()).float()
+    names = pd.Index(list(dynamics.REPLACEMENTS)[: each.shape[1]], name="replacement")
+    table = pd.DataFrame(each.numpy(), columns=names).rename_axis("example")
+    return {"growth": table.stack().rename("gradient").reset_index()}
 
 
 @of_both
@@ -229,24 +200,22 @@ def damping(run: RunData, model: SequenceModel) -> Tables:
     """The least damping at which the step of the path does not grow, at fixed states and gates.
 
     Returns:
-        `damping` (moment), for cells with `jacobian_terms`: `gamma`, the damping of the cell;
-        `least`, the median over `SAMPLES` steps in the last three quarters, and `none`, the share
-        of steps without such a damping (both NaN if gamma is 0); `abnormality`, the mean
-        abnormality of the balanced paths.
+        `damping` (moment), for cells with `path_terms`: `gamma`, the damping of the cell; `least`,
+        the median over `SAMPLES` steps in the last three quarters, and `none`, the share of steps
+        without such a damping; `abnormality`, the mean abnormality of the balanced paths.
     """
-    if not hasattr(model.cell, "jacobian_terms"):
+    cell: Any = model.cell
+    if not hasattr(cell, "path_terms"):
         return {}
     inputs, _ = run.examples(DAMPING_EXAMPLES)
     places = np.linspace(run.length // 4, run.length - 1, SAMPLES).astype(int)
-    steps = [step for t, step in enumerate(dynamics.walk(model.cell, inputs)) if t in places]
-    parts = [(paths, matrix) for paths, _, matrix in map(dynamics.parts_of, steps)]
-    even = torch.cat([dynamics.abnormality(dynamics.balanced(*each)) for each in parts])
-    gamma = model.cell.options.gamma
-    row = {"gamma": gamma, "least": math.nan, "none": math.nan, "abnormality": float(even.mean())}
-    if gamma:
-        least = torch.cat([dynamics.least_damping(model.cell, *each, gamma) for each in parts])
-        row |= {"least": float(least.median()), "none": float(least.isinf().double().mean())}
-    return {"damping": pd.DataFrame([row])}
+    steps = [step for t, step in enumerate(dynamics.walk(cell, inputs)) if t in places]
+    terms = [cell.path_terms(step.u, step.before, *step.prepared) for step in steps]
+    even = torch.stack([dynamics.abnormality(dynamics.balanced(*each)).mean() for each in terms])
+    gamma = cell.options.gamma
+    least = torch.cat([dynamics.least_damping(step, gamma) for step in steps])
+    row = {"gamma": gamma, "least": float(least.median()), "abnormality": float(even.mean())}
+    return {"damping": pd.DataFrame([row | {"none": float(least.isinf().double().mean())}])}
 
 
 def memoryless(run: RunData) -> Tables:

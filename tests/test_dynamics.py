@@ -5,6 +5,7 @@ Relative errors are below 1e-12, and below 1e-10 where a formula meets automatic
 
 import math
 from functools import partial
+from itertools import compress, product
 
 import numpy as np
 import pytest
@@ -122,30 +123,31 @@ def gates_of(step: dynamics.Step) -> tuple[torch.Tensor, ...]:
     return z, r, (u_c + (r * step.before) @ a.T).tanh()
 
 
-def test_the_parts_of_a_step_add_up_and_the_path_is_that_of_frozen_gates():
-    step = last_step()
-    (path,), gates, a = dynamics.parts_of(step)
-    assert_close(ONE + path + gates, dynamics.jacobian(step))
-
-    def frozen(h, u_c, z, r):  # the same step, but its gates do not depend on h
-        return h + EPSILON * z * torch.tanh(u_c + a @ (r * h))
-
-    u_c, (z, r, _) = step.u.chunk(3, -1)[2], gates_of(step)
-    assert_close(ONE + path, vmap(jacrev(frozen))(step.before, u_c, z, r), 1e-10)
+def paths_of(step: dynamics.Step) -> torch.Tensor:
+    """The paths of a step's slopes (slopes, B, H, H)."""
+    a, left, right = step.cell.path_terms(step.u, step.before, *step.prepared)
+    return left[..., None] * a * right[..., None, :]
 
 
-@pytest.mark.parametrize("method", ["heun", "half_steps", "rk4"])
-def test_so_they_do_for_steps_with_several_slopes(method):
-    step = last_step(HEUN, method=method)
-    paths, _, a = dynamics.parts_of(step)
-    z, r, _ = gates_of(step)
+def replaced(step: dynamics.Step) -> dict[str, torch.Tensor]:
+    """The matrices (B, H, H) that replace the Jacobian of a step, row by row."""
+    units = [row.expand(len(dynamics.REPLACEMENTS), *step.before.shape) for row in ONE]
+    rows = torch.stack([dynamics.replace_back(step, unit) for unit in units], 2)
+    return dict(zip(dynamics.REPLACEMENTS, rows, strict=True))
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "half_steps", "rk4"])
+def test_the_step_of_the_path_is_that_of_fixed_gates(method):
+    step = last_step() if method == "euler" else last_step(HEUN, method=method)
+    (z, r, _), a, paths = gates_of(step), step.prepared[1], paths_of(step)
 
     def frozen(h, u_c, z, r):
         return step.cell.advance(h, lambda state: z * torch.tanh(u_c + a @ (r * state)), EPSILON)
 
     expected = vmap(jacrev(frozen))(step.before, step.u.chunk(3, -1)[2], z, r)
-    found = dynamics.replacements(step)
+    found = replaced(step)
     assert_close(found["step of the path"], expected, 1e-10)
+    assert method != "euler" or (ONE + paths[0] - expected).abs().max() < 1e-14
     assert_close(found["whole"], dynamics.jacobian(step))
     assert_close(found["flow of the path"], torch.linalg.matrix_exp(paths.mean(0)))
     assert torch.linalg.svdvals(found["flow of the balanced path"]).max() <= 1 + 1e-14
@@ -164,7 +166,7 @@ def test_a_step_at_rest_has_the_stability_function_of_its_method(method, factor)
     *_, step = dynamics.walk(cell, torch.zeros(1, 1, D))
     modes = EPSILON / 4 * (1j * frequencies(cell.candidate_weight.detach()) - GAMMA)
     for name in ("step of the path", "step of the balanced path"):
-        moduli = torch.linalg.eigvals(dynamics.replacements(step)[name]).abs().sort().values
+        moduli = torch.linalg.eigvals(replaced(step)[name]).abs().sort().values
         assert_close(moduli, factor(modes).abs().sort().values)
 
 
@@ -237,7 +239,7 @@ def gate_gain(step: dynamics.Step) -> torch.Tensor:
 
 def test_a_gated_spectrum_lies_between_the_dampings_of_its_gates_but_can_grow_at_once():
     step = last_step()
-    (path,), gain = dynamics.parts_of(step)[0], gate_gain(step)
+    (path,), gain = paths_of(step), gate_gain(step)
     real = torch.linalg.eigvals(path).real
     assert (real >= -GAMMA * gain.amax(-1, keepdim=True) - 1e-12).all()
     assert (real <= -GAMMA * gain.amin(-1, keepdim=True) + 1e-12).all()
@@ -247,8 +249,9 @@ def test_a_gated_spectrum_lies_between_the_dampings_of_its_gates_but_can_grow_at
 @pytest.mark.parametrize("gamma", [0.0, GAMMA])
 def test_the_balanced_path_has_the_spectrum_of_the_path_and_its_flow_cannot_grow(gamma):
     step = last_step(gamma=gamma)
-    (path,), _, a = dynamics.parts_of(step)
-    gain, n = gate_gain(step), dynamics.balanced(path, a)
+    (path,), gain = paths_of(step), gate_gain(step)
+    a, left, right = step.cell.path_terms(step.u, step.before, *step.prepared)
+    (n,) = dynamics.balanced(a, left, right)
     q, s = torch.diag_embed(gain), a + gamma * ONE
     m = gain.sqrt()[..., None] * s * gain.sqrt()[:, None]
     assert_close(n, m - gamma * q)
@@ -262,26 +265,41 @@ def test_the_balanced_path_has_the_spectrum_of_the_path_and_its_flow_cannot_grow
     assert torch.linalg.svdvals(torch.linalg.matrix_exp(path)).max() > 1.001
 
 
-def test_each_replacement_is_what_its_name_says():
-    step = last_step()
-    (p,), g, a = dynamics.parts_of(step)
-    n, exp = dynamics.balanced(p, a), torch.linalg.matrix_exp
-    expected = {
-        "whole": dynamics.jacobian(step),
-        "step of the path": ONE + p,
-        "flow of the path, with gates": exp(p) + g,
-        "flow of the path": exp(p),
-        "step of the balanced path, with gates": ONE + n + g,
-        "step of the balanced path": ONE + n,
-        "flow of the balanced path, with gates": exp(n) + g,
-        "flow of the balanced path": exp(n),
-    }
-    found = dynamics.replacements(step)
-    assert list(found) == list(expected) == list(dynamics.REPLACEMENTS)
-    for name, j in expected.items():
-        assert_close(found[name], j)
-    left = [frozenset(causes) for causes in dynamics.REPLACEMENTS.values()]
-    assert len(set(left)) == 2 ** len(dynamics.CAUSES)  # every way to leave some in
+@pytest.mark.parametrize("kind", [AGRU, HEUN, GRU, LSTM, TWO])
+def test_growth_is_that_of_products_of_explicit_matrices(kind):
+    model, inputs, targets = SequenceModel(make_cell(kind), K).double(), draw(B, T, D), draw(B, K)
+    of_states, _ = dynamics.gradients(model, SquaredError(), inputs, targets)
+    last, exp, products = of_states[:, -1], torch.linalg.matrix_exp, torch.eye(kind.states * H)
+
+    def step_of(paths):  # Euler's, or Heun's
+        both = paths[-1] @ paths[0] if kind is HEUN else 0
+        return ONE + paths.mean(0) + both / 2
+
+    for step in dynamics.walk(model.cell, inputs):
+        matrices = {frozenset(dynamics.CAUSES): dynamics.jacobian(step)}
+        if kind in (AGRU, HEUN):
+            paths = paths_of(step)
+            even = dynamics.balanced(*step.cell.path_terms(step.u, step.before, *step.prepared))
+            gates = dynamics.jacobian(step) - step_of(paths)
+            for present in product([True, False], repeat=3):
+                operators = paths if present[1] else even
+                matrix = step_of(operators) if present[0] else exp(operators.mean(0))
+                causes = frozenset(compress(dynamics.CAUSES, present))
+                matrices[causes] = matrix + gates * present[2]
+        products = torch.stack([*matrices.values()], 1) @ products.to(last)
+    first = torch.einsum("brij,bi->brj", products, last)
+    expected = (first.norm(dim=-1) / last.norm(dim=-1, keepdim=True)).log10()
+    names = [frozenset(causes) for causes in dynamics.REPLACEMENTS.values()]
+    found = dynamics.growth(model, SquaredError(), inputs, targets)
+    assert len(matrices) == found.shape[1]
+    assert_close(found[:, [names.index(causes) for causes in matrices]], expected, 1e-10)
+
+
+def test_a_flow_is_that_of_the_matrix_exponential_also_if_it_is_fast():
+    left, right, a, v = 30 * draw(1, B, H).abs(), draw(1, B, H).abs(), draw(H, H), draw(2, B, H)
+    flow = torch.linalg.matrix_exp((left[..., None] * (a - a.T) * right[..., None, :])[0])
+    found = dynamics.flow_back(a - a.T, left, right, v)
+    assert_close(found, torch.einsum("rbi,bij->rbj", v, flow), 1e-9)
 
 
 def test_the_least_damping_is_that_of_theory_where_the_gates_are_even():
@@ -289,12 +307,13 @@ def test_the_least_damping_is_that_of_theory_where_the_gates_are_even():
     with torch.no_grad():
         cell.candidate_weight.copy_(torch.tensor([[0, 2], [0, 0]]))  # lambda = 2
     *_, step = dynamics.walk(cell, torch.zeros(1, 1, D))
-    (path, _, a), gain = dynamics.parts_of(step), EPSILON / 4  # both gates are 1/2
+    gain = EPSILON / 4  # both gates are 1/2
     expected = (1 - math.sqrt(1 - (gain * 2) ** 2)) / gain  # (1 - q g)^2 + (q lambda)^2 = 1
-    found = dynamics.least_damping(cell, path, a, GAMMA, halvings=30)
+    found = dynamics.least_damping(step, GAMMA, halvings=30)
     assert found.item() == pytest.approx(expected, rel=1e-6)
-    wild = path + 10 * (path - path.mT)  # lambda too large
-    assert dynamics.least_damping(cell, wild, a, GAMMA).tolist() == [math.inf]
+    wild = step.prepared[1] * torch.tensor([[1.0, 20], [20, 1]])  # lambda too large
+    prepared = (step.prepared[0], wild, step.prepared[2])
+    assert dynamics.least_damping(step._replace(prepared=prepared), GAMMA).tolist() == [math.inf]
 
 
 def at_rest(cell):

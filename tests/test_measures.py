@@ -2,14 +2,13 @@
 
 import copy
 import math
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import test_dynamics
 import torch
-from test_dynamics import AGRU, EPSILON, GAMMA, TWO, B, D, H, K, at_rest, draw, make_cell, modulus
+from test_dynamics import AGRU, EPSILON, GAMMA, TWO, B, D, H, K, at_rest, draw, make_cell
 from torch import nn
 
 from rnnbench_nb import dynamics, measures
@@ -71,12 +70,10 @@ def test_gradients_and_states_along_a_sequence():
     assert row["reach"] == measures.reach(of_inputs)
 
 
-def test_a_long_curve_has_few_points_and_few_examples():
+def test_a_long_curve_has_few_points():
     places = measures.even_places(785)
     assert (places[0], places[-1], len(places)) == (0, 784, measures.POINTS)
     assert measures.even_places(3).tolist() == [0, 1, 2]
-    runs = [finished(make_cell(TWO), draw(2, steps, D)) for steps in (8, 100, 784)]
-    assert [run.count(32) for run in runs] == [32, 10, 4]
 
 
 def test_reach_is_the_first_input_that_still_matters():
@@ -110,36 +107,24 @@ def test_exponents_are_means_of_ranked_directions(short, monkeypatch):
 def test_growth_of_a_linear_agru_without_gates_has_the_closed_form():
     # Gates at 1/2 and the state at rest: every step is I + (epsilon / 4) (S - gamma I), normal.
     cell = at_rest(make_cell(AGRU))
-    table = measures.growth(finished(cell, torch.zeros(2, STEPS, D)))["growth"]
-    assert len(table) == 2 * len(dynamics.REPLACEMENTS)
-    moduli = modulus(test_dynamics.frequencies(cell.candidate_weight.detach()), GAMMA, EPSILON / 4)
-    row = partial(only, table, moment="trained")
-    whole = row(replacement="whole")
-    random = (moduli ** (2 * STEPS)).mean().log10().item() / 2
-    assert whole["random"] == pytest.approx(random)
-    assert whole["exponent"] == pytest.approx(moduli.max().log().item())
-    assert whole["growing"] == (moduli > 1).double().mean() > 0
+    run = finished(cell, torch.zeros(2, STEPS, D))
+    table = measures.growth(run)["growth"].query("moment == 'trained' and example == 1")
+    grown = table.set_index("replacement")["gradient"]
+    assert list(grown.index) == list(dynamics.REPLACEMENTS) and grown.dtype == "float32"
+    g = dynamics.gradients(run.models["trained"], run.task, *run.examples())[0][1, -1]
+    step = torch.eye(H) + EPSILON / 4 * cell.recurrent_matrix().detach()
+    moved = g @ torch.linalg.matrix_power(step, STEPS)
     flow = -GAMMA * EPSILON / 4 * STEPS / math.log(10)
-    for name in ("flow of the path", "flow of the balanced path"):
-        assert row(replacement=name)["random"] == pytest.approx(flow)
-        assert row(replacement=name)["gradient"] == pytest.approx(flow)
-    assert row(replacement="step of the path") == whole | {"replacement": "step of the path"}
-
-
-@pytest.mark.parametrize("kind", [AGRU, TWO])
-def test_growth_of_the_whole_is_that_of_the_losss_own_gradient(kind):
-    run = finished(make_cell(kind))
-    row = only(measures.growth(run)["growth"], replacement="whole", moment="trained")
-    assert row["gradient"] == pytest.approx(
-        only(measures.gradients(run)["memory"], moment="trained")["decades"]
-    )
+    for name, causes in dynamics.REPLACEMENTS.items():
+        decades = (moved.norm() / g.norm()).log10() if "discrete step" in causes else flow
+        assert grown[name] == pytest.approx(float(decades), rel=1e-5)
 
 
 def test_damping_is_for_cells_that_tell_their_parts():
     row = only(measures.damping(finished(make_cell(AGRU)))["damping"], moment="trained")
     assert row["gamma"] == GAMMA and 0 <= row["none"] <= 1 and row["abnormality"] > 0
     free = only(measures.damping(finished(make_cell(AGRU, gamma=0.0)))["damping"], moment="trained")
-    assert math.isnan(free["least"]) and math.isnan(free["none"])
+    assert free["least"] > 0 or free["none"] == 1
     other = finished(make_cell(TWO))._replace(matrices=[{}])
     assert measures.damping(other) == measures.spectra(other) == measures.training(other) == {}
 
@@ -198,5 +183,5 @@ def test_published_tables_have_the_columns_of_new_ones(name, trained):
     report = Report(PROJECT / f"reports/published/{name}")
     for table, rows in trained.tables().items():
         there = report.table(table)
-        if not there.empty and table != "reliability":
+        if not there.empty and table not in ("reliability", "growth"):
             assert set(there) == set(rows), table

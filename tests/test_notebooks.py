@@ -107,7 +107,7 @@ def test_eigenvalues_of_a_cell_that_does_not_tell_the_parts_of_its_step(tmp_path
     protocol = load_protocol("quick", {**values, "hidden_size": 6, "offline_fallback": None})
     write_json(tmp_path / "report.json", new_marker("x", protocol))
     (parameters,) = protocol.at(protocol.seeds[0])
-    assert not hasattr(CELLS[parameters.model], "jacobian_terms")
+    assert not hasattr(CELLS[parameters.model], "path_terms")
     train_run(parameters, tmp_path / f"runs/{parameters.run}", lambda line: None)
     executed = execute("04_eigenvalues", tmp_path / "out.ipynb", output_dir=str(tmp_path))
     assert any(text.startswith("No cell of this report has the terms") for text in texts(executed))

@@ -86,46 +86,34 @@ class AntisymmetricGRU(Cell):
         """Take a step of size epsilon along d state / dt = flow(state), by the cell's method."""
         return state + epsilon * flow(state)
 
-    def linear_step(self, paths: Tensor, shifts: Tensor | None = None) -> Tensor:
-        """Compute the matrix (B, H, H) of a step whose slopes are P M + G, at M = I.
+    def path_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return A (H, H), and L and R of the path P = diag(L) A diag(R) of each slope in a step.
 
-        The matrices P of the slopes are `paths`, and G are `shifts`, 0 if None, (slopes, B, H, H).
-        """
-        each = iter(zip(paths, torch.zeros_like(paths) if shifts is None else shifts, strict=True))
-
-        def flow(state: Tensor) -> Tensor:
-            path, shift = next(each)
-            return path @ state + shift
-
-        return self.advance(torch.eye(paths.shape[-1]).to(paths).expand_as(paths[0]), flow, 1.0)
-
-    def jacobian_terms(self, u: Tensor, h: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the paths of a step's slopes (slopes, B, H, H), and the gates' term (B, H, H).
-
-        A slope z * c has the path epsilon K, where K = D A diag(r) and D = diag(z (1 - c^2)) at the
-        state s where it is taken. `linear_step` makes of them the step at fixed gates, for Euler's
-        method I + epsilon K. At gamma = 0, K is similar to an antisymmetric matrix, so its
-        eigenvalues are imaginary. The gates' dependence on h adds diag(c z (1 - z)) U_z +
-        D A diag(s r (1 - r)) U_r to the derivative of a slope, and their term to the Jacobian.
+        A slope z * c has the path epsilon D A diag(r) with D = diag(z (1 - c^2)), its derivative at
+        fixed gates at the state where it is taken. At gamma = 0, P is similar to an antisymmetric
+        matrix, so its eigenvalues are imaginary. L and R are (slopes, B, H).
         """
         gate_weight, a, epsilon = prepared
         z, r, candidate_input = self.gates(u, h, gate_weight)
-        u_z, u_r = gate_weight.chunk(2)
-        paths, shifts = [], []
+        left = []
 
         def flow(state: Tensor) -> Tensor:
             c = torch.tanh(candidate_input + F.linear(r * state, a))
-            d_a = (z * (1 - c**2))[..., None] * a  # (B, H, H)
-            reset_term = (d_a * (state * r * (1 - r))[:, None, :]) @ u_r
-            update_term = (c * z * (1 - z))[..., None] * u_z
-            paths.append(epsilon * d_a * r[:, None, :])
-            shifts.append(epsilon * (update_term + reset_term))
+            left.append(epsilon * z * (1 - c**2))
             return z * c
 
         self.advance(h, flow, epsilon)
-        stacked = torch.stack(paths)
-        whole = self.linear_step(stacked, torch.stack(shifts))
-        return stacked, whole - self.linear_step(stacked)
+        return a, torch.stack(left), r.expand(len(left), *r.shape)
+
+    def linear_step(self, state: Tensor, a: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Compute the step at fixed gates: the cell's method for slopes L A R of the state."""
+        each = iter(zip(left, right, strict=True))
+
+        def flow(state: Tensor) -> Tensor:
+            left, right = next(each)
+            return left * ((right * state) @ a.mT)
+
+        return self.advance(state, flow, 1.0)
 
     def redundant_parameters(self) -> int:
         """Count the entries of W that W - W^T leaves out; the controls have none."""
