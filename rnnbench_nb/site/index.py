@@ -100,7 +100,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "figure": FIGURE if judged and (report.folder / FIGURE).is_file() else "",
         "data": {**done[0]["data"], "steps": lengths} if done else {},
         "where": {key: " / ".join(texts) for key, texts in where.items()},
-        "unprobed": sum("probe" not in run for run in done),
+        "unprobed": sum(not run.get("probe") for run in done),
         "finished": max((run["finished"][:10] for run in done), default=""),
         "protocol": protocol.read_text(encoding="utf-8") if protocol.is_file() else "",
         "files": [name for name in FILES if (report.folder / name).is_file()],
@@ -118,6 +118,7 @@ def verdicts(report: Report) -> list[str]:
     """Return the verdicts on pairs of variants as sentences, and the number of those left out."""
     rows = statistics.comparison(report).to_dict("records")
     decisions = [row for row in rows if row["verdict"] != Verdict.NONE]
+    decisions.sort(key=lambda row: row["verdict"] == Verdict.UNDECIDED)
     if len(rows) > ANSWERS and not decisions:
         return [f"There is no verdict on any of {len(rows)} pairs: {rows[0]['reason']}."]
     top = (decisions or rows)[:ANSWERS]
