@@ -105,6 +105,20 @@ def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
     assert not (small / "index.html").exists()
 
 
+def test_an_interval_that_widens_stops_the_build_with_the_name_of_the_claim(tmp_path):
+    (tmp_path / "front.html.j2").write_text(
+        '{% set row = evidence.compare("rows", "agru", "gru") %}'
+        '{% call claim("the GRU is better", row.verdict == Verdict.WORSE) %}It is.{% endcall %}'
+    )
+    for place, accuracies in {"narrow": LOWER, "wide": [0.8, *LOWER[1:-1], 0.98]}.items():
+        work = write_small(tmp_path / place, {"gru": FIVE, "agru": accuracies})
+        write_published(Report(work), tmp_path / "rows")
+        if place == "narrow":
+            assert "It is." in front.render(tmp_path)
+    with pytest.raises(UserError, match="the claim 'the GRU is better' is no longer true"):
+        front.render(tmp_path)
+
+
 def test_a_withdrawn_report_is_listed_and_its_old_address_leads_there(small):
     (small / "front.html.j2").write_text("Reports")
     reason = "{commit: '1234567', reason: One <seed>.}"
