@@ -98,7 +98,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "results": table(format_summary(summary(tests), report.metrics)) if judged else "",
         "runs": table(runs.rename(columns=readable)),
         "figure": FIGURE if judged and (report.folder / FIGURE).is_file() else "",
-        "data": {**done[0]["data"], "steps": lengths} if done else {},
+        "data": (tested.runs or report.runs)[0].record["data"] | {"steps": lengths} if done else {},
         "where": {key: " / ".join(texts) for key, texts in where.items()},
         "unprobed": sum(not run.get("probe") for run in done),
         "finished": max((run["finished"][:10] for run in done), default=""),
