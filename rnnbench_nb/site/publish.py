@@ -90,6 +90,7 @@ def _execute(notebook: Path, report: Report) -> Page:
     inside = report.folder.is_relative_to(PROJECT)
     folder = report.folder.relative_to(PROJECT) if inside else report.folder
     values = {**next(iter(report.variants.values()))["parameters"], "output_dir": str(folder)}
+    values["measured"] = f"{folder}/speed.json"  # for 05_speed, which else measures anew
     values = {name: values[name] for name in papermill.inspect_notebook(notebook) if name in values}
     with TemporaryDirectory() as work:
         page = Path(work) / notebook.name
