@@ -9,6 +9,7 @@ import torch
 
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.model import build_model, count
+from rnnbench_nb.parameters import read_yaml
 from rnnbench_nb.protocol import load_protocol
 from rnnbench_nb.results import Report
 from rnnbench_nb.runs import task_of
@@ -97,3 +98,10 @@ def test_published_searches_are_equal_and_read_no_test_example(path):
     for run in report.runs:
         searched = KINDS.fullmatch(run.key[0]) is not None
         assert run.record["parameters"].get("test", True) != searched
+    tried = report.results[report.results["variant"].str.contains("_search")]
+    tried[["name", "number"]] = tried["variant"].str.extract(r"(.*)_search(\d\d)")
+    if tried["status"].eq("completed").all():  # then the finalists are the best four
+        search = read_yaml(PROJECT / f"params/{path.name}.yaml", "")["search"]
+        ranked = tried.sort_values(report.score.name, ascending=False, kind="stable")
+        best = ranked.groupby("name")["number"].apply(lambda each: [int(k) for k in each[:4]])
+        assert search["finalists"] == best.to_dict()
