@@ -30,6 +30,7 @@ from rnnbench_nb.parameters import (
     unknown,
     validate,
 )
+from rnnbench_nb.search import Search
 from rnnbench_nb.tasks import DEFAULT, TASKS
 
 QUICK_EPOCHS = 5
@@ -67,6 +68,7 @@ class RunParameters(Frozen):
     min_delta: NotNegative = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["highest", "medium"] = "highest"
+    test: bool = True
     task: str = DEFAULT
     variant: Name | None = None
     cell_options: Frozen = Frozen()
@@ -84,8 +86,9 @@ class RunParameters(Frozen):
 
     @property
     def group(self) -> str:
-        """The task and its options as text: only variants of one group are compared."""
-        return json.dumps([self.task, *self.task_options.model_dump().values()])
+        """What a run is scored on, as text: only variants of one group are compared."""
+        part = [] if self.test else ["validation"]
+        return json.dumps([self.task, *self.task_options.model_dump().values(), *part])
 
     def for_notebook(self) -> dict[str, Any]:
         """Return the values as 02_train takes them: common keys, and all others in `options`."""
@@ -168,6 +171,7 @@ class _Sweep(Frozen):
     quick: dict[str, Any] = {}
     note: str = ""
     stand_in: bool = False
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -187,12 +191,12 @@ class Protocol:
     @property
     def seeds(self) -> list[int]:
         """The seeds of the sweep, in order."""
-        first = next(iter(self.parameterisations.values())).seed
-        return list(range(first, first + max(self.runs.values())))
+        return sorted({seed for variant in self.runs for seed in self.seeds_of(variant)})
 
     def seeds_of(self, variant: str) -> list[int]:
         """The seeds of one variant, in order."""
-        return self.seeds[: self.runs[variant]]
+        first = self.parameterisations[variant].seed
+        return list(range(first, first + self.runs[variant]))
 
     def at(self, seed: int) -> list[RunParameters]:
         """The parameters of each variant that has this seed."""
@@ -232,10 +236,11 @@ class Protocol:
             if all(own.get(key, value) == value for own in flat.values())
         }
         variants = {name: _some(own, set(values) - set(shared)) for name, own in flat.items()}
+        most = max(self.runs.values())
         for name, own in variants.items():
-            own |= {"runs": self.runs[name]} if self.runs[name] < len(self.seeds) else {}
+            own |= {"runs": self.runs[name]} if self.runs[name] < most else {}
         models = list(dict.fromkeys(own["model"] for own in flat.values()))
-        sweep = {"models": models, "runs": len(self.seeds), "variants": variants}
+        sweep = {"models": models, "runs": most, "variants": variants}
         others = {"note": self.note, "stand_in": self.stand_in, "quick": self.short}
         return shared | sweep | {key: value for key, value in others.items() if value}
 
@@ -257,10 +262,14 @@ def _protocol(
     cell = models[0] if alone else rest.get("model")  # None if each variant names its own
     _require_read(rest, COMMON, where, rest)  # an unknown key is no variant's fault
     variants, runs = {}, {}
-    for name, own in _participants(models, sweep.variants, cell).items():
+    participants = _participants(models, sweep.variants, cell)
+    if sweep.search:
+        options = {name: CELLS[own["model"]].Options for name, own in participants.items()}
+        participants = sweep.search.variants(participants, options, COMMON, where)
+    for name, own in participants.items():
         place = f"{where}: variant {name!r}" if name in sweep.variants else where
-        if "seed" in own or "variant" in own:
-            raise UserError(f"{place}: a variant cannot set seed or variant; leave them out.")
+        if "variant" in own:
+            raise UserError(f"{place}: a variant cannot set variant; leave it out.")
         count = validate(_Sweep, {"runs": own.pop("runs", sweep.runs)}, place).runs
         runs[name] = min(count, sweep.runs) if cap_runs else count
         whole = {**rest, **own, "variant": name}

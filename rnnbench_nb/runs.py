@@ -106,6 +106,12 @@ def task_of(parameters: RunParameters) -> Task:
     return TASKS[parameters.task](parameters.task_options)
 
 
+def load_data(parameters: RunParameters) -> Split:
+    """Load the examples of a run; with `test: false` those for validation replace the test set."""
+    data = task_of(parameters).load(parameters.seed)
+    return data if parameters.test else data._replace(test=data.validation)
+
+
 def new_model(parameters: RunParameters, task: Task, part: Part) -> SequenceModel:
     """Build the model of a run before its first step, for examples like those of `part`."""
     features = task.inputs(part.inputs[:1]).shape[2]
@@ -218,7 +224,7 @@ def _train(
 ) -> Run:
     """Train a run, complete its `record`, and write its folder."""
     task, device = task_of(parameters), device_of(parameters)
-    data = task.load(parameters.seed)
+    data = load_data(parameters)
     model, initial = (new_model(parameters, task, data.train) for _ in range(2))
     record["parameter_count"], record["free_parameter_count"] = count(model)
     record |= {"metrics": task.metrics, "device": str(device), "threads": torch.get_num_threads()}
@@ -244,7 +250,8 @@ def _train(
     results.write_frame(folder / "history.csv", pd.DataFrame(state.history).assign(**keys)[columns])
     initial.load_state_dict(state.initial)
     models = {"initial": initial, "trained": model}
-    tables, failures = measure(parameters, RunData(task, data, models, outputs, state.tracked))
+    run_data = RunData(task, data, models, outputs, state.tracked)
+    tables, failures = measure(parameters, run_data) if parameters.test else ({}, {})
     for name, table in tables.items():
         results.write_frame(folder / f"measures/{name}.parquet", table)
     record |= {
@@ -277,7 +284,7 @@ def stale_runs(report: Report) -> list[str]:
         parameters = run_parameters(own["parameters"], report.folder.name)
         task = task_of(parameters)
         with suppress(UserError):
-            today = probe(parameters, task, task.load(parameters.seed)) if runs else {}
+            today = probe(parameters, task, load_data(parameters)) if runs else {}
             stale += [
                 run.folder.name
                 for run in runs

@@ -146,7 +146,7 @@ def _largest_difference(run: Run, epochs: int) -> float:
     import torch
 
     from rnnbench_nb.protocol import run_parameters
-    from rnnbench_nb.runs import data_record, new_model, task_of
+    from rnnbench_nb.runs import data_record, load_data, new_model, task_of
     from rnnbench_nb.training import arithmetic, fit
 
     record = run.record
@@ -154,7 +154,7 @@ def _largest_difference(run: Run, epochs: int) -> float:
         raise UserError("it was trained on a GPU, and there is none here")
     parameters = run_parameters(record["parameters"], run.folder.name)
     task = task_of(parameters)
-    data = task.load(parameters.seed)
+    data = load_data(parameters)
     if record["data"]["hash"] not in (None, data_record(task, data)["hash"]):
         raise UserError("its data are not those on this machine")
     short = parameters.replace(epochs=min(epochs, record["epochs"]))
