@@ -89,8 +89,9 @@ def choices(report: Report) -> list[Choice]:
     for names in (own.index[kinds == kind] for kind in kinds.unique()):
         keys = [key for key in numbers if own.loc[names, key].nunique() > 1]
         table = own.loc[names, keys].astype(float).join(scores, how="inner")
-        budget = own.get("epochs", pd.Series(0, own.index))[table.index] + table["seeds"] / 1000
-        table["last"] = budget == budget.max()
+        epochs = own.reindex(columns=["epochs"], fill_value=0).loc[table.index, "epochs"]
+        budgets = list(zip(epochs, table["seeds"], strict=True))
+        table["last"] = [budget == max(budgets) for budget in budgets]
         if len(table):
             best = table.loc[table["last"], "mean"].idxmax()
             found.append(Choice(_label(report, list(names)), table, keys, best))

@@ -177,7 +177,8 @@ class Report:
         self.score: Score = self.metrics.score
         self.published = (self.folder / "runs.json").exists()
 
-    def _with(self, keep: Callable[[bool], bool]) -> "Report":
+    def _part(self, keep: Callable[[bool], bool]) -> "Report":
+        """Return the report of the variants whose parameter `test` is to be kept."""
         names = [n for n, own in self.variants.items() if keep(own["parameters"].get("test", True))]
         part = copy.copy(self)
         for cached in ("results", "history"):
@@ -190,12 +191,12 @@ class Report:
     @property
     def tested(self) -> "Report":
         """The report of the variants that are scored on the test set, without those of a search."""
-        return self._with(lambda test: test)
+        return self._part(lambda test: test)
 
     @property
     def searched(self) -> "Report":
         """The report of the variants of a search (`test: false`); of all variants without one."""
-        part = self._with(lambda test: not test)
+        part = self._part(lambda test: not test)
         return part if part.variants else self
 
     @property
