@@ -358,7 +358,7 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
     results = report.results[["variant", "seed"]].copy()
     keys = results.itertuples(index=False, name=None)
     results[report.score.name] = [examples[k].mean() if k in examples else np.nan for k in keys]
-    if not reference and max(map(len, report.groups)) > PAIRS:
+    if not reference and max(map(len, report.groups), default=0) > PAIRS:
         reference = next(iter(report.variants))
     groups = {name: variant["group"] for name, variant in report.variants.items()}
     options: dict[str, Any] = {"examples": examples, "groups": groups, "stand_in": report.stand_in}

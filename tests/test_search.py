@@ -10,6 +10,7 @@ from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, summary_text, write_json, write_tables
 from rnnbench_nb.runs import new_marker, task_of, train_run
 from rnnbench_nb.site.index import verdicts
+from rnnbench_nb.statistics import finding, has_enough_seeds
 from rnnbench_nb.verify import verify
 
 SMALL = """
@@ -92,6 +93,8 @@ def test_pages_keep_the_search_and_the_test_apart(report, tmp_path):
     assert {*report.tested.results["variant"]} == {"gru", "agru"}
     assert {*report.searched.variants} == {*report.variants} - {"gru", "agru"}
     assert "search" not in summary_text(report) and len(verdicts(report.tested)) == 1
+    untested = report.searched.tested  # before a choice
+    assert finding(untested) == "" and verdicts(untested) == [] and not has_enough_seeds(untested)
     pages = launch.analysis_pages(load(tmp_path))
     assert {"03_compare", "06_ablation", "07_gradients"} <= {*pages}
     for page in pages:
