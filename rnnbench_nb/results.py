@@ -365,7 +365,7 @@ def format_summary(table: pd.DataFrame, metrics: Metrics) -> pd.DataFrame:
     columns: dict[str, Any] = {name: table[name] for name in ("variant", "seeds")}
     for name in metrics.names:
         columns[f"{readable(name)}{unit}"] = [
-            f"{scale * mean:.{digits}f}" + ("" if sd != sd else f" ± {scale * sd:.{digits}f}")
+            f"{scale * mean:z.{digits}f}" + ("" if sd != sd else f" ± {scale * sd:.{digits}f}")
             for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)
         ]
     for name in SIZES:

@@ -58,7 +58,7 @@ def format_score(value: float, score: Score, sign: str = "", unit: str = "") -> 
     """
     if np.isnan(value):
         return "unknown"
-    text = f"{score.scale * value:{sign}.{2 if score.scale > 1 else 4}f}".replace("-", "−")
+    text = f"{score.scale * value:{sign}z.{2 if score.scale > 1 else 4}f}".replace("-", "−")
     return text + (unit if unit in ("", "%") else f" {unit}")
 
 

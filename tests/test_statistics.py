@@ -310,6 +310,8 @@ def test_numbers_are_shown_in_the_unit_of_the_score():
     accuracy, nats = Score(), Score("fit", 1.0, "nats", "nats")
     assert stats.format_score(0.98765, accuracy, unit="%") == "98.77%"
     assert stats.format_score(-0.01, accuracy, "+", "points") == "−1.00 points"
+    assert stats.format_score(-0.00004, accuracy) == stats.format_score(-0.0, accuracy) == "0.00"
+    assert stats.format_score(-0.00004, accuracy, "+") == "+0.00"
     assert stats.format_score(0.5, nats, unit="nats") == "0.5000 nats"
     assert stats.format_score(np.nan, accuracy) == "unknown"
     fits = {"a": [-0.5, -0.4, -0.3, -0.4, -0.5], "b": [-0.7, -0.55, -0.6, -0.7, -0.7]}

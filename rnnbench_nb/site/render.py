@@ -112,11 +112,12 @@ ENVIRONMENT.filters["markdown"] = markdown
 def typeset(html: str) -> str:
     """Use true minus and multiplication signs, and keep `A-GRU` and `8 × 8` on one line.
 
-    Code, formulas and tags stay as they are.
+    A rounded zero loses its minus sign. Code, formulas and tags stay as they are.
     """
 
     def part(match: re.Match[str]) -> str:
         text = re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", match["text"] or "")
+        text = re.sub(r"−(?=0(\.0+)?(?![\w.]*\d))", "", text)
         text = re.sub(r"(?<=\d) ?[x×] ?(?=\d)", "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}", text)
         text = re.sub(r"\b[A-Z]-[A-Z]+(?:-\w+)*", r'<span class="name">\g<0></span>', text)
         return text or match[0]
