@@ -223,6 +223,6 @@ def test_signs_are_set_in_text_and_not_in_code():
     assert render.typeset(f"{code}<b>-0.5 to 3, 8 x 8, a-1, 2020-01-02, A-GRU-28</b>") == (
         f'{code}<b>−0.5 to 3, 8\xa0×\xa08, a-1, 2020-01-02, <span class="name">A-GRU-28</span></b>'
     )
-    zeros, others = "<td>-0</td><td>−0.00</td> -0.0% (-0.000 to -0).", "<td>-0.01</td> -05 -0.001e-3"
-    assert render.typeset(zeros) == "<td>0</td><td>0.00</td> 0.0% (0.000 to 0)."
+    zeros, others = "<td>-0</td><td>−0.00</td> -0% (-0.000 to -0).", "<td>-0.01</td> -05 -0.001e-3"
+    assert render.typeset(zeros) == "<td>0</td><td>0.00</td> 0% (0.000 to 0)."
     assert render.typeset(others) == others.replace("-0", "−0")
