@@ -208,6 +208,15 @@ class Report:
         return list(groups.values())
 
     @property
+    def full_labels(self) -> dict[str, str]:
+        """The label of each variant, with the devices of its runs if the report has several."""
+        used = {name: {run.record["device"] for run in self.of(name)} for name in self.labels}
+        if len(set().union(*used.values())) < 2:
+            return self.labels
+        notes = {name: f" ({' and '.join(sorted(each))})" for name, each in used.items() if each}
+        return {name: label + notes.get(name, "") for name, label in self.labels.items()}
+
+    @property
     def run_folders(self) -> list[Path]:
         """The folders of all runs of the protocol, in order."""
         names = [f"{name}-seed{seed}" for name in self.variants for seed in self.seeds[name]]

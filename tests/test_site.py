@@ -74,6 +74,12 @@ def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
     for fact in ("51,000 examples for training", "9,000 for validation", "1,000 for testing"):
         assert fact in text
     assert text.index("10 training runs</summary>") > text.index("96.80")
+    assert "arithmetic" not in text
+    record = tmp_path / "runs/gru-seed42/run.json"
+    record.write_text(record.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    text = index.build(Report(tmp_path)).read_text()
+    assert "LSTM (cpu) is better than GRU (cpu and cuda) by 4.80 points" in text
+    assert "<td>GRU (cpu and cuda)</td>" in text and "the arithmetic of devices differs" in text
 
 
 def test_data_that_stand_in_are_named_on_every_page_and_give_no_verdict(report):

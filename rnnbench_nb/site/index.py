@@ -78,8 +78,8 @@ def summarise(report: Report) -> dict[str, Any]:
     folder, others = report.folder.resolve(), PROJECT / "reports/published/index.html"
     name, protocol = report.score.name, report.folder / "protocol.yaml"
     rows, tests = (
-        each.results.assign(variant=each.results["variant"].map(each.labels))
-        for each in (report, tested)
+        each.results.assign(variant=each.results["variant"].map(labels))
+        for each, labels in ((report, report.labels), (tested, tested.full_labels))
     )
     search = choices(report) if done else []
     tried = {variant for choice in search for variant in choice.table.index}
@@ -122,7 +122,8 @@ def verdicts(report: Report) -> list[str]:
     if len(rows) > ANSWERS and not decisions:
         return [f"There is no verdict on any of {len(rows)} pairs: {rows[0]['reason']}."]
     top = (decisions or rows)[:ANSWERS]
-    sentences = [statistics.sentence(row, report.labels, report.score) for row in top]
+    labels = report.full_labels
+    sentences = [statistics.sentence(row, labels, report.score) for row in top]
     others = len(rows) - len(top)
     return sentences + [f"{others} more comparisons are on the page Compare."] * (others > 0)
 
