@@ -1,6 +1,7 @@
 """What reads drawn digits: the script with the weights of runs, and the page over it."""
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from rnnbench_nb.results import Report, write_tensors
 from rnnbench_nb.site import drawing
 from rnnbench_nb.tasks.data import load
 
+WIDTHS = {"lstm": 24, "gru": 32, "agru": 33}
+
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """300 images of scikit-learn's digits, enlarged to 28 x 28 pixels, and their classes."""
@@ -28,7 +31,7 @@ def write_runs(folder):
     report = write_small(folder, {name: [0.9] for name in drawing.READERS})
     images, targets = digits()
     for run in Report(report).runs:
-        own = {"model": run.record["model"], "seed": 42, "hidden_size": 32}
+        own = {"model": run.record["model"], "seed": 42, "hidden_size": WIDTHS[run.record["model"]]}
         write_json(run.folder / "run.json", run.record | {"parameters": own})
         parameters = run_parameters(own, "a test")
         model = build_model(parameters, 28, 10, torch.Generator().manual_seed(1))
@@ -70,8 +73,18 @@ def test_the_script_starts_with_images_on_which_the_models_disagree(made):
 def test_the_page_names_each_run_and_what_it_scored(made):
     text = (made[0] / "draw.html").read_text()
     for run in made[1]:
-        assert f"{run.folder.name}, test accuracy 90.00%" in text
+        width = WIDTHS[run.record["model"]]
+        assert f"({run.folder.name} of report, {width} units, test accuracy 90.00%)" in text
     assert '<script src="models.js">' in text and "Drawing and reading need JavaScript" in text
+
+
+def test_one_model_is_enough(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "_test_examples", lambda run: digits())
+    drawing.write(tmp_path, made[1][2:])
+    drawing.build(tmp_path)
+    text = re.sub("<[^>]+>", "", (tmp_path / "draw.html").read_text())
+    assert "A trained model (A-GRU) reads the digit" in text and "disagree" not in text
+    assert "A-GRU (agru-seed42 of report, 33 units, test accuracy" in text
 
 
 def test_what_cannot_read_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from rnnbench_nb import folders
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
+from rnnbench_nb.looks import labels
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import COMPLETED, Run
@@ -39,9 +40,9 @@ def describe(run: Run, model: SequenceModel) -> dict[str, Any]:
         flat = torch.cat([tensor.half().flatten() for tensor in tensors]).numpy().astype("<f2")
     return {
         "cell": cell.name,
-        "label": cell.label,
+        "label": labels({run.key[0]: cell})[run.key[0]],
         "colour": cell.colour,
-        "run": run.folder.name,
+        "run": f"{run.folder.name} of {run.folder.parents[1].name}",
         "accuracy": run.record["test"]["accuracy"],
         "state": cell.state_size,
         "shapes": [list(tensor.shape) for tensor in tensors],

@@ -108,7 +108,7 @@ const paint = (canvas, upTo) => { // draws the pixels, fainter in rows that are 
 // Returns a bar chart with a y axis from 0 to `high`, which all models share.
 const chart = (title, values, on, names, high, unit) => {
   const width = 250 / values.length, y = (value) => 12 + 76 * (1 - value / high);
-  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${+value.toPrecision(2)}${unit}</text>`;
+  const label = (value) => `<text x="36" y="${y(value) + 4}" text-anchor="end">${+value.toPrecision(3)}${unit}</text>`;
   const bar = (value, i) => `<rect x="${41 + i * width}" y="${y(value)}" width="${width - 2}" height="${88 - y(value)}" class="bar${on(i) ? " on" : ""}"/>`;
   const name = (text, i) => `<text x="${40 + (i + 0.5) * width}" y="104" text-anchor="middle">${text}</text>`;
   return `<p>${title}</p><svg viewBox="0 0 300 110" role="img" aria-label="${title}"><path class="tick" d="M40 12H290"/><path class="zero" d="M40 88H290"/>${label(high)}${label(0)}${values.map(bar).join("")}${names.map(name).join("")}</svg>`;
@@ -127,7 +127,7 @@ const show = () => {
     return `<section><h2>${label}: ${MODELS.classes[winner]}</h2>` +
       chart(`Probability of each class after row ${row}`, shares, (i) => i === winner, MODELS.classes, 100, "%") +
       chart(`Norm of the state after each row: ${norms[row - 1].toPrecision(2)} after row ${row}`, norms, (i) => i < row, ends, norm, "") +
-      chart(`Probability of the final ${MODELS.classes[final]} when one row is left out`, without, (i) => i === row - 1, ends, 100, "%") + "</section>";
+      chart(`Probability of the final ${MODELS.classes[final]} without one row (row ${row}: ${without[row - 1].toFixed(0)}%)`, without, (i) => i === row - 1, ends, 100, "%") + "</section>";
   }).join("");
   status.textContent = `${image === null ? "" : `Test image ${image + 1}, a ${MODELS.classes[MODELS.targets[image]]}. `}After ${row} of ${side} rows: ${sentences.join(", ")}.`;
 };
