@@ -318,7 +318,9 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
     if path.suffix == ".csv":
         write_file(path, frame.to_csv(index=False))
     else:
-        write_file(path, frame.to_parquet(index=False, compression="zstd"))
+        floats = list(frame.select_dtypes("float"))  # their bytes apart take a sixth less
+        how = {"compression": "zstd", "compression_level": 19, "use_byte_stream_split": floats}
+        write_file(path, frame.to_parquet(index=False, use_dictionary=False, **how))
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> pd.DataFrame:
