@@ -27,7 +27,7 @@ from rnnbench_nb.statistics import LEAST_SEEDS, Verdict, format_score, t_interva
 MANY = 9  # from so many variants on, bands are left out and rows are closer
 
 mpl.rcdefaults()  # ignore the user's matplotlibrc
-sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+sns.set_theme(context="notebook", style="whitegrid")
 mpl.rcParams |= {
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
@@ -60,6 +60,9 @@ def legible(colour: str) -> str:
         if 1.05 / (np.dot((0.2126, 0.7152, 0.0722), linear) + 0.05) > 3.02:
             return mpl.colors.to_hex(rgb)
         lightness -= 0.01
+
+
+sns.set_palette([legible(colour) for colour in sns.color_palette("colorblind").as_hex()])
 
 
 def errors(scores: pd.Series, report: Report) -> tuple[pd.Series, str]:
@@ -113,7 +116,7 @@ def test_errors(results: pd.DataFrame, report: Report) -> Figure:
     colours, markers = look(report, "colour"), look(report, "marker")
     label = "mean and 95% t interval" if groups.size().max() >= LEAST_SEEDS else "mean"
     for y, (name, values) in enumerate(groups):
-        _seeds(ax, y, values, color=colours[name], marker=markers[name], alpha=0.7)
+        _seeds(ax, y, values, color=colours[name], marker=markers[name])
         half = np.diff(t_interval(values))[0] / 2 if len(values) >= LEAST_SEEDS else None
         ax.errorbar(values.mean(), y, xerr=half, fmt="k|", markersize=14, capsize=4, label=label)
     _rows(ax, list(groups.groups), f"Test {xlabel[0].lower()}{xlabel[1:]}")
@@ -196,10 +199,10 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Return a figure as PNG with at most 64 colours, which takes a third of the bytes."""
+    """Return a figure as PNG with its 48 main colours, which takes a third of the bytes."""
     full, small = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png")
-    Image.open(full).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    Image.open(full).convert("RGB").quantize(48, kmeans=1).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

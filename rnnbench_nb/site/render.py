@@ -176,6 +176,7 @@ def compress(body: str) -> str:
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in the formulas of headings
     body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)
+    body = re.sub(r"<th[^>]*>\w+</th>", lambda heading: heading[0].replace("_", "_<wbr>"), body)
     return re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm|m[if])">([^<]*)</span>', r"\1", body)
 
 
