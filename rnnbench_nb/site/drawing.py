@@ -14,7 +14,6 @@ from torch import Tensor
 from rnnbench_nb import folders
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import write_file
-from rnnbench_nb.looks import labels
 from rnnbench_nb.model import SequenceModel
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import COMPLETED, Run
@@ -40,7 +39,7 @@ def describe(run: Run, model: SequenceModel) -> dict[str, Any]:
         flat = torch.cat([tensor.half().flatten() for tensor in tensors]).numpy().astype("<f2")
     return {
         "cell": cell.name,
-        "label": labels({run.key[0]: cell})[run.key[0]],
+        "label": cell.label if run.key[0].startswith(cell.name) else run.key[0],
         "colour": cell.colour,
         "run": f"{run.folder.name} of {run.folder.parents[1].name}",
         "accuracy": run.record["test"]["accuracy"],
