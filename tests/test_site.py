@@ -82,6 +82,13 @@ def test_the_index_states_the_verdict_first_and_then_the_numbers(tmp_path):
     assert "<td>GRU (cpu and cuda)</td>" in text and "the arithmetic of devices differs" in text
 
 
+def test_an_index_has_the_comment_of_its_parameter_file_by_paragraphs():
+    study, rows = index.protocol_comment("study_rows"), index.protocol_comment("row_mnist")
+    assert study["question"].startswith("Does antisymmetry") and "`frozen`" in study["comment"]
+    assert render.markdown(study["comment"]).count("<p>") == 3
+    assert rows["question"].endswith("for all models?") and rows["comment"] == ""
+
+
 def test_data_that_stand_in_are_named_on_every_page_and_give_no_verdict(report):
     assert "stands in" not in index.build(Report(report)).read_text()
     write_small(report, {"lstm": FIVE, "gru": WORSE}, f"mnist_5k stands in {NASTY}")
@@ -215,6 +222,28 @@ def test_the_tables_of_pandas_lose_the_names_of_their_cells(report):
     text = page(report, ran("frame", shown))
     assert re.search("<td ?>1</td>", text) and "row0" not in text
     assert re.search(r"<td ?></td>\s*<th ?>a</th>", text)
+
+
+def test_the_names_of_an_index_stand_in_one_row_with_the_columns():
+    keys = pd.MultiIndex.from_tuples([("a", 1), ("a", 2)], names=["p", "q"])
+    frame = pd.DataFrame({"x": [1, 2]}, keys)
+    for html in (frame.style.to_html(), frame.to_html()):
+        (row,) = BeautifulSoup(render.compress(html), "html.parser").thead("tr")
+        assert [cell.text for cell in row(["td", "th"])] == ["p", "q", "x"]
+    both = frame.unstack().to_html()  # the columns have names too, so each row says something
+    assert len(BeautifulSoup(render.compress(both), "html.parser").thead("tr")) == 3
+
+
+def test_a_section_whose_code_shows_nothing_is_left_out(report):
+    shown = new_output("display_data", {"text/markdown": "a result"})
+    cells = [new_markdown_cell("# Title"), new_code_cell("start")]
+    cells += [new_markdown_cell("## Full"), new_code_cell("helper"), ran("1", shown)]
+    cells += [new_markdown_cell("## Empty"), new_code_cell("slider"), new_markdown_cell("## Words")]
+    text = page(report, *cells)
+    assert all(word in text for word in ("start", "Full", "helper", "a result", "Words"))
+    assert "Empty" not in text and "slider" not in text
+    failed = new_output("error", ename="E", evalue="v", traceback=["E: v"])
+    assert "Empty" in page(report, *cells, ran("2", failed))
 
 
 def test_a_page_has_its_contents_and_its_notebook(report):

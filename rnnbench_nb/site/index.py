@@ -137,11 +137,14 @@ def settings(report: Report, search: Sequence[Choice], whole: bool) -> list[str]
 
 
 def protocol_comment(name: str) -> dict[str, str]:
-    """Return the comment at the top of params/NAME.yaml: its `question`, and the rest."""
+    """Return the comment at the top of params/NAME.yaml: its `question`, and the rest as Markdown.
+
+    A line `#` parts paragraphs, and the first line without `#` ends the comment.
+    """
     path = SOURCES / f"params/{name}.yaml"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    comment = " ".join(line[2:] for line in takewhile(lambda line: line.startswith("# "), lines))
+    comment = "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
     question, mark, rest = comment.partition("?")
     if not mark:
         return {"question": f"The report {name}", "comment": comment}
-    return {"question": question + mark, "comment": rest.strip()}
+    return {"question": " ".join(question.split()) + mark, "comment": rest.strip()}

@@ -149,6 +149,8 @@ def render(path: Path) -> Page:
             del notebook.cells[number + 1 :]  # `notebook.END` was raised
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     failed = failed or any(output.output_type == "error" for output in outputs)
+    if not failed:
+        notebook.cells = without_empty_sections(notebook.cells)
     file = str(TEMPLATES / "notebook.html.j2")
     exporter = HTMLExporter(template_name="basic", template_file=file, config=CONFIG)
     exporter.register_filter("markdown2html", markdown)
@@ -158,6 +160,32 @@ def render(path: Path) -> Page:
         raise UserError(f"{path}: {error}") from error
     title = re.search(r"<h[1-6][^>]*>(.*?)(<a class=.anchor-link.*?)?</h[1-6]>", body, re.DOTALL)
     return Page(name, Markup(title[1]).striptags() if title else name, Markup(body), failed)
+
+
+def without_empty_sections(cells: list[Any]) -> list[Any]:
+    """Return the cells of a notebook without those of sections whose code shows nothing."""
+    sections: list[list[Any]] = [[]]
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            sections.append([])
+        sections[-1].append(cell)
+    kept, *others = sections
+    for section in others:
+        code = [cell for cell in section if cell.cell_type == "code"]
+        if not code or any(cell.outputs for cell in code):
+            kept += section
+    return kept
+
+
+def join_headings(table: re.Match[str]) -> str:
+    """Put the names of pandas' index columns, which have a row of their own, into the row above."""
+    *rows, first, names = re.findall(r"(?s)<tr.*?</tr>", table[0])
+    cells, own = (re.findall(r"(?s)<t[dh].*?</t[dh]>", row) for row in (first, names))
+    count = sum("<th" in cell for cell in own)
+    blank = re.compile(r"<td[^>]*></td>")
+    if len(cells) != len(own) or not all(map(blank.fullmatch, cells[:count] + own[count:])):
+        return table[0]
+    return f"<thead>{''.join(rows)}<tr>{''.join(own[:count] + cells[count:])}</tr></thead>"
 
 
 def compress(body: str) -> str:
@@ -175,6 +203,7 @@ def compress(body: str) -> str:
     body = re.sub(r"data:image/png;base64,([^\"]+)", webp, body)
     body = re.sub(r'(?<=[</])ns0:| xmlns:ns0="[^"]*"', "", body)  # in the formulas of headings
     body = re.sub(r"<th([^>]*)>(&nbsp;|\s)*</th>", r"<td\1></td>", body)  # pandas' empty headings
+    body = re.sub(r"(?s)<thead>\s*<tr(?:(?!</thead>).)*</tr>\s*<tr.*?</thead>", join_headings, body)
     body = re.sub(r' (id="T_|class="(data|blank|\w+_heading) )[^"]*"', "", body)
     body = re.sub(r"<th[^>]*>\w+</th>", lambda heading: heading[0].replace("_", "_<wbr>"), body)
     return re.sub(r'<span class="(?:n[a-z]?|p|o|w|bp|fm|m[if])">([^<]*)</span>', r"\1", body)
