@@ -41,13 +41,13 @@ class Choice(NamedTuple):
 
     @property
     def edges(self) -> list[str]:
-        """The parameters whose chosen value lies in the outer tenth of the values tried."""
+        """The parameters whose chosen value is among the outer tenth of the values tried."""
         edges = []
         for key in self.keys:
-            scale = np.log if self.scale(key) == "log" else np.asarray
-            values, chosen = self.table[key], self.table.loc[self.best, key]
-            place = (scale(chosen) - scale(values.min())) / np.ptp(scale(values))
-            if chosen and not 0.1 < place < 0.9 and NATURAL.get(key) != round(place):
+            values, chosen = np.unique(self.table[key]), self.table.loc[self.best, key]
+            outer = max(1, round(len(values) / 10))
+            ends = (values < chosen).sum() < outer, (values > chosen).sum() < outer
+            if chosen and any(ends) and not (key in NATURAL and ends[NATURAL[key]]):
                 edges.append(readable(key))  # 0 switches a parameter off
         return edges
 

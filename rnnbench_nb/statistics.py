@@ -173,7 +173,7 @@ def compare(
     )
     table[["low", "high"]] = [t_interval(d) for d in each]
     if examples:
-        error, df = np.transpose([two_way(_differences(examples, a, b)) for a, b in pairs])
+        error, df = np.transpose([two_way(differences(examples, a, b)) for a, b in pairs])
     else:
         tried = {name for pair, d in zip(pairs, each, strict=True) if d.size > 1 for name in pair}
         error, df = _moderated(each, len(tried) - 2)
@@ -197,7 +197,7 @@ def _pairs(
     return [(name, first[group[name]]) for name in variants if first[group[name]] != name]
 
 
-def _differences(scores: Mapping[tuple[str, int], np.ndarray], a: str, b: str) -> np.ndarray:
+def differences(scores: Mapping[tuple[str, int], np.ndarray], a: str, b: str) -> np.ndarray:
     """Return the score differences of two variants (S, N), a row for each common seed."""
     seeds = [seed for variant, seed in scores if variant == a and (b, seed) in scores]
     return np.array([1.0 * scores[a, seed] - scores[b, seed] for seed in seeds])
@@ -253,7 +253,7 @@ def judge_family(pairs: Iterable[Pair]) -> pd.DataFrame:
     """
     rows = []
     for task, a, b, margin, scores in pairs:
-        d = _differences(scores, a, b)
+        d = differences(scores, a, b)
         error, df = two_way(d) if len(d) >= LEAST_SEEDS else (np.nan, np.nan)
         mean = d.mean() if len(d) else np.nan
         low, high = stats.t.interval(LEVEL, df, mean, error)

@@ -45,7 +45,7 @@ def test_a_sign_that_turns_stops_the_build_with_the_name_of_the_claim(tmp_path):
     arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
     turned = {re.sub("^[a-z]+", lambda m: other[m[0]], key): each for key, each in arrays.items()}
     path.write_bytes(lzma.compress(safetensors.numpy.save(turned)))
-    with pytest.raises(UserError, match=r"front\.html\.j2: the claim 'rows: the A-GRU is never b"):
+    with pytest.raises(UserError, match=r"front\.html\.j2: the claim 'the A-GRU is never b"):
         front.render(tmp_path)
 
 
@@ -105,6 +105,19 @@ def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
     assert not (small / "index.html").exists()
 
 
+def test_declared_comparisons_are_judged_together(tmp_path):
+    work = write_small(tmp_path / "work", {"gru": FIVE, "agru": LOWER})
+    write_published(Report(work), tmp_path / "study_rows")
+    rows = Evidence(tmp_path).primary()
+    first, others = rows.pop(("study_rows", "agru", "gru")), rows.values()
+    assert (first.pair, first.words) == ("A-GRU − GRU", "GRU better")
+    assert first.difference == pytest.approx(-3.84) and first.p < 0.05 and len(first.dots) == 5
+    assert first.low < first.difference < first.high < 0 and first.margin == 0.2
+    assert len(others) == 15 and {(row.words, row.verdict, row.p) for row in others} == {
+        ("not run", Verdict.NONE, 1)
+    }
+
+
 def test_an_interval_that_widens_stops_the_build_with_the_name_of_the_claim(tmp_path):
     (tmp_path / "front.html.j2").write_text(
         '{% set row = evidence.compare("rows", "agru", "gru") %}'
@@ -146,6 +159,7 @@ def test_gradients_are_relative_to_the_last_step():
 
 def test_the_published_page_is_what_is_committed_light_and_short(page):
     assert page == (PUBLISHED / "index.html").read_text()
+    assert front.render(PUBLISHED, "study.html.j2") == (PUBLISHED / "study.html").read_text()
     assert len(page.encode()) < 60_000
     answer = page.partition('class="answer"')[2].partition("</section>")[0]
     assert len(Markup(answer).striptags().split()) <= 65

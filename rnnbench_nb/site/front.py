@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from rnnbench_nb import folders, statistics
+from rnnbench_nb.cells import CELLS
 from rnnbench_nb.choices import choices
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import legible
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     """The difference a - b of two variants, in the unit of differences (such as points)."""
 
     report: str
+    pair: str  # the labels
     words: str  # the verdict
     verdict: Verdict
     n: int  # common seeds
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     high: float
     margin: float
     dots: list[float]  # the difference in each seed
+    p: float = 1  # in the study's family of comparisons, corrected
 
 
 class Line(NamedTuple):
@@ -77,25 +80,45 @@ class Evidence:
         Raises:
             UserError: The report does not compare these variants.
         """
-        report = self.report(name)
         table = self._comparison(name).set_index(["a", "b"], drop=False).to_dict("index")
         if (a, b) not in table and (b, a) not in table:
             raise UserError(f"{self.folder / name} does not compare {a} and {b}; change {FRONT}.")
         row = table[a, b] if (a, b) in table else statistics.reverse(table[b, a])
+        low, high = row["family_low"], row["family_high"]
+        none = f"{row['reason']}: no verdict"
+        return self._row(name, {**row, "low": low, "high": high, "none": none})
+
+    def primary(self) -> dict[tuple[str, str, str], Row]:
+        """Return the comparisons that the study declared by (report, a, b).
+
+        Their verdicts are corrected for all of them, their intervals are not.
+        """
+        table = statistics.primary_family(self.folder)
+        kinds = [kind if kind in {*Verdict} else Verdict.NONE for kind in table["verdict"]]
+        table = table.assign(none=table["verdict"], verdict=[*map(Verdict, kinds)])
+        rows = table.to_dict("records")
+        return {(row["task"], row["a"], row["b"]): self._row(row["task"], row) for row in rows}
+
+    def _row(self, name: str, row: Mapping[Any, Any]) -> Row:
+        """Return a row of a table of comparisons; its key `none` has the words without verdict."""
+        report = self.report(name) if (self.folder / name / MARKER).exists() else None
+        cells = {key: cell.label for key, cell in CELLS.items()}
+        labels = cells | (report.labels if report else {})
+        a, b = (labels.get(row[each], row[each]) for each in "ab")
         small = ", below the margin" if row["small"] else ""
         words = {
-            Verdict.BETTER: f"{report.labels[a]} better{small}",
-            Verdict.WORSE: f"{report.labels[b]} better{small}",
+            Verdict.BETTER: f"{a} better{small}",
+            Verdict.WORSE: f"{b} better{small}",
             Verdict.EQUIVALENT: "equal within the margin",
             Verdict.UNDECIDED: "cannot tell",
-            Verdict.NONE: f"{row['reason']}: no verdict",
+            Verdict.NONE: row["none"],
         }[row["verdict"]]
-        keys = ("difference", "family_low", "family_high", "margin")
-        difference, low, high, margin = (report.score.scale * row[key] for key in keys)
-        scores = {run.key: report.score.scale * run.scores.mean() for run in report.runs}
-        common = [seed for variant, seed in scores if variant == a and (b, seed) in scores]
-        dots = [scores[a, seed] - scores[b, seed] for seed in common]
-        return Row(name, words, row["verdict"], row["n"], difference, low, high, margin, dots)
+        scale, runs = (report.score.scale, report.runs) if report else (1, [])
+        scores = {run.key: run.scores for run in runs}
+        dots = [scale * each.mean() for each in statistics.differences(scores, row["a"], row["b"])]
+        low, high, margin = (scale * row[key] for key in ("low", "high", "margin"))
+        pair, middle, p = f"{a} − {b}", scale * row["difference"], row.get("holm", 1)
+        return Row(name, pair, words, row["verdict"], row["n"], middle, low, high, margin, dots, p)
 
     def mean(self, name: str, variant: str) -> float:
         """Return the mean test score of a variant over its seeds, scaled (in percent)."""
@@ -201,18 +224,19 @@ def places(lines: Sequence[Line], top: float, bottom: float, height: float) -> M
     return heights
 
 
-def render(folder: Path) -> str:
-    """Return the front page of a folder of published reports.
+def render(folder: Path, template: str = FRONT) -> str:
+    """Return the front page of a folder of published reports, or that of another template there.
 
     Raises:
         UserError: The folder has no template, or a claim in it is no longer true.
     """
-    path, loader = folder / FRONT, jinja2.FileSystemLoader([folder, TEMPLATES])
+    path, loader = folder / template, jinja2.FileSystemLoader([folder, TEMPLATES])
     if not path.exists():
         raise UserError(f"{path} does not exist; write this template for a front page.")
     try:
         return fill(
-            ENVIRONMENT.overlay(loader=loader).get_template(FRONT),
+            ENVIRONMENT.overlay(loader=loader).get_template(template),
+            page=None,
             evidence=Evidence(folder),
             claim=partial(claim, path),
             places=places,
@@ -234,8 +258,13 @@ def withdrawn(folder: Path) -> dict[str, str]:
 
 
 def build(folder: Path) -> Path:
-    """Write the front page, the drawing page and those of withdrawn reports; return the first."""
+    """Write the front page, the drawing page and those of withdrawn reports; return the first.
+
+    Any other template NAME.html.j2 in the folder makes the page NAME.html.
+    """
     pages = {"index.html": render(folder), **withdrawn(folder)}
+    others = {path.name for path in folder.glob("*.html.j2")} - {FRONT}
+    pages |= {name.removesuffix(".j2"): render(folder, name) for name in sorted(others)}
     drawing.build(folder)
     folders.register(folder, pages)
     for name, text in pages.items():

@@ -92,6 +92,7 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         **protocol_comment(report.name),
         "answers": (verdicts(tested) if judged else []) + settings(report, search, not judged),
+        "declared": judged and "\nprimary:" in protocol_text(report.name),
         "search": search,
         "few": not (report.published or statistics.has_enough_seeds(tested)),
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
@@ -136,13 +137,18 @@ def settings(report: Report, search: Sequence[Choice], whole: bool) -> list[str]
     return [f"Chosen at the edge of the values tried: {'; '.join(edges)}."] * bool(edges)
 
 
+def protocol_text(name: str) -> str:
+    """Return the text of params/NAME.yaml, or "" if there is no such file."""
+    path = SOURCES / f"params/{name}.yaml"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def protocol_comment(name: str) -> dict[str, str]:
     """Return the comment at the top of params/NAME.yaml: its `question`, and the rest as Markdown.
 
     A line `#` parts paragraphs, and the first line without `#` ends the comment.
     """
-    path = SOURCES / f"params/{name}.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = protocol_text(name).splitlines()
     comment = "\n".join(line[2:] for line in takewhile(lambda line: line.startswith("#"), lines))
     question, mark, rest = comment.partition("?")
     if not mark:
