@@ -20,18 +20,19 @@ PUBLISHED = PROJECT / "reports/published"
 KINDS = [
     "index.html",
     "withdrawn.html",
+    "study.html",
     "draw.html",
     "row_mnist/index.html",
     "row_mnist/pages/03_compare.html",
 ]
 OTHERS = [
     "row_mnist/pages/01_data.html",
-    "tuned_matched/pages/04_eigenvalues.html",
+    "noise_tuned/pages/04_eigenvalues.html",
     "precision/pages/05_speed.html",
     "ablation/pages/06_ablation.html",
     "noise_tuned/pages/07_gradients.html",
     "noise_tuned/pages/08_memory.html",
-    "tuned_matched_search/index.html",
+    "noise_search/index.html",
 ]
 SEVEN = (0.1, 0.1), (0.4, 0.1), (0.25, 0.5)
 
