@@ -117,7 +117,7 @@ class Evidence:
         scores = {run.key: run.scores for run in runs}
         dots = [scale * each.mean() for each in statistics.differences(scores, row["a"], row["b"])]
         low, high, margin = (scale * row[key] for key in ("low", "high", "margin"))
-        pair, middle, p = f"{a} − {b}", scale * row["difference"], row.get("holm", 1)
+        pair, middle, p = f"{a} − {b}", round(scale * row["difference"], 9), row.get("holm", 1)
         return Row(name, pair, words, row["verdict"], row["n"], middle, low, high, margin, dots, p)
 
     def mean(self, name: str, variant: str) -> float:
