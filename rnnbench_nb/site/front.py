@@ -125,6 +125,12 @@ class Evidence:
         score, results = self.report(name).score, self.report(name).results
         return score.scale * results.query("variant == @variant")[score.name].mean()
 
+    def first_stage(self, name: str, contestant: str) -> float:
+        """Return a contestant's best validation score in the first stage of a search, scaled."""
+        report = Report(self.folder / name)
+        own = report.results["variant"].str.startswith(f"{contestant}_search")
+        return report.score.scale * report.results.loc[own, report.score.name].max()
+
     def seeds(self, name: str) -> str:
         """Return the number of seeds of a report's variants, such as "1 to 3"."""
         counts = [len(self.report(name).of(variant)) for variant in self.report(name).variants]
