@@ -1,13 +1,14 @@
 """Comparisons within a report, by hand, and the pages 03 and 06 on reports made by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from in_process import execute
 from scipy import stats as scipy_stats
 from small_reports import write_report
 
 from rnnbench_nb import statistics
-from rnnbench_nb.choices import choices
+from rnnbench_nb.choices import Choice, choices
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.results import Report
@@ -157,6 +158,13 @@ def test_a_published_ablation_below_five_seeds_has_no_verdict(tmp_path):
     folder = "reports/published/ablation"
     executed = execute("06_ablation", tmp_path / "out.ipynb", output_dir=folder)
     assert "There is no verdict: three seeds." in texts(executed) and "Take" not in texts(executed)
+
+
+def test_the_outer_two_of_sixteen_values_are_edges_unless_an_end_is_natural():
+    table = pd.DataFrame({key: range(1, 17) for key in ("learning_rate", "epsilon", "dropout")})
+    edges = [Choice("", table, [*table], best).edges for best in range(16)]
+    low, high = ["learning rate", "epsilon"], ["learning rate", "dropout"]
+    assert edges == [low] * 2 + [[]] * 12 + [high] * 2
 
 
 def test_a_search_names_each_choice_and_what_lies_at_an_edge(tmp_path):
