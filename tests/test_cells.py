@@ -205,6 +205,17 @@ def test_a_released_matrix_starts_as_the_antisymmetric_one_and_all_of_it_is_free
     assert free[1] - free[0] == 6 * 7 / 2
 
 
+@pytest.mark.parametrize("recurrence", ["antisymmetric", "released"])
+def test_adams_largest_step_on_the_matrix_is_the_same_for_the_released_control(recurrence):
+    made = make("agru", recurrence=recurrence)
+    before = made.recurrent_matrix().detach()
+    optimiser = torch.optim.Adam(made.parameters(), lr=0.1)
+    made(torch.randn(5, 2, 4).double())[0].square().sum().backward()
+    optimiser.step()
+    step = (made.recurrent_matrix() - before).abs().max().item()
+    assert step == pytest.approx(0.2, rel=1e-5)
+
+
 @pytest.mark.parametrize("cell", ["agru", "antisymmetric_rnn", "gated_antisymmetric_rnn"])
 def test_the_matrix_in_use_is_that_of_the_current_weights(cell):
     """After a step of an optimiser, and after loading; the damping is not loaded."""
