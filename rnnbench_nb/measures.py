@@ -195,6 +195,40 @@ def growth(run: RunData, model: SequenceModel) -> Tables:
     return {"growth": table.stack().rename("gradient").reset_index()}
 
 
+def causes_of_growth(table: pd.DataFrame, key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Divide the growth of gradients among `dynamics.CAUSES`, from rows of the table `growth`.
+
+    Args:
+        table: Its rows; the column `key` names the variant.
+        key: `variant` or `label`.
+
+    Returns:
+        The decades of growth with a column for each of `dynamics.REPLACEMENTS`, by variant, moment,
+        seed and example (0 for all if the table has means over examples, or not the same ones in
+        each run); and the effects, by cause too: `first`, with the other causes present, `last`,
+        without them, and `Shapley`, the mean over all orders of removal.
+    """
+    runs, table = [key, "moment", "seed"], table.astype({"gradient": float})
+    table["example"] = table.get("example", 0)
+    if table.groupby(runs)["example"].nunique().nunique() > 1:
+        table["example"] = 0
+    decades = table.pivot_table("gradient", [*runs, "example"], "replacement")
+    decades = decades.reindex(columns=list(dynamics.REPLACEMENTS)).dropna()
+    name_of = {frozenset(causes): name for name, causes in dynamics.REPLACEMENTS.items()}
+
+    def effect(cause: str, *others: str) -> pd.Series:
+        """The decades that a cause adds to the growth with the other causes alone."""
+        return decades[name_of[frozenset({cause, *others})]] - decades[name_of[frozenset(others)]]
+
+    parts = {}
+    for cause in dynamics.CAUSES:
+        a, b = (other for other in dynamics.CAUSES if other != cause)
+        first, last = effect(cause, a, b), effect(cause)
+        shapley = (first + last) / 3 + (effect(cause, a) + effect(cause, b)) / 6
+        parts[cause] = pd.DataFrame({"first": first, "last": last, "Shapley": shapley})
+    return decades, pd.concat(parts, names=["cause"])
+
+
 @of_both
 def damping(run: RunData, model: SequenceModel) -> Tables:
     """The least damping at which the step of the path does not grow, at fixed states and gates.

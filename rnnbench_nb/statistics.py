@@ -4,7 +4,7 @@ All intervals over seeds treat runs as independent. Runs share one pool of train
 spread over new training sets is wider than any of these intervals.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import SOURCES
 from rnnbench_nb.metrics import Score
+from rnnbench_nb.parameters import read_yaml
 from rnnbench_nb.results import COMPLETED, MARKER, Report
 
 LEVEL = 0.95  # coverage of every interval
@@ -109,6 +110,19 @@ def two_way(differences: np.ndarray) -> tuple[float, float]:
     return np.sqrt(total / (s * n)), df
 
 
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Interval of a mean for new seeds and new examples, from a value for each pair (S, N).
+
+    With one column the interval is for new seeds alone. It is NaN for fewer than `LEAST_SEEDS`.
+    """
+    if len(values) < LEAST_SEEDS:
+        return np.nan, np.nan
+    if values.shape[1] == 1:
+        return t_interval(values.ravel())
+    error, df = two_way(values)
+    return stats.t.interval(LEVEL, df, values.mean(), error)
+
+
 def compare(
     results: pd.DataFrame,
     margin: float,
@@ -117,6 +131,7 @@ def compare(
     examples: Mapping[tuple[str, int], np.ndarray] | None = None,
     groups: Mapping[str, Hashable] | None = None,
     stand_in: bool = False,
+    without: Sequence[Collection[str]] = (),
 ) -> pd.DataFrame:
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
@@ -141,6 +156,7 @@ def compare(
         examples: For each (variant, seed) the score of each example (N,).
         groups: A key for each variant; only variants with equal keys are compared.
         stand_in: Whether other data replace those of the protocol; there is then no verdict.
+        without: Pairs of variants that are not compared.
 
     Returns:
         `COLUMNS`, one row a pair: `n`, the number of common seeds; `difference`, the mean of a - b;
@@ -157,7 +173,8 @@ def compare(
         raise UserError(f"margin must be above 0, not {margin}.")
     variants = list(results["variant"].unique())
     group = groups or dict.fromkeys(variants, "all")
-    pairs = _pairs(variants, group, reference)
+    left_out = [set(pair) for pair in without]
+    pairs = [pair for pair in _pairs(variants, group, reference) if set(pair) not in left_out]
     if not pairs:
         return pd.DataFrame(columns=COLUMNS)
     scores = results.pivot(index="seed", columns="variant", values=score.name)
@@ -351,8 +368,9 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
     """Compare the variants of a report within each group by their test scores.
 
     Without a `reference`, all pairs of a group are compared; if a group has more than `PAIRS`
-    variants, each is compared with the first. Arguments and columns are those of `compare`, and the
-    column `split` is added.
+    variants, each is compared with the first. A published report leaves out the pairs that its
+    protocol declares as `primary`, which `primary_family` judges. Arguments and columns are those
+    of `compare`, and the column `split` is added.
     """
     examples = {run.key: run.scores for run in report.runs}
     results = report.results[["variant", "seed"]].copy()
@@ -362,6 +380,8 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
         reference = next(iter(report.variants))
     groups = {name: variant["group"] for name, variant in report.variants.items()}
     options: dict[str, Any] = {"examples": examples, "groups": groups, "stand_in": report.stand_in}
+    if report.published and (path := report.folder / "protocol.yaml").exists():
+        options["without"] = read_yaml(path, "restore it").get("primary", ())
     return compare(results, margin, report.score, reference, **options).assign(split="test")
 
 

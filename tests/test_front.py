@@ -19,7 +19,7 @@ from rnnbench_nb.results import write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.front import Evidence, Line
 from rnnbench_nb.site.index import Report
-from rnnbench_nb.statistics import Verdict
+from rnnbench_nb.statistics import Verdict, comparison
 
 PUBLISHED = PROJECT / "reports/published"
 FIVE = [0.960, 0.970, 0.980, 0.970, 0.960]
@@ -91,7 +91,7 @@ def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
         '{% from "charts.html.j2" import forest with context %}'
         '{% set row = evidence.compare("rows", "agru", "gru") %}'
         '{% call claim("worse", row.verdict == Verdict.WORSE) %}It loses.{% endcall %}'
-        '{{ forest([("A-GRU minus GRU", "GRU", [(row, "Rows", "small")])], 0.8, "Points") }}'
+        '{{ forest([("Difference", "A-GRU", "GRU", [(row, "Rows", "small")])], 0.8, "Points") }}'
     )
     text = front.render(small)
     assert "It loses." in text and "−3.84 (" in text and 'href="rows/index.html">Rows</a>' in text
@@ -113,9 +113,31 @@ def test_declared_comparisons_are_judged_together(tmp_path):
     assert (first.pair, first.words) == ("A-GRU − GRU", "GRU better")
     assert first.difference == pytest.approx(-3.84) and first.p < 0.05 and len(first.dots) == 5
     assert first.low < first.difference < first.high < 0 and first.margin == 0.2
+    assert first.place == "study.html"
     assert len(others) == 15 and {(row.words, row.verdict, row.p) for row in others} == {
         ("not run", Verdict.NONE, 1)
     }
+
+
+def test_a_declared_pair_has_no_second_verdict_in_its_published_report(tmp_path):
+    variants = {"gru": FIVE, "agru": LOWER, "lstm": LOWER}
+    report = Report(write_small(tmp_path / "work", variants))
+    assert len(comparison(report)) == 3
+    write_published(report, tmp_path / "study_rows")
+    (tmp_path / "study_rows/protocol.yaml").write_text("primary: [[agru, gru]]")
+    table = comparison(Report(tmp_path / "study_rows"))
+    assert table[["a", "b"]].to_numpy().tolist() == [["gru", "lstm"], ["agru", "lstm"]]
+    assert set(table["comparisons"]) == {2}  # so the others are corrected for two pairs
+
+
+def test_causes_of_growth_are_those_of_the_page_of_eigenvalues():
+    text = (PUBLISHED / "study_rows/pages/04_eigenvalues.html").read_text()
+    causes = Evidence(PUBLISHED).causes("study_rows")
+    assert {"A-GRU", "free"} <= causes.keys()
+    for own in causes.values():
+        assert [*own] == ["all", "discrete step", "non-normality", "gates"]
+        for mean, low, high in own.values():
+            assert f"{mean:+z.2f} ({low:+z.2f} to {high:+z.2f})" in text
 
 
 def test_an_interval_that_widens_stops_the_build_with_the_name_of_the_claim(tmp_path):

@@ -178,7 +178,21 @@ def test_a_cell_that_cannot_be_measured_loses_those_tables_alone(monkeypatch):
     assert tables["memoryless"][["judged", "right", "floor"]].values.tolist() == [["loss", 0, 0.25]]
 
 
-@pytest.mark.parametrize("name", ["noise_controls", "pixel_mnist"])
+def test_causes_share_the_growth_in_every_order(trained):
+    rows = trained.tables()["growth"]
+    decades, effects = measures.causes_of_growth(rows, "variant")
+    whole, none = decades["whole"], decades["flow of the balanced path"]
+    shares = effects.unstack("cause")
+    torch.testing.assert_close(
+        *(torch.tensor(x.to_numpy()) for x in (shares["Shapley"].sum(axis=1), whole - none))
+    )
+    first = whole - decades["flow of the path, with gates"]
+    last = decades["step of the balanced path"] - none
+    for column, expected in {"first": first, "last": last}.items():
+        assert (shares[column, "discrete step"] - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["noise_tuned", "pixel_mnist"])
 def test_published_tables_have_the_columns_of_new_ones(name, trained):
     report = Report(PROJECT / f"reports/published/{name}")
     for table, rows in trained.tables().items():

@@ -131,7 +131,7 @@ def test_memory_over_several_lengths_from_published_tables_alone(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["04_eigenvalues", "07_gradients", "08_memory"])
-@pytest.mark.parametrize("report", ["noise_controls", "pixel_mnist"])
+@pytest.mark.parametrize("report", ["noise_tuned", "pixel_mnist"])
 def test_published_reports_are_shown_from_their_tables(name, report, tmp_path):
     assert pictures(execute(name, tmp_path / "x.ipynb", output_dir=str(PUBLISHED / report)))
 

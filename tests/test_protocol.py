@@ -2,7 +2,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import loguniform, qmc, uniform
 
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
@@ -37,23 +36,6 @@ def test_every_parameter_file_is_valid_and_survives_a_round_trip(path, tmp_path)
 def test_a_published_report_has_the_parameters_that_the_file_of_its_name_asks_for(path):
     done, asked = named(load_protocol(path)), named(load_protocol(path.parent.name))
     assert done and all(asked[name] == own for name, own in done.items())
-
-
-def test_the_matched_search_tries_one_latin_hypercube_with_every_model():
-    places = qmc.LatinHypercube(3, seed=1).random(12).T
-    ranges = loguniform(5e-4, 2e-2), uniform(0, 0.6), loguniform(0.01, 2)
-    drawn = zip(*(own.ppf(place) for own, place in zip(ranges, places, strict=True)), strict=True)
-    points = sorted(tuple(float(f"{value:.2g}") for value in point) for point in drawn)
-    search = named(load_protocol("tuned_matched_search")).values()
-    sizes = named(load_protocol("row_mnist_matched")).values()
-    for model, size in {own.model: own.hidden_size for own in sizes}.items():
-        tried = [own for own in search if own.model == model]
-        assert {own.hidden_size for own in tried} == {size} and len(tried) == 14
-        tried = tried[:12]  # and two more, around the best
-        rates = [(own.learning_rate, own.dropout) for own in tried]
-        assert rates == [(rate, dropout) for rate, dropout, _ in points]
-        if model == "agru":
-            assert [own.cell_options.gamma for own in tried] == [gamma for *_, gamma in points]
 
 
 def test_a_file_of_the_projects_is_named_without_its_folder(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import re
 
 import pandas as pd
-import pytest
 
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.results import Report
@@ -34,29 +33,20 @@ def test_the_answer_is_what_the_published_runs_give():
     assert over_noise[1] < 0 < over_noise[2]
     ends = f"A-GRU minus GRU {over_noise[1]:.2f} to +{over_noise[2]:.2f}".replace("-0", "−0")
     assert ends in README
-    for report in ("controls", "noise_controls"):  # "is no worse": not shown to be worse
-        assert pair(report, "free", "agru")[2] > 0
 
 
 def kind(variant):
     return variant["model"], variant["parameters"].get("recurrence")
 
 
-@pytest.mark.parametrize(
-    ("searched", "taken"),
-    [
-        (["noise_controls_search", "noise_search"], "noise_tuned"),
-        (["noise_controls_search"], "noise_controls"),
-    ],
-)
-def test_a_comparison_takes_what_its_search_found_best_on_validation(searched, taken):
-    reports = [Report(PUBLISHED / name) for name in searched]
+def test_a_comparison_takes_what_its_search_found_best_on_validation():
+    reports = [Report(PUBLISHED / name) for name in ("noise_controls_search", "noise_search")]
     scores = pd.concat(
         validation_scores(report.results, report.history, report.score.name) for report in reports
     )
     means = scores.groupby("variant")[reports[0].score.name].mean().round(9)
     variants = {name: own for report in reports for name, own in report.variants.items()}
-    for own in Report(PUBLISHED / taken).variants.values():
+    for own in Report(PUBLISHED / "noise_tuned").variants.values():
         alike = [name for name, each in variants.items() if kind(each) == kind(own)]
         best = variants[means[alike].idxmax()]["parameters"] | {"seed": own["parameters"]["seed"]}
         for key in {*own["parameters"]} - {"variant", "epochs"}:

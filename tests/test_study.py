@@ -98,7 +98,7 @@ def test_published_searches_are_equal_and_read_no_test_example(path):
     for run in report.runs:
         searched = KINDS.fullmatch(run.key[0]) is not None
         assert run.record["parameters"].get("test", True) != searched
-    search = read_yaml(PROJECT / f"params/{path.name}.yaml", "")["search"]
+    search = read_yaml(PROJECT / f"params/{path.name}.yaml", "")["search"] or {}
     tried = report.results[report.results["variant"].str.contains("_search")]
     tried[["name", "number"]] = tried["variant"].str.extract(r"(.*)_search(\d\d)")
     if tried["status"].eq("completed").all():  # then the finalists are the best four

@@ -19,9 +19,11 @@ from PIL import Image
 from rnnbench_nb import folders, statistics
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.choices import choices
+from rnnbench_nb.dynamics import CAUSES
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.figures import legible
 from rnnbench_nb.files import write_file
+from rnnbench_nb.measures import causes_of_growth
 from rnnbench_nb.parameters import read_yaml
 from rnnbench_nb.results import MARKER, Report
 from rnnbench_nb.site import drawing
@@ -50,6 +52,7 @@ class Row(NamedTuple):
     high: float
     margin: float
     dots: list[float]  # the difference in each seed
+    place: str  # the page that it links to
     p: float = 1  # in the study's family of comparisons, corrected
 
 
@@ -105,7 +108,7 @@ class Evidence:
         cells = {key: cell.label for key, cell in CELLS.items()}
         labels = cells | (report.labels if report else {})
         a, b = (labels.get(row[each], row[each]) for each in "ab")
-        small = ", below the margin" if row["small"] else ""
+        small = ", mean below the margin" if row["small"] else ""
         words = {
             Verdict.BETTER: f"{a} better{small}",
             Verdict.WORSE: f"{b} better{small}",
@@ -118,7 +121,9 @@ class Evidence:
         dots = [scale * each.mean() for each in statistics.differences(scores, row["a"], row["b"])]
         low, high, margin = (scale * row[key] for key in ("low", "high", "margin"))
         pair, middle, p = f"{a} − {b}", round(scale * row["difference"], 9), row.get("holm", 1)
-        return Row(name, pair, words, row["verdict"], row["n"], middle, low, high, margin, dots, p)
+        place = "study.html" if "holm" in row else f"{name}/index.html"
+        known = row["verdict"], row["n"], middle, low, high, margin, dots, place, p
+        return Row(name, pair, words, *known)
 
     def mean(self, name: str, variant: str) -> float:
         """Return the mean test score of a variant over its seeds, scaled (in percent)."""
@@ -177,6 +182,22 @@ class Evidence:
         table = self.report(name).table("growth")
         rows = table.query("variant == @variant and moment == 'trained'")
         return rows.groupby("replacement")["gradient"].mean()
+
+    def causes(self, name: str) -> dict[str, dict[str, tuple[float, float, float]]]:
+        """Return what makes trained gradients grow, as mean and interval in decades, by label.
+
+        The keys are the causes, by Shapley value, and `all`, the growth as a whole.
+        """
+        report, result = self.report(name), {}
+        decades, effects = causes_of_growth(report.table("growth"), "variant")
+        parts = {"all": decades["whole"]}
+        parts |= {cause: effects["Shapley"].xs(cause) for cause in CAUSES}
+        for variant in decades.index.unique("variant"):
+            result[report.labels[variant]] = own = {}
+            for cause, values in parts.items():
+                table = values.xs((variant, "trained")).unstack("example").to_numpy()
+                own[cause] = (float(table.mean()), *statistics.mean_interval(table))
+        return result
 
     def speed(self, model: str, other: str) -> tuple[float, str]:
         """Return the time of a training step of `other` over that of `model`, and the processor.
