@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -182,6 +183,16 @@ class Evidence:
         table = self.report(name).table("growth")
         rows = table.query("variant == @variant and moment == 'trained'")
         return rows.groupby("replacement")["gradient"].mean()
+
+    def radius(self, name: str, variant: str) -> float:
+        """Return the spectral radius of the matrix A = S - gamma I at the start, a mean over seeds.
+
+        It is the spectral norm too if S is antisymmetric.
+        """
+        rows = self.report(name).table("stability")
+        rows = rows.query("variant == @variant and moment == 'initial'")
+        gamma = self.report(name).variants[variant]["parameters"]["gamma"]
+        return float(np.hypot(rows["lambda_max"], gamma).mean())
 
     def causes(self, name: str) -> dict[str, dict[str, tuple[float, float, float]]]:
         """Return what makes trained gradients grow, as mean and interval in decades, by label.
