@@ -20,7 +20,6 @@ from statsmodels.stats.weightstats import DescrStatsW
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import SOURCES
 from rnnbench_nb.metrics import Score
-from rnnbench_nb.parameters import read_yaml
 from rnnbench_nb.results import COMPLETED, MARKER, Report
 
 LEVEL = 0.95  # coverage of every interval
@@ -33,7 +32,7 @@ NUMBERS = ("no common seed", "one seed", "two seeds", "three seeds", "four seeds
 NO_CHANGE = {"seed", "device", "variant"}  # parameters that change no model
 ACCURACY = Score()
 COLUMNS = (
-    "a b n difference low high family_low family_high correlation p margin level comparisons "
+    "a b n difference low high family_low family_high correlation p margin comparisons "
     "verdict small reason"
 ).split()
 
@@ -143,9 +142,8 @@ def compare(
     by chance. Without them it covers seeds alone. A few seeds estimate their spread badly, so the
     variance is then moderated by that of all pairs (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3):
     (f F + d v) / (f + d) with f + d degrees of freedom. Here v is the pair's variance, d = n - 1, F
-    is the mean over the pairs, and f is the smaller of `LOAN` and (variants - 2) d. Two variants
-    give the paired t test. Simulations in the tests, with the spreads of published runs, hold the
-    error rates at 5%.
+    is the mean over the pairs, and f is the smaller of `LOAN` and (variants - 2) d. In simulations
+    (see the tests) error rates hold at 5%.
 
     Args:
         results: Columns `variant, seed` and the score, one row a run.
@@ -162,9 +160,8 @@ def compare(
         `COLUMNS`, one row a pair: `n`, the number of common seeds; `difference`, the mean of a - b;
         `low, high`, its paired t interval; `family_low, family_high`, the interval that decides;
         `correlation` of the scores; `p` of the t test that the interval inverts, uncorrected, and 1
-        without one; `level`, the coverage of each t interval, and of all deciding intervals
-        together; `verdict`, a `Verdict`; `small`, whether a better or worse difference is below the
-        margin; `reason` for no verdict.
+        without one; `comparisons`, the number of pairs; `verdict`, a `Verdict`; `small`, whether a
+        better or worse difference is below the margin; `reason` for no verdict.
 
     Raises:
         UserError: The margin is not positive, or the reference is not a variant.
@@ -185,7 +182,6 @@ def compare(
         difference=[d.mean() if d.size else np.nan for d in each],
         correlation=[frame.iloc[:, 0].corr(frame.iloc[:, 1]) for frame in both],
         margin=margin,
-        level=LEVEL,
         comparisons=len(pairs),
     )
     table[["low", "high"]] = [t_interval(d) for d in each]
@@ -231,21 +227,31 @@ def _moderated(each: list[np.ndarray], others: int) -> np.ndarray:
     return np.array([np.sqrt(np.where(variance > 1e-24, variance / n, np.nan)), loan + d])
 
 
-def primary_family(folder: Path | str) -> pd.DataFrame:
-    """Judge the pairs that the parameter files of the study declare, with `judge_family`.
-
-    Each params/study_*.yaml has pairs `primary` and a `margin`. Its report is in the `folder` of
-    published reports, or is not made yet.
-    """
+def study() -> dict[str, Any]:
+    """Return the protocols of the study, params/study_*.yaml, by name."""
     from rnnbench_nb.protocol import load_protocol  # needs torch
 
+    return {path.stem: load_protocol(path) for path in sorted(SOURCES.glob("params/study_*.yaml"))}
+
+
+def declared(report: Report) -> list[list[str]]:
+    """Return the pairs of a published report of the study that `primary_family` judges."""
+    own = report.published and report.name.startswith("study_") and study().get(report.name)
+    return own.primary if own else []
+
+
+def primary_family(folder: Path | str) -> pd.DataFrame:
+    """Judge the pairs that the protocols of the study declare, with `judge_family`.
+
+    The report of each is in the `folder` of published reports, or is not made yet.
+    """
     pairs: list[Pair] = []
-    for path in sorted((SOURCES / "params").glob("study_*.yaml")):
-        protocol, place = load_protocol(path), Path(folder) / path.stem
+    for name, protocol in study().items():
+        place = Path(folder) / name
         report = Report(place) if (place / MARKER).exists() else None
         runs = report.runs if report and not report.stand_in else []
         scores = {run.key: run.scores for run in runs}
-        pairs += [(path.stem, a, b, protocol.margin, scores) for a, b in protocol.primary]
+        pairs += [(name, a, b, protocol.margin, scores) for a, b in protocol.primary]
     return judge_family(pairs)
 
 
@@ -276,7 +282,8 @@ def judge_family(pairs: Iterable[Pair]) -> pd.DataFrame:
         low, high = stats.t.interval(LEVEL, df, mean, error)
         p = 2 * stats.t.sf(abs(mean) / error, df)
         inside = np.nan if margin is None else stats.t.sf((margin - abs(mean)) / error, df)
-        solved = [np.nan if margin else _solved(scores, name) for name in (a, b)]
+        means = [[x.mean() for (own, _), x in scores.items() if own == name] for name in (a, b)]
+        solved = [np.nan if margin else sum(x >= SOLVED for x in each) for each in means]
         rows.append((task, a, b, margin, len(d), mean, low, high, p, inside, *solved))
     names = "task a b margin n difference low high p equivalence solved_a solved_b".split()
     table = pd.DataFrame(rows, columns=names).astype({"margin": float})
@@ -294,10 +301,6 @@ def judge_family(pairs: Iterable[Pair]) -> pd.DataFrame:
     }
     table["verdict"] = np.select([*rules.values()], [*map(str, rules)], str(Verdict.UNDECIDED))
     return table.assign(small=sure & (table["difference"].abs() < table["margin"]))
-
-
-def _solved(scores: Mapping[tuple[str, int], np.ndarray], variant: str) -> int:
-    return sum(each.mean() >= SOLVED for (name, _), each in scores.items() if name == variant)
 
 
 def verdict(low: float, high: float, margin: float) -> Verdict:
@@ -323,9 +326,8 @@ def _judge(row: Mapping[Any, Any], stand_in: bool) -> tuple[Verdict, bool, str]:
 def reverse(row: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a row of `compare` as the difference b - a."""
     ends = {"family_low": -row["family_high"], "family_high": -row["family_low"]}
-    verdict = OPPOSITE.get(row["verdict"], row["verdict"])
     sides = {"a": row["b"], "b": row["a"], "difference": -row["difference"]}
-    return {**row, **sides, **ends, "verdict": verdict}
+    return {**row, **sides, **ends, "verdict": OPPOSITE.get(row["verdict"], row["verdict"])}
 
 
 def sentence(row: Mapping[Any, Any], labels: Mapping[str, str], score: Score = ACCURACY) -> str:
@@ -355,7 +357,7 @@ def has_enough_seeds(report: Report) -> bool:
 
 
 def finding(report: Report) -> str:
-    """Return a sentence on the two variants with the best means, or "" if they are not compared."""
+    """Return a sentence on the two variants with the best means, or "" if there is none."""
     scores = report.results[report.score.name].astype(float)
     means = scores.groupby(report.results["variant"]).mean()
     best = {*means.nlargest(2).index}
@@ -368,9 +370,8 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
     """Compare the variants of a report within each group by their test scores.
 
     Without a `reference`, all pairs of a group are compared; if a group has more than `PAIRS`
-    variants, each is compared with the first. A published report leaves out the pairs that its
-    protocol declares as `primary`, which `primary_family` judges. Arguments and columns are those
-    of `compare`, and the column `split` is added.
+    variants, each is compared with the first. Pairs that are `declared` are left out. Arguments and
+    columns are those of `compare`.
     """
     examples = {run.key: run.scores for run in report.runs}
     results = report.results[["variant", "seed"]].copy()
@@ -380,9 +381,7 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
         reference = next(iter(report.variants))
     groups = {name: variant["group"] for name, variant in report.variants.items()}
     options: dict[str, Any] = {"examples": examples, "groups": groups, "stand_in": report.stand_in}
-    if report.published and (path := report.folder / "protocol.yaml").exists():
-        options["without"] = read_yaml(path, "restore it").get("primary", ())
-    return compare(results, margin, report.score, reference, **options).assign(split="test")
+    return compare(results, margin, report.score, reference, without=declared(report), **options)
 
 
 def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:
@@ -392,8 +391,8 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
     can still judge the choice. Arguments are those of `compare` and `families`.
 
     Returns:
-        The columns of `compare`, and `split`, `change` (the parameters that differ from the
-        reference, with their values) and `keys` (their names).
+        The columns of `compare`, and `change` (the parameters that differ from the reference, with
+        their values) and `keys` (their names).
 
     Raises:
         UserError: Fewer than two variants have a finished run, or the reference has none.
@@ -410,7 +409,7 @@ def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.D
         tables.append(table)
     if not tables:
         raise UserError(f"{report.folder} has finished runs of fewer than two variants to compare.")
-    return pd.concat(tables, ignore_index=True).assign(split="validation")
+    return pd.concat(tables, ignore_index=True)
 
 
 def families(report: Report, reference: str = "") -> list[list[str]]:

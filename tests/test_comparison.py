@@ -84,7 +84,7 @@ def test_the_effects_of_an_ablation_by_hand(tmp_path):
     half = scipy_stats.t.ppf(1 - 0.05 / 2 / 2, 2) * ((own + family) / 2 / 2) ** 0.5
     ends = effects.loc[1, ["family_low", "family_high"]].tolist()
     assert ends == pytest.approx([0.0005 - half, 0.0005 + half])
-    assert set(effects["split"]) == {"validation"} and set(effects["reason"]) == {"two seeds"}
+    assert set(effects["reason"]) == {"two seeds"}
 
 
 def test_families_are_models_where_each_has_several_variants_and_never_cross_groups(tmp_path):

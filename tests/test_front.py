@@ -9,10 +9,12 @@ from urllib.parse import unquote
 
 import pytest
 import safetensors.numpy
+import torch
 from markupsafe import Markup
 from small_reports import write_small
 from test_site import addresses
 
+from rnnbench_nb.cells import AGRU
 from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT
 from rnnbench_nb.results import write_published
@@ -113,21 +115,31 @@ def test_declared_comparisons_are_judged_together(tmp_path):
     assert (first.pair, first.words) == ("A-GRU − GRU", "GRU better")
     assert first.difference == pytest.approx(-3.84) and first.p < 0.05 and len(first.dots) == 5
     assert first.low < first.difference < first.high < 0 and first.margin == 0.2
-    assert first.place == "study.html"
+    assert first.place == "study.html" and "solved" not in first.words
     assert len(others) == 15 and {(row.words, row.verdict, row.p) for row in others} == {
         ("not run", Verdict.NONE, 1)
     }
 
 
-def test_a_declared_pair_has_no_second_verdict_in_its_published_report(tmp_path):
-    variants = {"gru": FIVE, "agru": LOWER, "lstm": LOWER}
-    report = Report(write_small(tmp_path / "work", variants))
-    assert len(comparison(report)) == 3
-    write_published(report, tmp_path / "study_rows")
-    (tmp_path / "study_rows/protocol.yaml").write_text("primary: [[agru, gru]]")
-    table = comparison(Report(tmp_path / "study_rows"))
-    assert table[["a", "b"]].to_numpy().tolist() == [["gru", "lstm"], ["agru", "lstm"]]
-    assert set(table["comparisons"]) == {2}  # so the others are corrected for two pairs
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("study_*")), ids=lambda path: path.name)
+def test_a_declared_pair_has_no_second_verdict_in_its_published_report(path):
+    report = Report(path).tested
+    table, pairs = (
+        comparison(report),
+        {(name, *pair) for name, *pair in Evidence(PUBLISHED).primary()},
+    )
+    own = {(path.name, *pair) for pair in table[["a", "b"]].itertuples(index=False, name=None)}
+    assert own and not pairs & (own | {(name, b, a) for name, a, b in own})
+    assert set(table["comparisons"]) == {len(table)}  # the others are corrected for these alone
+    assert {row.report for row in Evidence(PUBLISHED).primary().values() if row.n} >= {path.name}
+
+
+def test_the_radius_at_the_start_is_that_of_a_matrix_that_is_drawn_anew():
+    torch.manual_seed(0)
+    matrix = AGRU(28, 139, gamma=2.4).recurrent_matrix().detach()
+    radius = torch.linalg.eigvals(matrix).abs().max().item()
+    assert radius == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-5)
+    assert Evidence(PUBLISHED).radius("study_rows", "agru") == pytest.approx(radius, rel=0.03)
 
 
 def test_causes_of_growth_are_those_of_the_page_of_eigenvalues():

@@ -7,6 +7,7 @@ stands in a `claim` with its condition.
 import base64
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -90,7 +91,8 @@ class Evidence:
         row = table[a, b] if (a, b) in table else statistics.reverse(table[b, a])
         low, high = row["family_low"], row["family_high"]
         none = f"{row['reason']}: no verdict"
-        return self._row(name, {**row, "low": low, "high": high, "none": none})
+        own = {"low": low, "high": high, "none": none, "place": f"{name}/index.html"}
+        return self._row(name, {**row, **own})
 
     def primary(self) -> dict[tuple[str, str, str], Row]:
         """Return the comparisons that the study declared by (report, a, b).
@@ -100,6 +102,7 @@ class Evidence:
         table = statistics.primary_family(self.folder)
         kinds = [kind if kind in {*Verdict} else Verdict.NONE for kind in table["verdict"]]
         table = table.assign(none=table["verdict"], verdict=[*map(Verdict, kinds)])
+        table["place"] = "study.html"
         rows = table.to_dict("records")
         return {(row["task"], row["a"], row["b"]): self._row(row["task"], row) for row in rows}
 
@@ -122,8 +125,9 @@ class Evidence:
         dots = [scale * each.mean() for each in statistics.differences(scores, row["a"], row["b"])]
         low, high, margin = (scale * row[key] for key in ("low", "high", "margin"))
         pair, middle, p = f"{a} − {b}", round(scale * row["difference"], 9), row.get("holm", 1)
-        place = "study.html" if "holm" in row else f"{name}/index.html"
-        known = row["verdict"], row["n"], middle, low, high, margin, dots, place, p
+        if row.get("solved_a", math.nan) >= 0 and row["n"]:  # it is NaN for a pair with a margin
+            words += f"; solved by {row['solved_a']:g} and {row['solved_b']:g} seeds"
+        known = row["verdict"], row["n"], middle, low, high, margin, dots, row["place"], p
         return Row(name, pair, words, *known)
 
     def mean(self, name: str, variant: str) -> float:
@@ -177,12 +181,6 @@ class Evidence:
             colour = legible(report.looks[variant].colour)
             lines.append(Line(report.labels[variant], colour, points))
         return lines
-
-    def growth(self, name: str, variant: str) -> pd.Series:
-        """Return the decades by which the gradient of trained models grows, by replacement."""
-        table = self.report(name).table("growth")
-        rows = table.query("variant == @variant and moment == 'trained'")
-        return rows.groupby("replacement")["gradient"].mean()
 
     def radius(self, name: str, variant: str) -> float:
         """Return the spectral radius of the matrix A = S - gamma I at the start, a mean over seeds.

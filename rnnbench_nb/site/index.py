@@ -92,7 +92,7 @@ def summarise(report: Report) -> dict[str, Any]:
     return {
         **protocol_comment(report.name),
         "answers": (verdicts(tested) if judged else []) + settings(report, search, not judged),
-        "declared": judged and "\nprimary:" in protocol_text(report.name),
+        "declared": judged and statistics.declared(tested),
         "search": search,
         "few": not (report.published or statistics.has_enough_seeds(tested)),
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
