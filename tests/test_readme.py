@@ -29,6 +29,7 @@ def test_the_answer_is_what_the_published_runs_give():
     text = "{:.2f} points (ten seeds, uncorrected 95% interval {:.2f} to {:.2f}".format(*numbers)
     assert f"the GRU is better than the A-GRU by {text}; p = {by_row['holm']:.3f}" in README
     assert free["verdict"] != "better"
+    assert study.loc[("agru_heun", "agru"), "verdict"] == "equivalent"
     over_noise = pair("noise_tuned", "agru", "gru")
     assert over_noise[1] < 0 < over_noise[2]
     ends = f"A-GRU minus GRU {over_noise[1]:.2f} to +{over_noise[2]:.2f}".replace("-0", "−0")

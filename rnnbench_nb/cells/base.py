@@ -191,10 +191,10 @@ class Cell(nn.Module):
         """Draw the weights by the rule that all cells share."""
         draw(self, self.hidden_size, generator, initialisation)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(self) -> None:
         """Draw the weights again; parameters that are not trained stay untrained."""
-        self.draw(generator)
-        self.initialise(generator)
+        self.draw(None)
+        self.initialise(None)
 
     def flatten_parameters(self) -> None:
         """Lay out the weights for cuDNN if torch.nn runs the cell; otherwise do nothing."""
