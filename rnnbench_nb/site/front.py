@@ -197,7 +197,8 @@ class Evidence:
 
         The keys are the causes, by Shapley value, and `all`, the growth as a whole.
         """
-        report, result = self.report(name), {}
+        report = self.report(name)
+        result: dict[str, dict[str, tuple[float, float, float]]] = {}
         decades, effects = causes_of_growth(report.table("growth"), "variant")
         parts = {"all": decades["whole"]}
         parts |= {cause: effects["Shapley"].xs(cause) for cause in CAUSES}
