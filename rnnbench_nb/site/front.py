@@ -56,6 +56,7 @@ class Row(NamedTuple):
     dots: list[float]  # the difference in each seed
     place: str  # the page that it links to
     p: float = 1  # in the study's family of comparisons, corrected
+    equality: float = 1  # the p of the hypothesis that they are equal within the margin, corrected
 
 
 class Line(NamedTuple):
@@ -124,11 +125,11 @@ class Evidence:
         scores = {run.key: run.scores for run in runs}
         dots = [scale * each.mean() for each in statistics.differences(scores, row["a"], row["b"])]
         low, high, margin = (scale * row[key] for key in ("low", "high", "margin"))
-        pair, middle, p = f"{a} − {b}", round(scale * row["difference"], 9), row.get("holm", 1)
+        pair, middle = f"{a} − {b}", round(scale * row["difference"], 9)
         if row.get("solved_a", math.nan) >= 0 and row["n"]:  # it is NaN for a pair with a margin
             words += f"; solved by {row['solved_a']:g} and {row['solved_b']:g} seeds"
-        known = row["verdict"], row["n"], middle, low, high, margin, dots, row["place"], p
-        return Row(name, pair, words, *known)
+        known = row["verdict"], row["n"], middle, low, high, margin, dots, row["place"]
+        return Row(name, pair, words, *known, row.get("holm", 1), row.get("equivalence", 1))
 
     def mean(self, name: str, variant: str) -> float:
         """Return the mean test score of a variant over its seeds, scaled (in percent)."""
@@ -140,6 +141,10 @@ class Evidence:
         report = Report(self.folder / name)
         own = report.results["variant"].str.startswith(f"{contestant}_search")
         return report.score.scale * report.results.loc[own, report.score.name].max()
+
+    def edges(self, name: str) -> dict[str, list[str]]:
+        """Return the parameters whose choice lies at an edge of a search, by contestant."""
+        return {one.label: one.edges for one in choices(Report(self.folder / name)) if one.edges}
 
     def seeds(self, name: str) -> str:
         """Return the number of seeds of a report's variants, such as "1 to 3"."""
@@ -159,7 +164,7 @@ class Evidence:
         for label in labels:
             edges = "".join(f", {key} at the edge" for key in found[label].edges)
             texts.append(f"{label} {found[label].configurations} settings{edges}")
-        return f"searched: {'; '.join(texts)}"
+        return "; ".join(texts)
 
     def trainings(self) -> tuple[int, int]:
         """Return the number of different trainings, and the number of reports."""

@@ -88,12 +88,14 @@ def summarise(report: Report) -> dict[str, Any]:
     shown = report.score.scale * runs[name].astype(float)
     runs = runs.assign(**{name: shown.mask(report.results["variant"].isin(tried))})
     where = {key: {str(run[key]): None for run in done if run.get(key)} for key in WHERE}
+    sizes = tests.groupby("variant")["free_parameters"].first().dropna()
     lengths = " or ".join(map(str, sorted({run["data"]["steps"] for run in done})))
     return {
         **protocol_comment(report.name),
         "answers": (verdicts(tested) if judged else []) + settings(report, search, not judged),
         "declared": judged and statistics.declared(tested),
         "search": search,
+        "sizes": sizes.sort_values() if judged else sizes[:0],
         "few": not (report.published or statistics.has_enough_seeds(tested)),
         "others": os.path.relpath(others, folder) if folder.is_relative_to(PROJECT) else "",
         "results": table(format_summary(summary(tests), report.metrics)) if judged else "",
