@@ -4,8 +4,9 @@ All intervals over seeds treat runs as independent. Runs share one pool of train
 spread over new training sets is wider than any of these intervals.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from enum import StrEnum
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def compare(
     examples: Mapping[tuple[str, int], np.ndarray] | None = None,
     groups: Mapping[str, Hashable] | None = None,
     stand_in: bool = False,
-    without: Sequence[Collection[str]] = (),
+    without: Collection[set[str]] = (),
 ) -> pd.DataFrame:
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
@@ -170,8 +171,7 @@ def compare(
         raise UserError(f"margin must be above 0, not {margin}.")
     variants = list(results["variant"].unique())
     group = groups or dict.fromkeys(variants, "all")
-    left_out = [set(pair) for pair in without]
-    pairs = [pair for pair in _pairs(variants, group, reference) if set(pair) not in left_out]
+    pairs = [pair for pair in _pairs(variants, group, reference) if {*pair} not in without]
     if not pairs:
         return pd.DataFrame(columns=COLUMNS)
     scores = results.pivot(index="seed", columns="variant", values=score.name)
@@ -227,6 +227,7 @@ def _moderated(each: list[np.ndarray], others: int) -> np.ndarray:
     return np.array([np.sqrt(np.where(variance > 1e-24, variance / n, np.nan)), loan + d])
 
 
+@cache
 def study() -> dict[str, Any]:
     """Return the protocols of the study, params/study_*.yaml, by name."""
     from rnnbench_nb.protocol import load_protocol  # needs torch
@@ -234,17 +235,15 @@ def study() -> dict[str, Any]:
     return {path.stem: load_protocol(path) for path in sorted(SOURCES.glob("params/study_*.yaml"))}
 
 
-def declared(report: Report) -> list[list[str]]:
-    """Return the pairs of a published report of the study that `primary_family` judges."""
-    own = report.published and report.name.startswith("study_") and study().get(report.name)
-    return own.primary if own else []
+def declared(report: Report) -> list[set[str]]:
+    """Return the pairs of a report that the page of the study beside it judges."""
+    beside = report.published and (report.folder.absolute().parent / "study.html.j2").exists()
+    own = study().get(report.name) if beside else None
+    return [set(pair) for pair in own.primary] if own else []
 
 
 def primary_family(folder: Path | str) -> pd.DataFrame:
-    """Judge the pairs that the protocols of the study declare, with `judge_family`.
-
-    The report of each is in the `folder` of published reports, or is not made yet.
-    """
+    """Judge the study's declared pairs, by the reports in `folder`, with `judge_family`."""
     pairs: list[Pair] = []
     for name, protocol in study().items():
         place = Path(folder) / name
@@ -361,8 +360,7 @@ def finding(report: Report) -> str:
     scores = report.results[report.score.name].astype(float)
     means = scores.groupby(report.results["variant"]).mean()
     best = {*means.nlargest(2).index}
-    rows = comparison(report).to_dict("records")
-    rows = [row for row in rows if {row["a"], row["b"]} == best]
+    rows = [row for row in comparison(report).to_dict("records") if {row["a"], row["b"]} == best]
     return sentence(rows[0], report.labels, report.score) if rows else ""
 
 
