@@ -12,8 +12,9 @@ from rnnbench_nb.results import Report, readable
 from rnnbench_nb.statistics import format_score, validation_scores
 
 LEAST = 4  # configurations of each contestant, unless a protocol says that it is a search
-APART = {"seed", "epochs", "device", "test", "variant", "hidden_size"}  # never searched
-NATURAL = {"dropout": 0, "epsilon": 1, "chrono": 1}  # the end of a range that is no edge, 0 is low
+BUDGET = ["training_examples", "epochs", "steps"]
+APART = {"seed", *BUDGET, "device", "test", "variant", "hidden_size"}  # never searched
+NATURAL = {"dropout": 0, "epsilon": 1, "chrono": 1}  # the low (0) or high (1) end is no edge
 
 
 class Choice(NamedTuple):
@@ -21,13 +22,14 @@ class Choice(NamedTuple):
 
     The table has a row for each variant: its `mean` validation score, its number of `seeds`,
     whether it had the largest budget (`last`), and the searched parameters, `keys`. The best of
-    those with the largest budget is chosen.
+    those with the largest budget is chosen, and `waiting` of their runs are not finished.
     """
 
     label: str
     table: pd.DataFrame
     keys: list[str]
     best: str
+    waiting: int
 
     @property
     def configurations(self) -> int:
@@ -61,9 +63,11 @@ class Choice(NamedTuple):
         if len(last) < count:
             again = f", {len(last)} of which were trained again"
         edge = f" At the edge of the values tried: {', '.join(self.edges)}." if self.edges else ""
+        runs = "run that it needs is" if self.waiting == 1 else "runs that it needs are"
+        wait = f" It may change: {self.waiting} {runs} not finished." if self.waiting else ""
         return (
             f"{self.label}: {settings}. This is the best of {count} configurations{again}, "
-            f"with {mean} on validation ({seeds}).{edge}"
+            f"with {mean} on validation ({seeds}).{edge}{wait}"
         )
 
 
@@ -86,15 +90,19 @@ def choices(report: Report) -> list[Choice]:
     score, found = report.score.name, []
     scores = validation_scores(report.results, report.history, score).groupby("variant")[score]
     scores = scores.agg(["mean", "size"]).rename(columns={"size": "seeds"})
+    every = own.reindex(columns=BUDGET).astype(float).fillna(np.inf)  # None: as much as there is
+    every = every.assign(seeds=[len(report.seeds[name]) for name in own.index])
+    budgets = pd.Series([*every.itertuples(index=False, name=None)], own.index)
     for names in (own.index[kinds == kind] for kind in kinds.unique()):
         keys = [key for key in numbers if own.loc[names, key].nunique() > 1]
         table = own.loc[names, keys].astype(float).join(scores, how="inner")
-        epochs = own.reindex(columns=["epochs"], fill_value=0).loc[table.index, "epochs"]
-        budgets = list(zip(epochs, table["seeds"], strict=True))
-        table["last"] = [budget == max(budgets) for budget in budgets]
         if len(table):
+            most = max(budgets[table.index])
+            table["last"] = [budgets[name] == most for name in table.index]
+            needed = every.loc[[name for name in names if budgets[name] >= most], "seeds"]
+            waiting = int((needed - scores["seeds"].reindex(needed.index, fill_value=0)).sum())
             best = table.loc[table["last"], "mean"].idxmax()
-            found.append(Choice(_label(report, list(names)), table, keys, best))
+            found.append(Choice(_label(report, list(names)), table, keys, best, waiting))
     searched = declared or all(len(one.table) >= LEAST and len(one.keys) > 1 for one in found)
     return found if searched else []
 

@@ -37,8 +37,8 @@ class _Commands(click.Group):
         except OSError as error:
             sys.stdout = open(os.devnull, "w")  # no further line to what may be a full disk
             where = error.filename or "A file, or what this command prints,"
-            text = f"{where} cannot be read or written ({error.strerror or error}); mend that and "
-            click.echo(f"rnnbench: {text}give the command again, which loses nothing.", err=True)
+            text = f"{where} cannot be read or written ({error.strerror or error}); fix this and "
+            click.echo(f"rnnbench: {text}run the command again; finished work is kept.", err=True)
             sys.exit(1)
 
     def invoke(self, context: click.Context) -> Any:
@@ -184,7 +184,7 @@ def check(params: str, hours: bool) -> None:
 
     table = plan.hours(protocol.resolve())
     click.echo(table.to_string(index=False, float_format="{:.3g}".format))
-    click.echo(f"In total {table['hours'].sum():.3g} hours of one training at a time are needed.")
+    click.echo(f"In total {table['hours'].sum():.3g} hours with one training at a time.")
 
 
 @main.command()
@@ -278,7 +278,7 @@ def publish_report(report: Path, to: str | None, replace: bool) -> None:
 @click.option("--draw", type=PATH, multiple=True, metavar="RUN", help="Run for the drawing page.")
 @click.option("--remake", type=PATH, multiple=True, metavar="REPORT", help="Report to remake.")
 def front_page(folder: Path, draw: tuple[Path, ...], remake: tuple[Path, ...]) -> None:
-    """Write the front page over the published reports in PATH, from its front.html.j2.
+    """Write the front page over the published reports in FOLDER, from its front.html.j2.
 
     --remake REPORT first makes the pages of a report again, with today's notebooks. --draw RUN adds
     the model of a run, which needs its weights, to the page on which visitors draw a digit.

@@ -1,6 +1,7 @@
-"""The project's folders, the one function that writes files, and notebooks without outputs."""
+"""The project's folders, the functions that read and write files, and notebooks without outputs."""
 
 import json
+import lzma
 import os
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ if not IS_CHECKOUT:
 def write_file(path: Path | str, data: bytes | str) -> None:
     """Write bytes, or text as UTF-8, to a file; make its parent folders if they are missing.
 
+    A file whose name ends in .xz is compressed.
+
     The content goes to a temporary file, which then takes the name. So a reader, or a run that
     resumes after a kill, sees either the old file or the new one, never a part of it.
 
@@ -30,12 +33,13 @@ def write_file(path: Path | str, data: bytes | str) -> None:
         UserError: The folder cannot be written, or the disk is full.
     """
     path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(lzma.compress(content) if path.suffix == ".xz" else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide a published report
@@ -45,6 +49,12 @@ def write_file(path: Path | str, data: bytes | str) -> None:
             Path(temporary).unlink(missing_ok=True)
         why, advice = error.strerror or error, "free some space there or choose another folder"
         raise UserError(f"{path} cannot be written ({why}); {advice}.") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read what `write_file` wrote."""
+    content = path.read_bytes()
+    return lzma.decompress(content) if path.suffix == ".xz" else content
 
 
 def write_json(path: Path, content: Any) -> None:

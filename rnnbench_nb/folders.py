@@ -16,6 +16,7 @@ from rnnbench_nb.errors import UserError
 from rnnbench_nb.files import PROJECT, write_json
 
 MARKER, LIST, LOCK = "report.json", "files.json", ".rnnbench.lock"
+RECORDS = "runs.json.xz"  # of all runs of a published report
 FORMAT = 2  # version of report.json and run.json
 
 
@@ -31,7 +32,7 @@ def marker(folder: Path) -> dict[str, Any] | None:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder is a published report."""
-    return bool((marker(folder) or {}).get("published")) or (folder / "runs.json").exists()
+    return bool((marker(folder) or {}).get("published")) or (folder / RECORDS).exists()
 
 
 def output_folder(path: Path | str, option: str = "--output-dir", publishing: bool = False) -> Path:

@@ -20,7 +20,7 @@ from rnnbench_nb.protocol import RunParameters
 from rnnbench_nb.tasks import Task
 from rnnbench_nb.tasks.base import Split
 
-EXAMPLES, FEW = 32, 8  # examples for most measures, and for exponents (half of it if not `SHORT`)
+EXAMPLES, FEW = 32, 8  # examples of most measures, and of exponents (half as many if not `SHORT`)
 SHORT = 100  # steps up to which exponents come from the singular values of the whole product
 POINTS = 60  # most points of a curve
 REACH = 0.01  # an input matters if its gradient is at least this share of the largest one

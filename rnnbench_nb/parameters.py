@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rnnbench_nb.errors import UserError
 
-LIMIT = 100_000  # most characters of a YAML file
+LIMIT = 500_000  # most characters of a YAML file; a large search writes 200 a variant
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]

@@ -7,7 +7,7 @@ from rnnbench_nb.parameters import batches_of, epochs_of
 from rnnbench_nb.protocol import Protocol, RunParameters
 from rnnbench_nb.runs import device_of, new_model, task_of
 from rnnbench_nb.tasks.base import Part, Split
-from rnnbench_nb.training import fit
+from rnnbench_nb.training import arithmetic, fit
 
 STEPS = 3  # steps to measure, after as many for warming up
 VALIDATION_EXAMPLES = 200
@@ -34,8 +34,9 @@ def _row(parameters: RunParameters) -> dict[str, str | float]:
     small = Split(*(Part(part.inputs[:n], part.targets[:n]) for part, n in sizes))
     few = parameters.replace(steps=STEPS, epochs=STEPS, patience=None)
     model = new_model(parameters, task, train).to(device_of(parameters))
-    for _ in range(2):  # the first may compile a kernel
-        state = fit(model, small, task, few, report=lambda line: None)
+    with arithmetic(parameters.precision):
+        for _ in range(2):  # the first may compile a kernel
+            state = fit(model, small, task, few, report=lambda line: None)
     seconds = pd.DataFrame(state.history).groupby("split")["seconds"].sum()
     share = len(validation.targets) / len(small.validation.targets) / state.progress["epoch"]
     epochs, batches = (each(parameters, len(train.targets)) for each in (epochs_of, batches_of))

@@ -20,6 +20,10 @@ class Progress:
 
     def __init__(self, out: Path, epochs: Mapping[str, int], say: Callable[[str], None]):
         self.out, self.epochs, self.say = out, epochs, say
+        self.failed: dict[str, str | None] = {}  # when the failures of earlier commands started
+        ended = {name: run.record for name in epochs if (run := self._ended(name))}
+        failed = {name: one for name, one in ended.items() if one["status"] != COMPLETED}
+        self.failed = {name: one.get("started") for name, one in failed.items()}
         self.starts = {name: self._epoch(name) for name in epochs if not self._ended(name)}
         self.open = [*self.starts]
         self.start = self.last_line = time.monotonic()
@@ -55,9 +59,10 @@ class Progress:
         """Return the run if it has ended."""
         folder = self.out / "runs" / name
         try:
-            return load_run(folder) if (folder / "run.json").exists() else None
+            run = load_run(folder) if (folder / "run.json").exists() else None
         except UserError:  # the report will say that it is damaged
             return None
+        return run if run and run.record.get("started") != self.failed.get(name, "") else None
 
     def _epoch(self, name: str) -> int:
         """Return the number of finished epochs of a run, from the progress.json of its training."""

@@ -163,7 +163,7 @@ class _Sweep(Frozen):
 
     A variant is a named set of values that replace the file's own, such as its `runs`. `quick` has
     the values of the quick form. `primary` has pairs [a, b] of variants, the comparisons for which
-    a study is made, and `margin` is within what difference these count as equivalent.
+    a study is made. Differences within `margin` count as equivalent.
     """
 
     models: list[str] = []
@@ -272,7 +272,9 @@ def _protocol(
     participants = _participants(models, sweep.variants, cell)
     if sweep.search:
         options = {name: CELLS[own["model"]].Options for name, own in participants.items()}
-        participants = sweep.search.variants(participants, options, COMMON, where)
+        types = {key: field.annotation for key, field in RunParameters.model_fields.items()}
+        common = {key: types[key] for key in COMMON}
+        participants = sweep.search.variants(participants, options, common, sweep.variants, where)
     for name, own in participants.items():
         place = f"{where}: variant {name!r}" if name in sweep.variants else where
         if "variant" in own:

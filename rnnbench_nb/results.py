@@ -2,8 +2,8 @@
 
 A report's folder has report.json, which describes what its runs have in common, and for each run
 runs/<run>/ with run.json, history.csv, predictions.safetensors, measures/<table>.parquet and
-weights. A published report has one file for all of its runs, and no weights: runs.json,
-history.parquet, predictions.safetensors.xz and measures/<table>.parquet.
+weights. A published report has one file for all of its runs, and no weights: runs.json.xz,
+history.parquet, predictions.safetensors.xz and measures/<table>.parquet in single precision.
 """
 
 import copy
@@ -23,8 +23,8 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import write_file, write_json
-from rnnbench_nb.folders import MARKER, digest
+from rnnbench_nb.files import read_file, write_file, write_json
+from rnnbench_nb.folders import MARKER, RECORDS, digest
 from rnnbench_nb.looks import Look
 from rnnbench_nb.metrics import METRICS, Metrics, Score
 
@@ -116,7 +116,7 @@ def load_run(folder: Path | str) -> Run:
         if "format" not in record:
             raise UserError(f"{path} {OLD}")
         return run
-    runs = _published_runs(report) if (report / "runs.json").is_file() else {}
+    runs = _published_runs(report) if (report / RECORDS).is_file() else {}
     if folder.name not in runs:
         raise UserError(f"{folder} has no run (there is no run.json); name the folder of a run.")
     return runs[folder.name]
@@ -124,8 +124,8 @@ def load_run(folder: Path | str) -> Run:
 
 def _published_runs(report: Path) -> dict[str, Run]:
     """Read the runs of a published report, finished or not, by name."""
-    with reading(path := report / "runs.json"):
-        records = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path := report / RECORDS):
+        records = json.loads(read_file(path))
         paths = [report / "runs" / f"{one['variant']}-seed{one['seed']}" for one in records]
         every = [Run(path, record, True) for path, record in zip(paths, records, strict=True)]
         runs = [run for run in every if run.record["status"] == COMPLETED]
@@ -134,7 +134,7 @@ def _published_runs(report: Path) -> dict[str, Run]:
         for run in runs:
             run.history = histories[run.key].reset_index(drop=True)
     with reading(path := report / "predictions.safetensors.xz"):
-        arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+        arrays = safetensors.numpy.load(read_file(path))
         for run in runs:
             names = "label", "predicted"
             run.predictions = {name: arrays[f"{run.folder.name}/{name}"] for name in names}
@@ -175,7 +175,7 @@ class Report:
             self.labels = {name: own["label"] for name, own in variants}
             self.looks = {name: Look(*(own[key] for key in Look._fields)) for name, own in variants}
         self.score: Score = self.metrics.score
-        self.published = (self.folder / "runs.json").exists()
+        self.published = (self.folder / RECORDS).exists()
 
     def _part(self, keep: Callable[[bool], bool]) -> "Report":
         """Return the report of the variants whose parameter `test` is to be kept."""
@@ -225,11 +225,11 @@ class Report:
     def statuses(self) -> list[str]:
         """Read the status of every run from its record alone, which is faster than `every_run`."""
         paths = [folder / "run.json" for folder in self.run_folders]
-        there = [self.folder / "runs.json"] if self.published else list(filter(Path.exists, paths))
+        there = [self.folder / RECORDS] if self.published else list(filter(Path.exists, paths))
         statuses: list[str] = []
         for path in there:
             with reading(path):
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(read_file(path))
                 statuses += [one["status"] for one in (content if self.published else [content])]
         return statuses + [MISSING] * (len(paths) - len(statuses))
 
@@ -308,9 +308,9 @@ def digests(run: Path) -> dict[str, str | None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as safetensors, compressed if the path ends in .xz."""
-    content = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
-    write_file(path, lzma.compress(content) if path.suffix == ".xz" else content)
+    """Write arrays as safetensors."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    write_file(path, safetensors.numpy.save(arrays))
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
@@ -417,10 +417,12 @@ def write_published(report: Report, folder: Path) -> None:
         arrays = run.predictions.items()
         predictions |= {f"{run.folder.name}/{name}": array for name, array in arrays}
     write_json(folder / MARKER, report.marker)
-    write_json(folder / "runs.json", report.records)
+    write_json(folder / RECORDS, report.records)
     write_frame(folder / "results.csv", report.results)
     write_file(folder / "results_summary.md", summary_text(report))
     write_frame(folder / "history.parquet", report.history)
     write_tensors(folder / "predictions.safetensors.xz", predictions)
     for name in {path.stem for run in report.runs for path in run.folder.glob("measures/*")}:
-        write_frame(folder / f"measures/{name}.parquet", report.table(name))
+        table = report.table(name)
+        single = dict.fromkeys(table.select_dtypes("float"), "float32")  # enough for every figure
+        write_frame(folder / f"measures/{name}.parquet", table.astype(single))

@@ -21,8 +21,8 @@ import torch
 from rnnbench_nb import results
 from rnnbench_nb.cells import CELLS
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, SOURCES, write_file, write_json
-from rnnbench_nb.folders import FORMAT
+from rnnbench_nb.files import PROJECT, SOURCES, read_file, write_file, write_json
+from rnnbench_nb.folders import FORMAT, RECORDS
 from rnnbench_nb.looks import labels, looks
 from rnnbench_nb.measures import RunData, measure
 from rnnbench_nb.metrics import METRICS
@@ -142,16 +142,17 @@ def data_record(task: Task, data: Split) -> dict[str, Any]:
 
 
 def find_finished_run(parameters: RunParameters, record: Record) -> Run | None:
-    """Find a completed run of the project with these parameters, and a record's data and probe."""
+    """Find a completed run with these parameters, and with a record's data, device and probe."""
     reports = PROJECT / "reports"
-    published = sorted(reports.glob("published/*/runs.json"))
+    published = sorted(reports.glob(f"published/*/{RECORDS}"))
     for path in [*sorted(reports.glob("*/runs/*/run.json")), *published]:
         with suppress(UserError), results.reading(path):  # skip a damaged run
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_file(path))
             for other in content if path in published else [content]:
                 if (
                     other["status"] == COMPLETED
                     and other["data"]["hash"] == record["data"]["hash"]
+                    and other["device"] == record["device"]
                     and run_parameters(other["parameters"], str(path)).same_as(parameters)
                     and agrees(other["probe"], record["probe"], parameters.precision)
                 ):
@@ -274,7 +275,7 @@ def narrow(array: np.ndarray) -> np.ndarray:
 
 
 def stale_runs(report: Report) -> list[str]:
-    """Return the names of completed runs for which today's code gives other numbers in the probe.
+    """Return the names of completed runs for which today's code gives other numbers, or none.
 
     Runs without a probe, and runs whose data are not on this machine, are left out.
     """
@@ -283,11 +284,15 @@ def stale_runs(report: Report) -> list[str]:
         runs = [run for run in report.of(variant) if run.record["probe"] is not None]
         parameters = run_parameters(own["parameters"], report.folder.name)
         task = task_of(parameters)
-        with suppress(UserError):
+        try:
             today = probe(parameters, task, load_data(parameters)) if runs else {}
-            stale += [
-                run.folder.name
-                for run in runs
-                if not agrees(run.record["probe"], today, parameters.precision)
-            ]
+        except UserError:
+            continue
+        except Exception:  # from a cell that was edited
+            today = {}
+        stale += [
+            run.folder.name
+            for run in runs
+            if not agrees(run.record["probe"], today, parameters.precision)
+        ]
     return stale

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from rnnbench_nb.errors import UserError
+from rnnbench_nb.errors import UserError, lookup
 from rnnbench_nb.parameters import Count, Frozen, Name, NotNegative, Size, unknown
 
 Values = dict[str, Any]
@@ -58,7 +58,8 @@ class Search(Frozen):
         self,
         contestants: Mapping[str, Values],
         options: Mapping[str, type[Frozen]],
-        common: Collection[str],
+        common: Mapping[str, Any],
+        declared: Collection[str],
         where: str,
     ) -> dict[str, Values]:
         """Return the values of all variants by name.
@@ -66,31 +67,34 @@ class Search(Frozen):
         Args:
             contestants: The values of each contestant.
             options: The class of the options of each contestant's cell.
-            common: The keys that every contestant has.
+            common: The keys that every contestant has, with the types of their values.
+            declared: The names of all variants of the file, of which `contestants` take part.
             where: The source of the values, for errors.
 
         Raises:
-            UserError: A finalist, a choice or a range belongs to no contestant.
+            UserError: A finalist, a choice or a range belongs to no variant.
         """
         points = [point for draw in self.draws for point in draw.configurations()]
         chosen = [*self.finalists.items(), *((name, [k]) for name, k in self.choices.items())]
         for name, numbers in chosen:
-            if name not in contestants or max(numbers, default=0) >= len(points):
+            lookup(dict.fromkeys([*contestants, *declared]), f"{where}: search", name)
+            if max(numbers, default=0) >= len(points):
                 raise UserError(
-                    f"{where}: search: {name}: {numbers} is not among the {len(points)} "
-                    f"configurations of {', '.join(contestants)}; correct it."
+                    f"{where}: search: {name}: there is no configuration {max(numbers)}; name some "
+                    f"from 0 to {len(points) - 1}."
                 )
         read = {*common, *chain(*(kind.model_fields for kind in options.values()))}
         for key in (key for draw in self.draws for key in draw.ranges if key not in read):
             raise UserError(f"{where}: search: {unknown(key, read)}")
         every: dict[str, Values] = {}
         for name, own in contestants.items():
-            kinds = {key: field.annotation for key, field in options[name].model_fields.items()}
+            own_options = options[name].model_fields.items()
+            kinds = {**common, **{key: field.annotation for key, field in own_options}}
             known = [
                 {
-                    key: round(value) if kinds.get(key) is int else value
+                    key: round(value) if kinds[key] is int else value
                     for key, value in point.items()
-                    if key in {*common, *kinds}
+                    if key in kinds
                 }
                 for point in points
             ]

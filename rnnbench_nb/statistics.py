@@ -4,7 +4,7 @@ All intervals over seeds treat runs as independent. Runs share one pool of train
 spread over new training sets is wider than any of these intervals.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from enum import StrEnum
 from functools import cache
 from itertools import combinations
@@ -26,7 +26,7 @@ from rnnbench_nb.results import COMPLETED, MARKER, Report
 LEVEL = 0.95  # coverage of every interval
 LEAST_SEEDS = 5  # with fewer, there is no verdict
 MARGIN = 0.002  # differences within +-MARGIN count as equivalent; unscaled, so 0.2 points
-PAIRS = 4  # most variants of a group of which all pairs are compared, not each with the first
+PAIRS = 6  # up to so many variants in a group, all pairs are compared; beyond, each with the first
 LOAN = 4  # degrees of freedom that the spread of all pairs lends to each pair
 SOLVED = 0.95  # mean score from which a seed solves a task without a margin
 NUMBERS = ("no common seed", "one seed", "two seeds", "three seeds", "four seeds")
@@ -48,7 +48,7 @@ class Verdict(StrEnum):
     NONE = "none"
 
 
-Pair = tuple[str, str, str, float | None, Mapping[tuple[str, int], np.ndarray]]
+Pair = tuple[str, str, str, float | None, int, Mapping[tuple[str, int], np.ndarray]]
 OPPOSITE = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
 
 
@@ -111,7 +111,7 @@ def two_way(differences: np.ndarray) -> tuple[float, float]:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Interval of a mean for new seeds and new examples, from a value for each pair (S, N).
+    """Interval of a mean for new seeds and new examples, from values (S, N) of seeds and examples.
 
     With one column the interval is for new seeds alone. It is NaN for fewer than `LEAST_SEEDS`.
     """
@@ -131,7 +131,6 @@ def compare(
     examples: Mapping[tuple[str, int], np.ndarray] | None = None,
     groups: Mapping[str, Hashable] | None = None,
     stand_in: bool = False,
-    without: Collection[set[str]] = (),
 ) -> pd.DataFrame:
     """Compare variants pairwise over their common seeds, with one verdict a pair.
 
@@ -155,7 +154,6 @@ def compare(
         examples: For each (variant, seed) the score of each example (N,).
         groups: A key for each variant; only variants with equal keys are compared.
         stand_in: Whether other data replace those of the protocol; there is then no verdict.
-        without: Pairs of variants that are not compared.
 
     Returns:
         `COLUMNS`, one row a pair: `n`, the number of common seeds; `difference`, the mean of a - b;
@@ -171,7 +169,7 @@ def compare(
         raise UserError(f"margin must be above 0, not {margin}.")
     variants = list(results["variant"].unique())
     group = groups or dict.fromkeys(variants, "all")
-    pairs = [pair for pair in _pairs(variants, group, reference) if {*pair} not in without]
+    pairs = _pairs(variants, group, reference)
     if not pairs:
         return pd.DataFrame(columns=COLUMNS)
     scores = results.pivot(index="seed", columns="variant", values=score.name)
@@ -250,7 +248,9 @@ def primary_family(folder: Path | str) -> pd.DataFrame:
         report = Report(place) if (place / MARKER).exists() else None
         runs = report.runs if report and not report.stand_in else []
         scores = {run.key: run.scores for run in runs}
-        pairs += [(name, a, b, protocol.margin, scores) for a, b in protocol.primary]
+        for a, b in protocol.primary:
+            seeds = min(protocol.runs.get(variant, 0) for variant in (a, b))
+            pairs.append((name, a, b, protocol.margin, seeds, scores))
     return judge_family(pairs)
 
 
@@ -258,33 +258,33 @@ def judge_family(pairs: Iterable[Pair]) -> pd.DataFrame:
     """Judge pairs of variants as one family, also if they belong to different tasks.
 
     `p` is that of a two-sided t test of the mean difference over new seeds and examples (`two_way`)
-    and is corrected for all pairs by Holm's method. It is 1 with fewer than `LEAST_SEEDS` common
-    seeds. Equivalence is a second family, of the pairs with a margin, corrected in the same way: p
-    is the larger of two one-sided tests, with the same error, that a - b lies inside the margin.
+    and is corrected for all pairs by Holm's method. It is 1 until the declared seeds have run, at
+    least `LEAST_SEEDS`. Equivalence is a second family, of the pairs with a margin. Its p is the
+    larger of two one-sided tests, with the same error, that a - b is inside the margin.
 
     Args:
-        pairs: For each pair the task, the variants a and b, the margin (unscaled) or None, and for
-            each (variant, seed) of the task the score of each example (N,).
+        pairs: For each pair the task, the variants a and b, the margin (unscaled) or None, how many
+            seeds are declared, and the scores (N,) of each (variant, seed) of the task.
 
     Returns:
-        One row a pair: `task, a, b, margin`; `n`, the number of common seeds; `difference`, the
-        mean of a - b; `low, high`, its 95% interval, uncorrected; `p` and the corrected `holm`;
-        `equivalence`, the corrected p of equivalence; `verdict`, a `Verdict`, "not run" or "fewer
-        than five seeds"; `small`, whether a better or worse difference is below the margin;
-        `solved_a, solved_b`, without a margin the number of seeds with a score from `SOLVED` on.
+        One row a pair, with `n`, the number of common seeds; `difference`, the mean of a - b; `low,
+        high`, its 95% interval, uncorrected; `holm` and `equivalence`, the corrected p; `verdict`,
+        a `Verdict`, "not run" or "not complete"; `small`, whether it is better or worse by less
+        than the margin; `solved_a, solved_b`, the seeds that solve a task without a margin.
     """
     rows = []
-    for task, a, b, margin, scores in pairs:
+    for task, a, b, margin, seeds, scores in pairs:
         d = differences(scores, a, b)
-        error, df = two_way(d) if len(d) >= LEAST_SEEDS else (np.nan, np.nan)
+        whole = len(d) >= max(seeds, LEAST_SEEDS)
+        error, df = two_way(d) if whole else (np.nan, np.nan)
         mean = d.mean() if len(d) else np.nan
         low, high = stats.t.interval(LEVEL, df, mean, error)
         p = 2 * stats.t.sf(abs(mean) / error, df)
         inside = np.nan if margin is None else stats.t.sf((margin - abs(mean)) / error, df)
         means = [[x.mean() for (own, _), x in scores.items() if own == name] for name in (a, b)]
         solved = [np.nan if margin else sum(x >= SOLVED for x in each) for each in means]
-        rows.append((task, a, b, margin, len(d), mean, low, high, p, inside, *solved))
-    names = "task a b margin n difference low high p equivalence solved_a solved_b".split()
+        rows.append((task, a, b, margin, len(d), whole, mean, low, high, p, inside, *solved))
+    names = "task a b margin n whole difference low high p equivalence solved_a solved_b".split()
     table = pd.DataFrame(rows, columns=names).astype({"margin": float})
     table["p"], some = table["p"].fillna(1), table["margin"].notna()
     table["holm"] = multipletests(table["p"], method="holm")[1]
@@ -293,7 +293,7 @@ def judge_family(pairs: Iterable[Pair]) -> pd.DataFrame:
     sure, better = table["holm"] < 1 - LEVEL, table["difference"] > 0
     rules = {
         "not run": table["n"] == 0,
-        "fewer than five seeds": table["n"] < LEAST_SEEDS,
+        "not complete": ~table["whole"],
         Verdict.BETTER: sure & better,
         Verdict.WORSE: sure,
         Verdict.EQUIVALENT: table["equivalence"] < 1 - LEVEL,
@@ -368,8 +368,8 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
     """Compare the variants of a report within each group by their test scores.
 
     Without a `reference`, all pairs of a group are compared; if a group has more than `PAIRS`
-    variants, each is compared with the first. Pairs that are `declared` are left out. Arguments and
-    columns are those of `compare`.
+    variants, each is compared with the first. After the correction for all of these, pairs that are
+    `declared` are left out. Arguments and columns are those of `compare`.
     """
     examples = {run.key: run.scores for run in report.runs}
     results = report.results[["variant", "seed"]].copy()
@@ -379,7 +379,9 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
         reference = next(iter(report.variants))
     groups = {name: variant["group"] for name, variant in report.variants.items()}
     options: dict[str, Any] = {"examples": examples, "groups": groups, "stand_in": report.stand_in}
-    return compare(results, margin, report.score, reference, without=declared(report), **options)
+    table, hidden = compare(results, margin, report.score, reference, **options), declared(report)
+    shown = [{a, b} not in hidden for a, b in zip(table["a"], table["b"], strict=True)]
+    return table[shown].reset_index(drop=True)
 
 
 def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:

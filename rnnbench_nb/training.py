@@ -35,6 +35,7 @@ def arithmetic(precision: str) -> Iterator[None]:
     Vanishing gradients become denormal, and processors may take ten times as long to multiply them.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    flushed = bool(torch.tensor(1e-40) * 1 == 0)  # torch cannot tell in another way
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = precision != "highest"  # else only torch's cells would round
     torch.set_flush_denormal(True)
@@ -43,7 +44,7 @@ def arithmetic(precision: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushed)
 
 
 def make_optimiser(model: SequenceModel, parameters: RunParameters) -> torch.optim.Optimizer:
@@ -161,6 +162,7 @@ def fit(
     report: Callable[[str], None] = print,
     stamp: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
+    last: int | None = None,
 ) -> State:
     """Train a model in place on the training examples, and validate it after every epoch.
 
@@ -168,7 +170,8 @@ def fit(
     the highest validation score, or the lowest validation loss if `best_by` is "loss". Losses are
     means over examples; those of the training part are taken while the model learns. `report` takes
     a line an epoch. A checkpoint with the `stamp` goes to `folder` after every epoch, and training
-    continues from `checkpoint`. Returns the state after the last epoch.
+    continues from `checkpoint`. It ends after epoch `last`, if that comes before the end of the
+    budget, to which the schedule belongs. Returns the state after the last epoch.
 
     Raises:
         UserError: The loss is not finite.
@@ -178,7 +181,8 @@ def fit(
     if checkpoint:
         state.restore(checkpoint)
     progress, patience = state.progress, parameters.patience or math.inf
-    while progress["epoch"] < epochs and progress["epochs_without_fall"] < patience:
+    last = min(epochs, last or epochs)
+    while progress["epoch"] < last and progress["epochs_without_fall"] < patience:
         epoch = progress["epoch"] + 1
         rate = state.optimiser.param_groups[0]["lr"]
         start = time.perf_counter()

@@ -36,7 +36,7 @@ def verify(report: Report) -> list[str]:
     changed = folders.changed_files(report.folder)
     problems = [f"{name} has changed since it was published" for name in changed]
     labels: dict[Any, np.ndarray] = {}
-    with reading(report.folder / ("runs.json" if report.published else "runs")):
+    with reading(report.folder / (folders.RECORDS if report.published else "runs")):
         problems += _rows(report)
         for run in report.runs:
             problems += [f"{run.folder.name}: {problem}" for problem in _run(report, run)]
@@ -157,10 +157,10 @@ def _largest_difference(run: Run, epochs: int) -> float:
     data = load_data(parameters)
     if record["data"]["hash"] not in (None, data_record(task, data)["hash"]):
         raise UserError("its data are not those on this machine")
-    short = parameters.replace(epochs=min(epochs, record["epochs"]))
     with arithmetic(parameters.precision):
         model = new_model(parameters, task, data.train).to(record["device"])
-        state = fit(model, data, task, short, report=lambda line: None)
+        first = min(epochs, record["epochs"])
+        state = fit(model, data, task, parameters, report=lambda line: None, last=first)
     new = pd.DataFrame(state.history[::2]).set_index("epoch")[COLUMNS]
     old = run.history[run.history["split"] == "train"].set_index("epoch").loc[new.index, COLUMNS]
     return float(((new - old).abs() / old.abs()).max().max())

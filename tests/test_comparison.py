@@ -46,13 +46,13 @@ def test_a_comparison_by_hand_within_its_group(tmp_path):
     assert (row["verdict"], row["reason"]) == ("none", "two seeds")
 
 
-def test_more_than_four_variants_are_compared_with_the_first(tmp_path):
-    names = ["a", "b", "c", "d", "e"]
-    answers = {(name, seed): (TRUTH, TRUTH) for name in names[:4] for seed in (1, 2)}
+def test_more_than_six_variants_are_compared_with_the_first(tmp_path):
+    names = [*"abcdefg"]
+    answers = {(name, seed): (TRUTH, TRUTH) for name in names[:6] for seed in (1, 2)}
     report = write_report(tmp_path, {name: {"model": "gru"} for name in names}, answers)
     table = statistics.comparison(report)
-    assert (table["a"] + table["b"]).tolist() == ["ba", "ca", "da", "ea"]
-    assert table["n"].tolist() == [2, 2, 2, 0]  # e has no finished run and keeps its row
+    assert (table["a"] + table["b"]).tolist() == ["ba", "ca", "da", "ea", "fa", "ga"]
+    assert table["n"].tolist() == [2, 2, 2, 2, 2, 0]  # g has no finished run and keeps its row
 
 
 CHANGES = {
@@ -162,7 +162,7 @@ def test_a_published_ablation_below_five_seeds_has_no_verdict(tmp_path):
 
 def test_the_outer_two_of_sixteen_values_are_edges_unless_an_end_is_natural():
     table = pd.DataFrame({key: range(1, 17) for key in ("learning_rate", "epsilon", "dropout")})
-    edges = [Choice("", table, [*table], best).edges for best in range(16)]
+    edges = [Choice("", table, [*table], best, 0).edges for best in range(16)]
     low, high = ["learning rate", "epsilon"], ["learning rate", "dropout"]
     assert edges == [low] * 2 + [[]] * 12 + [high] * 2
 
@@ -187,6 +187,12 @@ def test_a_search_names_each_choice_and_what_lies_at_an_edge(tmp_path):
     text += "were trained again, with 51.00% on validation (2 seeds)."
     assert text in texts(executed) and "Validation result against each" in str(executed.cells)
     assert "Every variant" in executed.cells[-2].source and not executed.cells[-1].outputs
+    (tmp_path / "runs/free_finalist02-seed3/run.json").unlink()
+    free = choices(Report(tmp_path))[1]
+    assert (free.best, free.waiting) == ("free_finalist02", 2)  # of the seeds 1, 2 and 3
+    text = free.sentence(report.score)
+    assert text.endswith(" It may change: 2 runs that it needs are not finished.")
+    write_report(tmp_path, variants, {key: (TRUTH, TRUTH) for key in curves}, curves)
     text = index.build(report).read_text()
     assert "These runs belong to a search" in text and "values tried: learning rate." in text
     assert "100" not in text.partition("training runs</summary>")[2]  # no score that was not read

@@ -1,7 +1,6 @@
 """The front page: what it claims follows from the reports, or it is not built."""
 
 import json
-import lzma
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,8 @@ from test_site import addresses
 
 from rnnbench_nb.cells import AGRU
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import PROJECT, read_file, write_file, write_json
+from rnnbench_nb.folders import RECORDS
 from rnnbench_nb.results import write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.front import Evidence, Line
@@ -44,17 +44,16 @@ def copy(folder: Path, name: str) -> Path:
 def test_a_sign_that_turns_stops_the_build_with_the_name_of_the_claim(tmp_path):
     path = copy(tmp_path, "row_mnist") / "predictions.safetensors.xz"
     other = {"gru": "agru", "agru": "gru", "lstm": "lstm"}
-    arrays = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+    arrays = safetensors.numpy.load(read_file(path))
     turned = {re.sub("^[a-z]+", lambda m: other[m[0]], key): each for key, each in arrays.items()}
-    path.write_bytes(lzma.compress(safetensors.numpy.save(turned)))
+    write_file(path, safetensors.numpy.save(turned))
     with pytest.raises(UserError, match=r"front\.html\.j2: the claim 'the A-GRU is never b"):
         front.render(tmp_path)
 
 
 def test_a_row_that_loses_a_seed_loses_its_verdict_and_its_interval(tmp_path):
-    path = copy(tmp_path, "agru_authors") / "runs.json"
-    runs = [run for run in json.loads(path.read_text()) if run["seed"] != 42]
-    path.write_text(json.dumps(runs))
+    path = copy(tmp_path, "agru_authors") / RECORDS
+    write_json(path, [run for run in json.loads(read_file(path)) if run["seed"] != 42])
     row = Evidence(tmp_path).compare("agru_authors", "agru", "gru")
     assert (row.n, row.verdict, row.words) == (4, Verdict.NONE, "four seeds: no verdict")
     text = front.render(tmp_path)
@@ -108,12 +107,12 @@ def test_a_template_of_ones_own_has_its_claims_and_its_forest(small):
 
 
 def test_declared_comparisons_are_judged_together(tmp_path):
-    work = write_small(tmp_path / "work", {"gru": FIVE, "agru": LOWER})
+    work = write_small(tmp_path / "work", {"gru": 2 * FIVE, "agru": 2 * LOWER})
     write_published(Report(work), tmp_path / "study_rows")
     rows = Evidence(tmp_path).primary()
     first, others = rows.pop(("study_rows", "agru", "gru")), rows.values()
     assert (first.pair, first.words) == ("A-GRU − GRU", "GRU better")
-    assert first.difference == pytest.approx(-3.84) and first.p < 0.05 and len(first.dots) == 5
+    assert first.difference == pytest.approx(-3.84) and first.p < 0.05 and len(first.dots) == 10
     assert first.low < first.difference < first.high < 0 and first.margin == 0.2
     assert first.place == "study.html" and "solved" not in first.words
     assert len(others) == 15 and {(row.words, row.verdict, row.p) for row in others} == {
@@ -127,7 +126,7 @@ def test_a_declared_pair_has_no_second_verdict_in_its_published_report(path, tmp
     own = [{a, b} for a, b in table[["a", "b"]].itertuples(index=False)]
     judged = [{a, b} for (name, a, b), row in declared.items() if name == path.name and row.n]
     assert own and judged and not any(pair in judged for pair in own)
-    assert set(table["comparisons"]) == {len(table)}  # the others are corrected for these alone
+    assert set(table["comparisons"]) == {len(table) + len(judged)}  # corrected for all pairs
     alone = comparison(Report(shutil.copytree(path, tmp_path / path.name)).tested)
     pairs = [{a, b} for a, b in alone[["a", "b"]].itertuples(index=False)]
     assert any(pair in judged for pair in pairs)  # where no page of the study is beside it
@@ -142,7 +141,7 @@ def test_the_radius_at_the_start_is_that_of_a_matrix_that_is_drawn_anew():
 
 
 def test_causes_of_growth_are_those_of_the_page_of_eigenvalues():
-    text = (PUBLISHED / "study_rows/pages/04_eigenvalues.html").read_text()
+    text = (PUBLISHED / "study_rows/pages/04_eigenvalues.html").read_text().replace("−", "-")
     causes = Evidence(PUBLISHED).causes("study_rows")
     assert {"A-GRU", "free"} <= causes.keys()
     for own in causes.values():
@@ -211,8 +210,13 @@ def test_every_link_of_a_published_page_leads_somewhere(name):
             assert not anchor or f'id="{anchor}"' in other.read_text(), address
 
 
+def size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def test_the_published_reports_are_light_and_each_is_reached(page):
-    files = [path for path in PUBLISHED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 10_000_000
+    assert size(PUBLISHED) < 10_000_000
     for path in PUBLISHED.glob("*/report.json"):
+        assert size(path.parent) <= 600_000 * max(1, len(Report(path.parent).records) / 30), path
         assert f'href="{path.parent.name}/index.html"' in page, path

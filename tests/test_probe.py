@@ -12,7 +12,8 @@ from conftest import TINY
 from rnnbench_nb import probe as module
 from rnnbench_nb import runs
 from rnnbench_nb.cells import CELLS
-from rnnbench_nb.files import PROJECT
+from rnnbench_nb.files import PROJECT, read_file
+from rnnbench_nb.folders import RECORDS
 from rnnbench_nb.probe import agrees, probe, short_parameters
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.runs import commit, environment, task_of
@@ -119,8 +120,8 @@ def test_the_commits_of_published_runs_are_in_the_history():
     asked = ["git", "-C", PROJECT, "rev-parse", "--is-shallow-repository"]
     if subprocess.run(asked, capture_output=True, text=True).stdout.strip() != "false":
         pytest.skip("this copy of the project has no whole history")
-    files = (PROJECT / "reports/published").glob("*/runs.json")
-    records = [record for path in files for record in json.loads(path.read_text())]
+    files = (PROJECT / "reports/published").glob(f"*/{RECORDS}")
+    records = [record for path in files for record in json.loads(read_file(path))]
     named = {record["commit"].removesuffix("-dirty") for record in records}
     command = ["git", "-C", PROJECT, "rev-list", "HEAD"]
     history = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()

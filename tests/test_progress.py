@@ -15,11 +15,11 @@ def write(folder, run, name, content):
     (folder / "runs" / run / name).write_text(json.dumps(content))
 
 
-def end(folder, run, accuracy, epochs, status="completed"):
+def end(folder, run, accuracy, epochs, status="completed", **more):
     variant, _, seed = run.partition("-seed")
     record = {"format": 2, "variant": variant, "model": variant, "seed": int(seed)}
     record |= {"status": status, "metrics": "classification", "epochs": epochs}
-    write(folder, run, "run.json", {**record, "test": {"accuracy": accuracy}})
+    write(folder, run, "run.json", {**record, "test": {"accuracy": accuracy}, **more})
 
 
 @pytest.fixture
@@ -43,6 +43,17 @@ def test_each_training_that_ends_is_told_once_with_its_score(shown, tmp_path):
         "2 of 4 trainings have ended; gru-seed43 failed.",
         "3 of 4 trainings have ended; lstm-seed42 has accuracy 50% after 5 epochs.",
     ]
+
+
+def test_a_run_that_failed_before_is_told_when_it_ends_again(tmp_path):
+    end(tmp_path, "gru-seed42", None, None, status="failed")
+    lines = []
+    look = progress.Progress(tmp_path, {"gru-seed42": 10}, lines.append).look
+    look()
+    assert lines == []
+    end(tmp_path, "gru-seed42", None, None, status="failed", started="later")
+    look()
+    assert lines == ["1 of 1 trainings has ended; gru-seed42 failed."]
 
 
 def test_what_is_under_way_is_told_every_few_seconds_with_the_time_left(shown, tmp_path):

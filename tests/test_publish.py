@@ -41,7 +41,7 @@ def made(tmp_path):
 
 def test_the_light_part_is_copied_and_says_the_same(made, tmp_path):
     folder = publish.publish(made, tmp_path / "there").parent
-    names = "report.json files.json protocol.yaml runs.json results.csv results_summary.md "
+    names = "report.json files.json protocol.yaml runs.json.xz results.csv results_summary.md "
     names += "history.parquet predictions.safetensors.xz speed.json measures/along.parquet "
     names += "pages/03_compare.html index.html figures/test_comparison.svg"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {*names.split()}

@@ -36,6 +36,8 @@ def test_the_answer_is_what_the_published_runs_give():
     assert f"{text}; p = {there['holm']:.3f})" in README
     assert free["verdict"] == clothes.loc[("agru", "free"), "verdict"] == "undecided"
     assert study.loc[("agru_heun", "agru"), "verdict"] == "equivalent"
+    table = comparison(Report(PUBLISHED / "study_rows").tested).set_index(["a", "b"])
+    assert table.loc[("agru", "frozen"), "verdict"] == "equivalent"
     over_noise = pair("noise_tuned", "agru", "gru")
     assert over_noise[1] < 0 < over_noise[2]
     ends = f"A-GRU minus GRU {over_noise[1]:.2f} to +{over_noise[2]:.2f}".replace("-0", "−0")

@@ -54,11 +54,23 @@ def test_every_contestant_tries_the_same_configurations(tmp_path):
     assert seeds == [{1}, {2, 3}, {7, 8}]
 
 
+def test_some_contestants_can_be_run_alone_and_whole_numbers_stay_whole(tmp_path):
+    text = SMALL.replace("gamma: [0.1, 1.0]", "batch_size: [20, 200]")
+    (tmp_path / "p.yaml").write_text(text)
+    own = load_protocol(tmp_path / "p.yaml", {"models": ["agru"]}).parameterisations
+    assert {each.model for each in own.values()} == {"agru"} and len(own) == 5
+    assert {type(each.batch_size) for each in own.values()} == {int}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("gru: [3, 0]", "gru: [4]", "search: gru: .4. is not among the 4 configurations of gru"),
-        ("choices: {gru", "choices: {grru", "search: grru: .0. is not among"),
+        (
+            "gru: [3, 0]",
+            "gru: [4]",
+            "gru: there is no configuration 4; name some from 0 to 3",
+        ),
+        ("choices: {gru", "choices: {grru", "search: 'grru' is unknown; it must be one of"),
         ("gamma: [0.1, 1.0]", "gama: [0.1, 1.0]", "search: unknown key 'gama'"),
         ("[0.1, 1.0]", "[0.1]", "ranges.gamma: list should have at least 2 items"),
     ],

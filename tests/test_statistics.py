@@ -77,7 +77,7 @@ def judge(d, margin=0.1):
     """The row of one pair whose scores differ by d (S, N)."""
     scores = {("a", seed): row for seed, row in enumerate(d)}
     scores |= {("b", seed): np.zeros(d.shape[1]) for seed in range(len(d))}
-    return stats.judge_family([("task", "a", "b", margin, scores)]).iloc[0]
+    return stats.judge_family([("task", "a", "b", margin, len(d), scores)]).iloc[0]
 
 
 def test_the_two_way_test_has_the_mean_squares_of_statsmodels():
@@ -195,7 +195,7 @@ def test_the_family_of_the_study_keeps_its_promises(apart, count, monkeypatch):
                 each = generator.normal(apart * steps[name] * (margin or 0), 1e-2, (seeds, 100))
                 each += generator.normal(0, 1e-3, (seeds, 1)) + generator.normal(0, 1e-2, 100)
                 scores |= {(name, seed): row for seed, row in enumerate(each)}
-            pairs += [("task", a, b, margin, scores) for a, b in protocol.primary]
+            pairs += [("task", a, b, margin, seeds, scores) for a, b in protocol.primary]
         verdicts = stats.judge_family(pairs)["verdict"]
         wrong += verdicts.isin(["equivalent"] if apart else ["better", "worse"]).any()
     assert len(pairs) == 16 and wrong / count <= 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5
@@ -206,7 +206,7 @@ def test_the_table_of_the_study_has_all_its_pairs(tmp_path):
     runs = {
         (name, seed): (truth, generator.random(1000) < error)
         for name, error in (("agru", 0.02), ("gru", 0.08), ("free", 0.02))
-        for seed in range(5)
+        for seed in range(10)
     }
     variants = {name: {"model": "gru"} for name in ("agru", "gru", "free")}
     write_report(tmp_path / "study_rows", variants, runs)
@@ -217,9 +217,13 @@ def test_the_table_of_the_study_has_all_its_pairs(tmp_path):
     assert len(table) == 16 and (table["verdict"] == "not run").sum() == 12
     better, equal = (table.loc["study_rows", "agru", b] for b in ("gru", "free"))
     assert better["verdict"] == "better" and better["holm"] == 16 * better["p"] < 0.05 < equal["p"]
-    assert equal["verdict"] == "undecided" and equal["low"] < 0 < equal["high"] and equal["n"] == 5
+    assert equal["verdict"] == "undecided" and equal["low"] < 0 < equal["high"] and equal["n"] == 10
     few = table.loc["study_copying", "agru", "gru"]
-    assert (few["n"], few["p"], few["verdict"]) == (4, 1, "fewer than five seeds")
+    assert (few["n"], few["p"], few["verdict"]) == (4, 1, "not complete")
+    for path in (tmp_path / "study_rows/runs").glob("agru-seed9/run.json"):
+        path.unlink()
+    nine = stats.primary_family(tmp_path).set_index(["task", "a", "b"]).loc["study_rows", "agru"]
+    assert {*nine["verdict"]} == {"not complete"} and {*nine["holm"]} == {1}
     assert (few["solved_a"], few["solved_b"]) == (4, 1) and few["difference"] == 0.75
 
 

@@ -191,3 +191,12 @@ def test_torchs_own_cells_round_on_a_gpu_only_if_products_may(precision, rounds)
         assert torch.backends.cudnn.allow_tf32 == rounds
         assert torch.get_float32_matmul_precision() == precision
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_denormal_numbers_are_zero_within_a_training_that_makes_a_probe():
+    small = torch.tensor(1e-40)
+    with training.arithmetic("highest"):
+        with training.arithmetic("highest"):  # that of the probe
+            pass
+        assert small * 1 == 0
+    assert small * 1 > 0

@@ -1,7 +1,6 @@
 """Verify names what was edited in a report."""
 
 import json
-import lzma
 import shutil
 
 import numpy as np
@@ -13,7 +12,7 @@ from small_reports import write_report
 
 from rnnbench_nb import cli, folders, results
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, write_json
+from rnnbench_nb.files import PROJECT, read_file, write_json
 from rnnbench_nb.metrics import METRICS
 from rnnbench_nb.protocol import run_parameters
 from rnnbench_nb.results import Report, write_tables
@@ -76,8 +75,8 @@ def cell(row, **values):
 
 def edit_record(run="gru-seed1", **values):
     def edit(folder):
-        path, common = folder / f"runs/{run}/run.json", folder / "runs.json"
-        records = json.loads((common if common.exists() else path).read_text())
+        path, common = folder / f"runs/{run}/run.json", folder / folders.RECORDS
+        records = json.loads(read_file(common if common.exists() else path))
         record = records if path.exists() else records[run == "gru-seed2"]
         for name, value in values.items():
             record[name] = record[name] | value if isinstance(value, dict) else value
@@ -96,7 +95,7 @@ def edit_answers(**arrays):
         new, name = {"label": np.array(LABELS), "predicted": np.array(LABELS)} | arrays, "{}"
         if not path.exists():
             path, name = folder / "predictions.safetensors.xz", "gru-seed1/{}"
-            common = safetensors.numpy.load(lzma.decompress(path.read_bytes()))
+            common = safetensors.numpy.load(read_file(path))
         common |= {name.format(key): array for key, array in new.items()}
         results.write_tensors(path, common)
 
@@ -157,7 +156,7 @@ def test_an_edit_is_named(folder, edit, form):
     change(place := form(folder))
     try:
         assert any(sentence in problem for problem in problems(place)), problems(place)
-    except UserError as error:  # a name in runs.json that no history has
+    except UserError as error:  # a name in the records that no history has
         assert form is published and edit.startswith("a record's"), error
 
 
@@ -192,7 +191,7 @@ def test_every_file_of_a_published_report_is_as_it_was_published(tmp_path):
 
 def test_what_is_damaged_stops_the_check_of_no_other_report(folder, monkeypatch):
     damaged, sound = published(folder), folder
-    (damaged / "runs.json").write_text('[{"variant": "gru", "seed": 1, "status": "completed"}]')
+    write_json(damaged / folders.RECORDS, [{"variant": "gru", "seed": 1, "status": "completed"}])
     result = rnnbench_here("verify", damaged, sound)
     assert "is missing or damaged" in result.stdout and f"{sound} agrees" in result.stdout
     assert one_sentence(result) == "rnnbench: checks that failed: 1; the lines above name them."
@@ -226,20 +225,23 @@ def test_unfinished_runs_are_not_blamed_published_or_not(folder, tmp_path_factor
 
 
 def test_a_run_is_trained_again_and_agrees_differs_or_cannot_be_checked(tmp_path):
-    parameters = run_parameters({"model": "gru", **TINY}, "the test")
+    own = {"model": "gru", **TINY, "epochs": 3, "schedule": "cosine"}
+    parameters = run_parameters(own, "the test")
     task = task_of(parameters)
     data = task.load(42)
     model = new_model(parameters, task, data.train)
     history = fit(model, data, task, parameters, report=lambda line: None).history
     variants = {"gru": {"model": "gru", **parameters.flat()}}
-    write_report(tmp_path, variants, {("gru", 42): (LABELS, LABELS)}, {("gru", 42): [0.1, 0.2]})
+    write_report(
+        tmp_path, variants, {("gru", 42): (LABELS, LABELS)}, {("gru", 42): [0.1, 0.2, 0.3]}
+    )
     rows = pd.DataFrame(history).assign(variant="gru", model="gru", seed=42)
     edit_history(lambda _: rows, "gru-seed42")(tmp_path)
     edit_record("gru-seed42", data=data_record(task, data))(tmp_path)
     lines = []
 
     def outcome():
-        return retrain(Report(tmp_path), 1, lines.append)
+        return retrain(Report(tmp_path), 2, lines.append)  # of three epochs
 
     assert outcome() == ["agrees"] and lines == ["gru-seed42: agrees (0)"]
     edit_history(lambda h: h.assign(loss=h["loss"] * (1 + 2 * TOLERANCE)), "gru-seed42")(tmp_path)

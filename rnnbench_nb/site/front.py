@@ -57,6 +57,7 @@ class Row(NamedTuple):
     place: str  # the page that it links to
     p: float = 1  # in the study's family of comparisons, corrected
     equality: float = 1  # the p of the hypothesis that they are equal within the margin, corrected
+    pairs: int = 0  # in the report's comparison, for which its interval is corrected
 
 
 class Line(NamedTuple):
@@ -129,18 +130,17 @@ class Evidence:
         if row.get("solved_a", math.nan) >= 0 and row["n"]:  # it is NaN for a pair with a margin
             words += f"; solved by {row['solved_a']:g} and {row['solved_b']:g} seeds"
         known = row["verdict"], row["n"], middle, low, high, margin, dots, row["place"]
-        return Row(name, pair, words, *known, row.get("holm", 1), row.get("equivalence", 1))
+        others = row.get("holm", 1), row.get("equivalence", 1), row.get("comparisons", 0)
+        return Row(name, pair, words, *known, *others)
 
     def mean(self, name: str, variant: str) -> float:
         """Return the mean test score of a variant over its seeds, scaled (in percent)."""
         score, results = self.report(name).score, self.report(name).results
         return score.scale * results.query("variant == @variant")[score.name].mean()
 
-    def first_stage(self, name: str, contestant: str) -> float:
-        """Return a contestant's best validation score in the first stage of a search, scaled."""
-        report = Report(self.folder / name)
-        own = report.results["variant"].str.startswith(f"{contestant}_search")
-        return report.score.scale * report.results.loc[own, report.score.name].max()
+    def best(self, name: str) -> str:
+        """Return the variant with the highest mean test score."""
+        return max(self.report(name).variants, key=lambda variant: self.mean(name, variant))
 
     def edges(self, name: str) -> dict[str, list[str]]:
         """Return the parameters whose choice lies at an edge of a search, by contestant."""

@@ -8,7 +8,7 @@ import papermill
 
 from rnnbench_nb import figures, folders
 from rnnbench_nb.errors import UserError
-from rnnbench_nb.files import PROJECT, SOURCES, write_file
+from rnnbench_nb.files import PROJECT, SOURCES, read_file, write_file
 from rnnbench_nb.results import MARKER, MISSING, Report, write_published
 from rnnbench_nb.site import front
 from rnnbench_nb.site.index import FIGURE, FRONT, write
@@ -20,9 +20,9 @@ COPIES = ("protocol.yaml", "speed.json")  # files that are copied unchanged
 def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     """Copy the light part of a report's finished runs, without weights and executed notebooks.
 
-    It replaces the files of an earlier publication in the folder; `replace` allows that runs are
-    lost or changed. It makes the pages from the published folder alone, and then the front page
-    over all reports if there is one. Returns the path of the published index.html.
+    It replaces the files of an earlier publication in the folder; with `replace`, published
+    runs may be lost or changed. It makes the pages from the published folder alone, and then the
+    front page over all reports if there is one. Returns the path of the published index.html.
 
     Raises:
         UserError: The report is a published one, has no finished run or has a damaged file, or the
@@ -48,7 +48,7 @@ def publish(report: Path, folder: Path, replace: bool = False) -> Path:
     with TemporaryDirectory() as work:
         write_published(source, Path(work))
         paths = [path for path in Path(work).rglob("*") if path.is_file() and path.name != MARKER]
-        content = {path.relative_to(work).as_posix(): path.read_bytes() for path in paths}
+        content = {path.relative_to(work).as_posix(): read_file(path) for path in paths}
     content |= {name: (report / name).read_bytes() for name in COPIES if (report / name).is_file()}
     before, names = folders.file_list(folder), folders.file_list(report)
     folders.mark(folder, {**source.marker, "published": True}, {*content, "index.html", "pages/"})

@@ -195,7 +195,7 @@ def compress(body: str) -> str:
         buffer = BytesIO()
         try:
             picture = Image.open(BytesIO(base64.b64decode(match[1])))
-            picture.save(buffer, "webp", lossless=True, quality=100)
+            picture.save(buffer, "webp", lossless=True, quality=100, method=6)
         except (OSError, ValueError):  # a damaged picture stays as it is
             return match[0]
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

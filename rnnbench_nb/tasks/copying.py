@@ -25,7 +25,7 @@ class CopyingMemory(Synthetic):
     tiny = {"delay": 5, "training_examples": 640, "validation_examples": 60, "test_examples": 50}
 
     class Options(Synthetic.Options):
-        """The delay T is the number of steps from the last symbol to the first answer."""
+        """The delay T is the number of steps between the last symbol and the first answer."""
 
         delay: Size = 100
 
