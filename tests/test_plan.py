@@ -18,5 +18,5 @@ def test_hours_are_those_of_the_whole_budget(tmp_path):
 def test_check_prints_the_plan_before_the_first_run(tmp_path):
     path = write_tiny(tmp_path / "p.yaml", models="[gru]", runs=2)
     output = rnnbench_here("check", path, "--hours").stdout
-    assert "seeds: 2" not in output and "hours of one training at a time" in output
+    assert "seeds: 2" not in output and "hours with one training at a time" in output
     assert [line.split()[0] for line in output.splitlines()[-3:-1]] == ["variant", "gru"]
