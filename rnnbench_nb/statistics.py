@@ -381,7 +381,7 @@ def comparison(report: Report, margin: float = MARGIN, reference: str = "") -> p
     options: dict[str, Any] = {"examples": examples, "groups": groups, "stand_in": report.stand_in}
     table, hidden = compare(results, margin, report.score, reference, **options), declared(report)
     shown = [{a, b} not in hidden for a, b in zip(table["a"], table["b"], strict=True)]
-    return table[shown].reset_index(drop=True)
+    return table.loc[shown].reset_index(drop=True)  # table[[]] would lose the columns
 
 
 def effects(report: Report, margin: float = MARGIN, reference: str = "") -> pd.DataFrame:

@@ -55,6 +55,13 @@ def test_more_than_six_variants_are_compared_with_the_first(tmp_path):
     assert table["n"].tolist() == [2, 2, 2, 2, 2, 0]  # g has no finished run and keeps its row
 
 
+def test_a_single_variant_has_an_empty_comparison_with_all_columns(tmp_path):
+    report = write_report(tmp_path, {"gru": {"model": "gru"}}, {("gru", 1): (TRUTH, TRUTH)})
+    table = statistics.comparison(report)
+    assert list(table) == statistics.COLUMNS and table.empty
+    execute("03_compare", tmp_path / "out.ipynb", output_dir=str(tmp_path))
+
+
 CHANGES = {
     "base": {"model": "agru", "gamma": 0.01, "hidden_size": 128, "seed": 1},
     "wide": {"model": "agru", "gamma": 0.01, "hidden_size": 256, "seed": 1},
