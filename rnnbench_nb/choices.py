@@ -1,5 +1,6 @@
 """What a search chose: for each contestant, the configuration that is best on validation."""
 
+import math
 import os
 import re
 from typing import NamedTuple
@@ -90,17 +91,20 @@ def choices(report: Report) -> list[Choice]:
     score, found = report.score.name, []
     scores = validation_scores(report.results, report.history, score).groupby("variant")[score]
     scores = scores.agg(["mean", "size"]).rename(columns={"size": "seeds"})
-    every = own.reindex(columns=BUDGET).astype(float).fillna(np.inf)  # None: as much as there is
-    every = every.assign(seeds=[len(report.seeds[name]) for name in own.index])
-    budgets = pd.Series([*every.itertuples(index=False, name=None)], own.index)
+    budgets = {}
+    for name, each in report.variants.items():
+        sizes = [each["parameters"].get(key) for key in BUDGET]  # None: as much as there is
+        sizes = [math.inf if size is None else size for size in sizes]
+        budgets[name] = (*sizes, len(report.seeds[name]))
     for names in (own.index[kinds == kind] for kind in kinds.unique()):
         keys = [key for key in numbers if own.loc[names, key].nunique() > 1]
         table = own.loc[names, keys].astype(float).join(scores, how="inner")
         if len(table):
-            most = max(budgets[table.index])
+            most = max(budgets[name] for name in table.index)
             table["last"] = [budgets[name] == most for name in table.index]
-            needed = every.loc[[name for name in names if budgets[name] >= most], "seeds"]
-            waiting = int((needed - scores["seeds"].reindex(needed.index, fill_value=0)).sum())
+            needed = [name for name in names if budgets[name] >= most]
+            finished = table["seeds"].reindex(needed, fill_value=0).sum()
+            waiting = sum(len(report.seeds[name]) for name in needed) - int(finished)
             best = table.loc[table["last"], "mean"].idxmax()
             found.append(Choice(_label(report, list(names)), table, keys, best, waiting))
     searched = declared or all(len(one.table) >= LEAST and len(one.keys) > 1 for one in found)

@@ -20,10 +20,11 @@ class Progress:
 
     def __init__(self, out: Path, epochs: Mapping[str, int], say: Callable[[str], None]):
         self.out, self.epochs, self.say = out, epochs, say
-        self.failed: dict[str, str | None] = {}  # when the failures of earlier commands started
-        ended = {name: run.record for name in epochs if (run := self._ended(name))}
-        failed = {name: one for name, one in ended.items() if one["status"] != COMPLETED}
-        self.failed = {name: one.get("started") for name, one in failed.items()}
+        self.failed: dict[str, str | None] = {}  # when the runs started that had failed before
+        records = {name: run.record for name in epochs if (run := self._ended(name))}
+        for name, record in records.items():
+            if record["status"] != COMPLETED:
+                self.failed[name] = record.get("started")
         self.starts = {name: self._epoch(name) for name in epochs if not self._ended(name)}
         self.open = [*self.starts]
         self.start = self.last_line = time.monotonic()

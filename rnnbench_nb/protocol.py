@@ -272,8 +272,7 @@ def _protocol(
     participants = _participants(models, sweep.variants, cell)
     if sweep.search:
         options = {name: CELLS[own["model"]].Options for name, own in participants.items()}
-        types = {key: field.annotation for key, field in RunParameters.model_fields.items()}
-        common = {key: types[key] for key in COMMON}
+        common = {key: RunParameters.model_fields[key].annotation for key in COMMON}
         participants = sweep.search.variants(participants, options, common, sweep.variants, where)
     for name, own in participants.items():
         place = f"{where}: variant {name!r}" if name in sweep.variants else where

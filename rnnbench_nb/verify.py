@@ -159,8 +159,8 @@ def _largest_difference(run: Run, epochs: int) -> float:
         raise UserError("its data are not those on this machine")
     with arithmetic(parameters.precision):
         model = new_model(parameters, task, data.train).to(record["device"])
-        first = min(epochs, record["epochs"])
-        state = fit(model, data, task, parameters, report=lambda line: None, last=first)
+        last = min(epochs, record["epochs"])
+        state = fit(model, data, task, parameters, report=lambda line: None, last=last)
     new = pd.DataFrame(state.history[::2]).set_index("epoch")[COLUMNS]
     old = run.history[run.history["split"] == "train"].set_index("epoch").loc[new.index, COLUMNS]
     return float(((new - old).abs() / old.abs()).max().max())

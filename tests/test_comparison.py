@@ -205,6 +205,18 @@ def test_a_search_names_each_choice_and_what_lies_at_an_edge(tmp_path):
     assert "100" not in text.partition("training runs</summary>")[2]  # no score that was not read
 
 
+def test_a_budget_is_no_setting_and_the_largest_decides(tmp_path):
+    variants = {
+        f"gru_search0{k}": {"model": "gru", "learning_rate": rate, "test": False, "steps": 10}
+        for k, rate in enumerate([0.001, 0.01, 0.02, 0.1])
+    }
+    variants["gru_finalist01"] = {**variants["gru_search01"], "steps": None}
+    curves = {(name, 1): [0.9 - own["learning_rate"]] for name, own in variants.items()}
+    report = write_report(tmp_path, variants, {key: (TRUTH, TRUTH) for key in curves}, curves)
+    (gru,) = choices(report)
+    assert (gru.keys, gru.configurations, gru.best) == (["learning_rate"], 4, "gru_finalist01")
+
+
 @pytest.mark.parametrize("name", ["ablation", "copying", "row_cells"])
 def test_what_changes_one_setting_at_a_time_is_no_search(name):
     assert choices(Report(PROJECT / f"reports/published/{name}")) == []

@@ -6,6 +6,7 @@ from in_process import execute
 
 from rnnbench_nb import launch
 from rnnbench_nb.errors import UserError
+from rnnbench_nb.parameters import to_yaml
 from rnnbench_nb.protocol import load_protocol, run_parameters
 from rnnbench_nb.results import Report, summary_text, write_json, write_tables
 from rnnbench_nb.runs import new_marker, task_of, train_run
@@ -60,6 +61,12 @@ def test_some_contestants_can_be_run_alone_and_whole_numbers_stay_whole(tmp_path
     own = load_protocol(tmp_path / "p.yaml", {"models": ["agru"]}).parameterisations
     assert {each.model for each in own.values()} == {"agru"} and len(own) == 5
     assert {type(each.batch_size) for each in own.values()} == {int}
+
+
+def test_the_protocol_of_a_large_search_can_be_written_and_read(tmp_path):
+    protocol = load(tmp_path, SMALL.replace("points: 4", "points: 512"))
+    (tmp_path / "whole.yaml").write_text(text := to_yaml(protocol.dump()))
+    assert len(text) > 100_000 and load_protocol(tmp_path / "whole.yaml").runs == protocol.runs
 
 
 @pytest.mark.parametrize(
