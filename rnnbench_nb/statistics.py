@@ -86,7 +86,7 @@ def two_way(differences: np.ndarray) -> tuple[float, float]:
     It follows the multi-reader multi-case design of Dorfman, Berbaum and Metz (1992, Invest.
     Radiol. 27:723), with seeds as readers: var(mean) = (MS_seed + MS_example - MS_rest) / (S N).
     The mean squares are those of a two-way layout without replication, and the degrees of freedom
-    are Satterthwaite's. The variance is at least the one over seeds alone.
+    are Satterthwaite's. The variance is at least that over seeds alone and that over examples.
 
     Args:
         differences: Score differences of two models (S, N): a row a seed, a column an example.
@@ -102,11 +102,10 @@ def two_way(differences: np.ndarray) -> tuple[float, float]:
     seed, example = n * by_seed.var(ddof=1), s * by_example.var(ddof=1)  # mean squares
     rest = differences - by_seed[:, None] - by_example + differences.mean()
     rest = (rest**2).sum() / ((s - 1) * (n - 1))
-    if example < rest:  # nothing suggests that examples favour a model
-        return np.sqrt(seed / (s * n)), s - 1
-    total = seed + example - rest
+    total = max(seed + example - rest, seed, example)
     squares = np.array([seed, example, rest]) ** 2
     df = total**2 / (squares / [s - 1, n - 1, (s - 1) * (n - 1)]).sum()
+    df = df if example > rest else s - 1  # then nothing suggests that examples favour a model
     return np.sqrt(total / (s * n)), df
 
 

@@ -82,17 +82,25 @@ def judge(d, margin=0.1):
 
 def test_the_two_way_test_has_the_mean_squares_of_statsmodels():
     generator = np.random.default_rng(3)
-    a = generator.random((4, 8)) < 0.9
+    a = generator.random((4, 8)) < [[0.2], [0.6], [0.9], [0.9]]
     b = generator.random((4, 8)) < np.repeat([0.1, 0.9], 4)
     d = a.astype(float) - b
     seed, image = np.indices(d.shape)
     frame = pd.DataFrame({"d": d.ravel(), "seed": seed.ravel(), "image": image.ravel()})
     table = sm.stats.anova_lm(ols("d ~ C(seed) + C(image)", frame).fit())
     squares, df = (table["sum_sq"] / table["df"]).to_numpy(), table["df"].to_numpy()
-    assert squares[1] > squares[2]  # else the example would not reach the formula
+    assert squares[:2].min() > squares[2]  # else the example would not reach the formula
     total = squares[0] + squares[1] - squares[2]
     freedom = total**2 / (squares**2 / df).sum()
     np.testing.assert_allclose(stats.two_way(d), [np.sqrt(total / d.size), freedom])
+
+
+def test_seeds_that_agree_by_chance_do_not_narrow_the_interval_for_new_images():
+    d = np.random.default_rng(0).normal(0, 1, (6, 200)) + np.linspace(-1, 1, 200)
+    d += 1e-3 * np.arange(6)[:, None] - d.mean(1, keepdims=True)  # almost equal means of seeds
+    error, df = stats.two_way(d)
+    assert error == pytest.approx(d.mean(0).std(ddof=1) / np.sqrt(200))  # over images alone
+    assert df > 190
 
 
 def test_where_no_image_is_special_the_tests_are_those_of_statsmodels_over_seeds():
