@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rnnbench_nb.metrics import Score
-from rnnbench_nb.results import Report, readable
+from rnnbench_nb.results import FAILED, Report, readable
 from rnnbench_nb.statistics import format_score, validation_scores
 
 LEAST = 4  # configurations of each contestant, unless a protocol says that it is a search
@@ -21,9 +21,10 @@ NATURAL = {"dropout": 0, "epsilon": 1, "chrono": 1}  # the low (0) or high (1) e
 class Choice(NamedTuple):
     """A contestant of a search, and its best configuration.
 
-    The table has a row for each variant: its `mean` validation score, its number of `seeds`,
-    whether it had the largest budget (`last`), and the searched parameters, `keys`. The best of
-    those with the largest budget is chosen, and `waiting` of their runs are not finished.
+    The table has a row for each variant with a run: its `mean` validation score, NaN if its runs
+    failed, its number of `seeds`, whether it had the largest budget (`last`), and the searched
+    parameters, `keys`. The best of those with the largest budget is chosen, and `waiting` of their
+    runs are not finished.
     """
 
     label: str
@@ -60,9 +61,10 @@ class Choice(NamedTuple):
         settings = ", ".join(f"{readable(key)} {chosen[key]:g}" for key in self.keys)
         mean = format_score(chosen["mean"], score, unit=score.unit)
         seeds = f"{chosen['seeds']:.0f} seeds" if chosen["seeds"] > 1 else "one seed"
-        count, again = self.configurations, ""
+        count, failed = self.configurations, self.table["mean"].isna().sum()
+        again = f" ({failed} failed)" if failed else ""
         if len(last) < count:
-            again = f", {len(last)} of which were trained again"
+            again += f", {len(last)} of which were trained again"
         edge = f" At the edge of the values tried: {', '.join(self.edges)}." if self.edges else ""
         runs = "run that it needs is" if self.waiting == 1 else "runs that it needs are"
         wait = f" It may change: {self.waiting} {runs} not finished." if self.waiting else ""
@@ -91,6 +93,7 @@ def choices(report: Report) -> list[Choice]:
     score, found = report.score.name, []
     scores = validation_scores(report.results, report.history, score).groupby("variant")[score]
     scores = scores.agg(["mean", "size"]).rename(columns={"size": "seeds"})
+    failed = [run["variant"] for run in report.missing if run["status"] == FAILED]
     budgets = {}
     for name, each in report.variants.items():
         sizes = [each["parameters"].get(key) for key in BUDGET]  # None: as much as there is
@@ -98,13 +101,14 @@ def choices(report: Report) -> list[Choice]:
         budgets[name] = (*sizes, len(report.seeds[name]))
     for names in (own.index[kinds == kind] for kind in kinds.unique()):
         keys = [key for key in numbers if own.loc[names, key].nunique() > 1]
-        table = own.loc[names, keys].astype(float).join(scores, how="inner")
-        if len(table):
-            most = max(budgets[name] for name in table.index)
+        table = own.loc[names, keys].astype(float).join(scores)
+        table = table[table["mean"].notna() | table.index.isin(failed)]
+        if len(finished := table.dropna(subset="mean")):
+            most = max(budgets[name] for name in finished.index)
             table["last"] = [budgets[name] == most for name in table.index]
             needed = [name for name in names if budgets[name] >= most]
-            finished = table["seeds"].reindex(needed, fill_value=0).sum()
-            waiting = sum(len(report.seeds[name]) for name in needed) - int(finished)
+            there = finished["seeds"].reindex(needed, fill_value=0).sum()
+            waiting = sum(len(report.seeds[name]) for name in needed) - int(there)
             best = table.loc[table["last"], "mean"].idxmax()
             found.append(Choice(_label(report, list(names)), table, keys, best, waiting))
     searched = declared or all(len(one.table) >= LEAST and len(one.keys) > 1 for one in found)

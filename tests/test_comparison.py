@@ -1,5 +1,7 @@
 """Comparisons within a report, by hand, and the pages 03 and 06 on reports made by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -199,6 +201,10 @@ def test_a_search_names_each_choice_and_what_lies_at_an_edge(tmp_path):
     assert (free.best, free.waiting) == ("free_finalist02", 2)  # of the seeds 1, 2 and 3
     text = free.sentence(report.score)
     assert text.endswith(" It may change: 2 runs that it needs are not finished.")
+    record = json.loads((path := tmp_path / "runs/free_search03-seed1/run.json").read_text())
+    path.write_text(json.dumps(record | {"status": "failed", "reason": "it diverged"}))
+    text = choices(Report(tmp_path))[1].sentence(report.score)  # it was tried all the same
+    assert "best of 4 configurations (1 failed), 1 of which were trained again" in text
     write_report(tmp_path, variants, {key: (TRUTH, TRUTH) for key in curves}, curves)
     text = index.build(report).read_text()
     assert "These runs belong to a search" in text and "values tried: learning rate." in text

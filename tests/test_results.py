@@ -106,13 +106,15 @@ def test_what_version_0_1_wrote_is_refused_with_the_tag_that_reads_it(tmp_path):
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_published_reports_open_with_all_their_runs(folder):
     found = Report(folder)
-    assert len(found.runs) == len(found.run_folders) > 0 and found.missing == []
+    assert len(found.runs) + len(found.missing) == len(found.run_folders) > 0
+    for run in found.missing:  # a configuration of a search may diverge
+        assert run["status"] == "failed" and not run["parameters"]["test"]
     assert len(found.history) == found.results["epochs"].sum() * 2
     first = found.runs[0]
     assert all(set(table["seed"]) == {first.key[1]} for table in first.tables().values())
     assert bool(first.tables()) == (folder / "measures").is_dir()
     keys = {"format", "metrics", "status", "parameters", "data", "test", "probe", "path", "device"}
-    assert all(keys < record.keys() for record in found.records)
+    assert all(keys < run.record.keys() for run in found.runs)
 
 
 def test_the_summary_by_hand(report):
