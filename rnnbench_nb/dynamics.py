@@ -26,13 +26,13 @@ POINTS = 16  # dampings that `least_damping` tries
 def stability(matrix: Tensor, epsilon: Tensor) -> dict[str, float]:
     """Measure how a recurrent matrix A (H, H) grows, as a flow and by Euler steps of size epsilon.
 
-    A mode lambda of A grows along the flow if Re(lambda) > 0, and along the step I + epsilon A if
-    |1 + epsilon lambda| > 1, that is, if epsilon > -2 Re(lambda) / |lambda|^2.
+    A mode mu of A grows along the flow if Re(mu) > 0, and along the step I + epsilon A if
+    |1 + epsilon mu| > 1, that is, if epsilon > -2 Re(mu) / |mu|^2.
 
     Returns:
         `epsilon`; `lambda_max`, the largest imaginary part; `epsilon_lambda_max`, at most 1 if
         some damping stabilises the step (gamma = 1/epsilon is best); `epsilon_max`, the largest
-        step at which no mode grows; `modulus_max`, the largest |1 + epsilon lambda|, and
+        step at which no mode grows; `modulus_max`, the largest |1 + epsilon mu|, and
         `share_outside`, the fraction of modes with one above 1; `abscissa`, the largest real part
         of an eigenvalue of epsilon A, and `numerical_abscissa`, that of its symmetric part (above
         0 the flow can grow at once); `defect`, the distance |A - S + gamma I| / |A| (Frobenius) to
@@ -172,7 +172,7 @@ def growth(model: SequenceModel, task: Task, inputs: Tensor, targets: Tensor) ->
     """Return the decades by which each example's gradient grows on its way back to the start.
 
     Every step's Jacobian is replaced by each of the matrices in `REPLACEMENTS`, along the same
-    states. Vectors are carried back, not products of matrices, which costs n^2 a step.
+    states. Vectors are carried back in place of products of matrices, at a cost of n^2 a step.
 
     Returns:
         Decades (B, 8) in the order of `REPLACEMENTS`; for a cell without `path_terms` the first
@@ -290,8 +290,8 @@ def gradients(
 
     Returns:
         dL/ds_t for t = 0 ... T (B, T + 1, n), where s_0 is the state before the first step, and
-        dL/dx_t for t = 1 ... T (B, T, D), for sequences (B, T, D) and targets (B, ...), or
-        (B, T, ...) if the model answers after every step.
+        dL/dx_t for t = 1 ... T (B, T, D), for sequences (B, T, D) and targets (B, ...). If the
+        model answers after every step, targets are (B, symbols), and the last one is that of T.
     """
     inputs = inputs.detach().double().requires_grad_()
     start = model.cell.zero_state(len(inputs)).double().requires_grad_()

@@ -2,7 +2,7 @@
 
 A report's folder has report.json, which describes what its runs have in common, and for each run
 runs/<run>/ with run.json, history.csv, predictions.safetensors, measures/<table>.parquet and
-weights. A published report has one file for all of its runs, and no weights: runs.json.xz,
+weights. A published report has no weights, and each file is one for all runs: runs.json.xz,
 history.parquet, predictions.safetensors.xz and measures/<table>.parquet in single precision.
 """
 

@@ -204,7 +204,8 @@ def train_run(parameters: RunParameters, folder: Path | str, report: Say = print
         run = None
     old = run.record["parameters"] if run else checkpoint and checkpoint["stamp"]["parameters"]
     if old and not run_parameters(old, str(folder)).same_as(parameters):
-        raise UserError(f"{folder} has a run with other parameters; name another output folder.")
+        fault = "has a run with other parameters"
+        raise UserError(f"{folder} {fault}; name another variant or output folder.")
     if run:
         report(f"{parameters.run} is finished already, so it is not trained again.")
         return run

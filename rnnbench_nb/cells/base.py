@@ -184,7 +184,7 @@ class Cell(nn.Module):
         return None
 
     def step_size(self) -> Tensor | float:
-        """The size of the forward Euler step along its flow, above 0."""
+        """The size of the forward Euler step along its flow."""
         return 1.0
 
     def draw(self, generator: torch.Generator | None, initialisation: str = "uniform") -> None:
