@@ -32,7 +32,7 @@ OTHERS = [
     "ablation/pages/06_ablation.html",
     "noise_tuned/pages/07_gradients.html",
     "noise_tuned/pages/08_memory.html",
-    "noise_search/index.html",
+    "study_noise/index.html",
 ]
 SEVEN = (0.1, 0.1), (0.4, 0.1), (0.25, 0.5)
 

@@ -157,20 +157,12 @@ class Evidence:
             len({run.record["device"] for run in self.report(name).runs}) > 1
         )
 
-    def searched(self, names: Sequence[str], labels: Sequence[str]) -> str:
-        """Return how many configurations searches tried for contestants, and choices at an edge."""
-        found = {one.label: one for name in names for one in choices(Report(self.folder / name))}
-        texts = []
-        for label in labels:
-            edges = "".join(f", {key} at the edge" for key in found[label].edges)
-            texts.append(f"{label} {found[label].configurations} settings{edges}")
-        return "; ".join(texts)
-
-    def trainings(self) -> tuple[int, int]:
-        """Return the number of different trainings, and the number of reports."""
+    def trainings(self) -> tuple[int, int, set[str]]:
+        """Return the numbers of different trainings and of reports, and the reports with probes."""
         reports = [Report(path.parent) for path in self.folder.glob(f"*/{MARKER}")]
         records = [run.record for report in reports for run in report.runs]
-        return len({(r["started"], r["seed"], r["seconds"]) for r in records}), len(reports)
+        probed = {one.name for one in reports if any(run.record.get("probe") for run in one.runs)}
+        return len({(r["started"], r["seed"], r["seconds"]) for r in records}), len(reports), probed
 
     def gradients(self, name: str, variants: Sequence[str], moment: str) -> list[Line]:
         """Return log10 of the gradient's norm by steps back from the last one, as means over seeds.
@@ -200,13 +192,14 @@ class Evidence:
     def causes(self, name: str) -> dict[str, dict[str, tuple[float, float, float]]]:
         """Return what makes trained gradients grow, as mean and interval in decades, by label.
 
-        The keys are the causes, by Shapley value, and `all`, the growth as a whole.
+        The keys are `all`, the growth as a whole; its causes, by Shapley value; and the `rest`.
         """
         report = self.report(name)
         result: dict[str, dict[str, tuple[float, float, float]]] = {}
         decades, effects = causes_of_growth(report.table("growth"), "variant")
         parts = {"all": decades["whole"]}
         parts |= {cause: effects["Shapley"].xs(cause) for cause in CAUSES}
+        parts["rest"] = decades["flow of the balanced path"]
         for variant in decades.index.unique("variant"):
             result[report.labels[variant]] = own = {}
             for cause, values in parts.items():
