@@ -107,8 +107,8 @@ def choices(report: Report) -> list[Choice]:
             most = max(budgets[name] for name in finished.index)
             table["last"] = [budgets[name] == most for name in table.index]
             needed = [name for name in names if budgets[name] >= most]
-            there = finished["seeds"].reindex(needed, fill_value=0).sum()
-            waiting = sum(len(report.seeds[name]) for name in needed) - int(there)
+            done = finished["seeds"].reindex(needed, fill_value=0).sum()
+            waiting = sum(len(report.seeds[name]) for name in needed) - int(done)
             best = table.loc[table["last"], "mean"].idxmax()
             found.append(Choice(_label(report, list(names)), table, keys, best, waiting))
     searched = declared or all(len(one.table) >= LEAST and len(one.keys) > 1 for one in found)

@@ -105,7 +105,8 @@ def two_way(differences: np.ndarray) -> tuple[float, float]:
     total = max(seed + example - rest, seed, example)
     squares = np.array([seed, example, rest]) ** 2
     df = total**2 / (squares / [s - 1, n - 1, (s - 1) * (n - 1)]).sum()
-    df = df if example > rest else s - 1  # then nothing suggests that examples favour a model
+    if example <= rest:  # nothing suggests that examples favour a model
+        df = s - 1
     return np.sqrt(total / (s * n)), df
 
 

@@ -101,7 +101,7 @@ def test_published_searches_are_equal_and_read_no_test_example(path):
     search = read_yaml(PROJECT / f"params/{path.name}.yaml", "")["search"]
     tried = report.results[report.results["variant"].str.contains("_search")]
     tried[["name", "number"]] = tried["variant"].str.extract(r"(.*)_search(\d\d)")
-    if search and tried["status"].eq("completed").all():  # then the finalists are the best four
+    if search and not tried["status"].eq("missing").any():  # then the finalists are the best four
         ranked = tried.sort_values(report.score.name, ascending=False, kind="stable")
         best = ranked.groupby("name")["number"].apply(lambda each: [int(k) for k in each[:4]])
         assert search["finalists"] == best.to_dict()
